@@ -1,0 +1,70 @@
+"""The broker port: carries work to an engine, wherever it runs, and its events back.
+
+A broker keeps one promise: after `submit`, either the work's events arrive at the sink until it ends, or `on_lost` tells
+the sink that an engine died with work in it. It never retries by itself: only the owner of the logs knows where to resume.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, TypeAlias
+
+import msgspec
+
+from worker.engines.base import EngineInfo, LoadProgress
+from worker.errors import Problem
+from worker.scheduler.messages import Batch, Stats, Work
+
+Phase: TypeAlias = Literal["loading", "ready", "restarting", "failed", "closed"]
+
+
+class EngineState(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the engine stands. `error` says why it is `failed`; `restarts` counts engine deaths since the start."""
+
+    phase: Phase
+    info: EngineInfo | None = None
+    progress: LoadProgress | None = None
+    error: Problem | None = None
+    stats: Stats | None = None
+    restarts: int = 0
+    pid: int | None = None
+
+
+class Sink(Protocol):
+    """What a broker calls, on the event loop's thread, never concurrently."""
+
+    def on_batch(self, batch: Batch) -> None:
+        """Take the events of one engine step."""
+        ...
+
+    def on_lost(self, reason: str) -> None:
+        """The engine died. All work submitted before is gone from the broker; submit again what is unfinished."""
+        ...
+
+    def on_state(self, state: EngineState) -> None:
+        """The engine's phase or loading progress changed."""
+        ...
+
+
+class Broker(Protocol):
+    """Carries work to engines. All methods but `run` return at once."""
+
+    @property
+    def state(self) -> EngineState:
+        """Where the engine stands now."""
+        ...
+
+    def submit(self, work: Work) -> None:
+        """Hand over work; kept here in order until an engine is ready."""
+        ...
+
+    def cancel(self, work_id: str) -> None:
+        """Take work back; no event of it follows once the engine has heard it. Unknown ids are ignored."""
+        ...
+
+    def update(self, work_id: str, priority: int) -> None:
+        """Change the priority of waiting work. Unknown ids are ignored."""
+        ...
+
+    async def run(self, sink: Sink) -> None:
+        """Start the engine and keep one running until cancelled; then close it and leave no process behind."""
+        ...

@@ -1,0 +1,190 @@
+"""The engine port: a batch of sequences, advanced one step at a time by one thread that owns the engine.
+
+An engine knows nothing of queues, clients or clocks. The scheduler admits sequences while there is room, calls `step`
+again and again, and hands the deltas on. Everything here fits engines that own their batch (numpy, llama.cpp) and
+those that keep a queue of their own (ExLlamaV2: admit is enqueue, step is iterate, leave is cancel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from worker.events import FinishReason, Prompt, Sampling, TopLogprob
+
+
+class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One sequence to generate, as it travels to the engine process.
+
+    `id` is unique among live sequences. `generated` are the ids produced by earlier attempts: the engine prefills
+    them after the prompt and samples on at position `len(generated)`. `max_tokens` is the whole budget, including
+    `generated`. `index` is the choice that it is of its job, for the reader's eyes only.
+    """
+
+    id: str
+    prompt: Prompt
+    sampling: Sampling
+    max_tokens: int
+    index: int = 0
+    generated: tuple[int, ...] = ()
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A generation that this engine has tokenized and checked. `prompt_ids` has at least one token.
+
+    `max_tokens` is cut to what fits the context: `len(prompt_ids) + max_tokens <= context_tokens`.
+    """
+
+    generation: Generation
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+
+    @property
+    def id(self) -> str:
+        """The generation's id."""
+        return self.generation.id
+
+    @property
+    def tokens_max(self) -> int:
+        """Tokens of KV cache to reserve: prompt and the whole output budget."""
+        return len(self.prompt_ids) + self.max_tokens
+
+
+class Prefilled(msgspec.Struct, frozen=True, array_like=True, tag="P"):
+    """`done` of `total` tokens of sequence `id` are in the KV cache (prompt and resumed tokens)."""
+
+    id: str
+    done: int
+    total: int
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True, tag="D"):
+    """Progress of one sequence in one step: text that may be shown and the ids it came from, or its end, or both.
+
+    Tokens whose text must be held back (half a character, the beginning of a stop string) are withheld with their
+    text: after each delta nothing of the ids handed out is pending, so a sequence can be resumed from its ids alone.
+    `ids` never contain the end-of-sequence token, nor tokens of a matched stop string.
+    """
+
+    id: str
+    ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
+    finish: FinishReason | None = None
+    stop_sequence: str | None = None
+
+
+class Broke(msgspec.Struct, frozen=True, array_like=True, tag="B"):
+    """Sequence `id` alone failed inside a step, for `reason`; it has left the engine. The others go on."""
+
+    id: str
+    reason: str
+
+
+StepEvent: TypeAlias = Prefilled | Delta | Broke
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """Room in the engine now: free sequences, and free KV cache in tokens, handed out in blocks of `kv_block_tokens`.
+
+    A sequence takes `ceil(tokens_max / kv_block_tokens)` blocks. Engines with one fixed row of cache per slot have
+    blocks of a whole context, so that slots alone decide.
+    """
+
+    slots_free: int
+    slots_total: int
+    kv_tokens_free: int
+    kv_tokens_total: int
+    kv_block_tokens: int
+
+    def fits(self, tokens_max: int) -> bool:
+        """Tell whether a sequence that may grow to `tokens_max` tokens can be admitted now."""
+        blocks = -(-tokens_max // self.kv_block_tokens)
+        return self.slots_free > 0 and blocks * self.kv_block_tokens <= self.kv_tokens_free
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts about a loaded engine, for `/health`, the start banner and limits."""
+
+    engine: str
+    model: str
+    device: str
+    context_tokens: int
+    vocab_size: int
+    parameters: int
+    slots: int
+    weights_bytes: int
+    has_chat_template: bool
+    details: dict[str, str] = {}
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What to load: sent to the engine process, so it is plain data. `model` None is the bundled model.
+
+    `context_tokens` 0 takes the model's own (bounded by the engine), `threads` 0 lets the engine choose.
+    """
+
+    engine: str = "auto"
+    model: str | None = None
+    slots: int = 64
+    context_tokens: int = 0
+    threads: int = 0
+    chat_template: str | None = None
+    options: dict[str, str] = {}
+
+
+class LoadProgress(msgspec.Struct, frozen=True, array_like=True):
+    """Loading: `done` of `total` layers (or stages) are in place, `bytes_loaded` of weights in memory."""
+
+    stage: str
+    done: int
+    total: int
+    bytes_loaded: int = 0
+
+
+OnLoad: TypeAlias = Callable[[LoadProgress], None]
+
+
+class Engine(Protocol):
+    """A loaded model with its KV cache and batch. Not thread-safe: one thread constructs, steps and closes it."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts about the engine, constant after loading."""
+        ...
+
+    def prepare(self, generation: Generation) -> Prepared:
+        """Render, tokenize and check a generation without taking any room.
+
+        Raises InvalidParams for a prompt that is empty or too long for the context, a token id out of range, a bad
+        schema or grammar, or a setting that this engine cannot honour.
+        """
+        ...
+
+    def capacity(self) -> Capacity:
+        """Return the room that is free now."""
+        ...
+
+    def admit(self, prepared: Prepared) -> int:
+        """Give a sequence a slot and its KV cache; return how many of its tokens were found in the cache.
+
+        The caller asks `capacity().fits(prepared.tokens_max)` first; without room this is an AssertionError.
+        """
+        ...
+
+    def step(self, prefill_tokens_max: int) -> list[StepEvent]:
+        """Advance every sequence by one step: at most `prefill_tokens_max` prompt tokens in all, one token each for
+        those in decode. Sequences that finish or break leave by themselves. Without sequences: an empty list.
+        """
+        ...
+
+    def leave(self, sequence_id: str) -> None:
+        """Take a sequence out of the batch; its KV cache is free before the next step. Unknown ids are ignored."""
+        ...
+
+    def close(self) -> None:
+        """Free the model. The engine is not used afterwards."""
+        ...

@@ -1,0 +1,188 @@
+"""The words that every part shares: what can happen to a job, and what a job asks of an engine.
+
+Events are frozen nouns. A job's log is a list of `Record`, each an event with its number and time. All of them are
+msgspec structs, so the same definitions travel between processes as msgpack.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from worker.errors import Problem
+
+FinishReason: TypeAlias = Literal["stop", "length", "stop_string", "grammar"]
+"""Why a sequence ended: an end token, its token budget, a stop string, or a complete structured output."""
+
+
+class TopLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """One of the likeliest tokens at a position: id, its text (lossy if not UTF-8), natural-log probability."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Constrains the output: JSON of a schema, any JSON object, a regular expression, or a Lark grammar."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar"] = "text"
+    schema: dict[str, object] | None = None
+    pattern: str | None = None
+    grammar: str | None = None
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How tokens are chosen. Every default is neutral: the model's own distribution, unchanged.
+
+    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off; the penalties count over prompt and output
+    (repetition, range > 0, 1 is off) or over output only (presence, frequency, -2 to 2, 0 is off). `seed` and the
+    token's position alone decide the random draw, so a resumed job goes on as it would have.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    logit_bias: dict[int, float] = {}
+    response_format: ResponseFormat = ResponseFormat()
+    # None: no log-probabilities; 0: of the chosen token; k: and of the k likeliest.
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of a conversation, for the model's chat template."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What to continue: `messages` for the chat template, or without any, `text` exactly as it stands."""
+
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+
+
+# ---- what happens to a job -------------------------------------------------------------------------------------------
+
+
+class Queued(msgspec.Struct, frozen=True, omit_defaults=True, tag="queued"):
+    """The job waits; `position` counts from 1, `eta_ms` is an estimate of the wait from measured rates."""
+
+    position: int
+    eta_ms: int | None = None
+
+
+class Admitted(msgspec.Struct, frozen=True, omit_defaults=True, tag="admitted"):
+    """The job holds a slot of the batch: prefill begins. `cached_tokens` of the prompt are in the KV cache already."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """`done` of `total` prompt tokens are prefilled."""
+
+    done: int
+    total: int
+
+
+class Token(msgspec.Struct, frozen=True, omit_defaults=True, tag="token"):
+    """Text that may be shown, with the ids of exactly the tokens it came from (several when text had to be held back).
+
+    `logprobs` and `top_logprobs` are parallel to `ids`. `index` is the choice (0 to n-1).
+    """
+
+    text: str
+    ids: tuple[int, ...] = ()
+    index: int = 0
+    kind: Literal["text", "reasoning"] = "text"
+    logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
+
+
+class Preempted(msgspec.Struct, frozen=True, tag="preempted"):
+    """The job lost its slot for now, for `reason`; nothing it produced is lost."""
+
+    reason: str
+
+
+class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
+    """The job was handed to an engine again, as `attempt`, with all its tokens."""
+
+    attempt: int
+
+
+class Note(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="note"):
+    """Something worth a sentence that changes no state: first token, completion summary, an operator's remark."""
+
+    actor: str
+    action: str
+    human: str
+    level: Literal["info", "warn", "error"] = "info"
+    duration_ms: int | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a job consumed. Durations in milliseconds from its creation; `tokens_per_s` over the decode phase."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    queue_ms: int
+    total_ms: int
+    ttft_ms: int | None = None
+    tokens_per_s: float | None = None
+
+
+class Finished(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="finished"):
+    """The job completed. With n > 1 `finish_reason` is choice 0's and `finish_reasons` has all."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    stop_sequence: str | None = None
+    finish_reasons: tuple[FinishReason, ...] = ()
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The job failed for good."""
+
+    error: Problem
+    usage: Usage
+
+
+class Cancelled(msgspec.Struct, frozen=True, tag="cancelled"):
+    """The job was cancelled; `reason` is "client", "abandoned" or "shutdown"."""
+
+    reason: str
+    usage: Usage
+
+
+class Expired(msgspec.Struct, frozen=True, tag="expired"):
+    """The job's deadline passed."""
+
+    error: Problem
+    usage: Usage
+
+
+Terminal: TypeAlias = Finished | Failed | Cancelled | Expired
+Event: TypeAlias = Queued | Admitted | Progress | Token | Preempted | Resumed | Note | Terminal
+TERMINAL = (Finished, Failed, Cancelled, Expired)
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """One entry of a job's log: its number from 1, wall-clock milliseconds since the epoch, the event."""
+
+    n: int
+    at_ms: int
+    event: Event

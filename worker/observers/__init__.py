@@ -1,0 +1,1 @@
+"""Stage 8: fold events into sentences, metrics and traces."""
