@@ -56,6 +56,10 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     logprobs: int | None = None
     ignore_eos: bool = False
 
+    def with_seed(self, seed: int) -> Sampling:
+        """Return the same settings with another seed, modulo 2**64."""
+        return msgspec.structs.replace(self, seed=seed % (1 << 64))
+
 
 class Message(msgspec.Struct, frozen=True):
     """One message of a conversation, for the model's chat template."""

@@ -1,0 +1,95 @@
+"""One job: its request, its log, and what the gateway must know to hand it to an engine again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from worker.engines.base import Generation
+from worker.events import FinishReason, Token, Usage
+from worker.jobs.lifecycle import State, is_terminal
+from worker.jobs.log import JobLog
+from worker.operations.base import JobRequest
+
+
+@dataclass(slots=True)
+class Choice:
+    """One sequence of a job: what it has produced so far. `lease` names the attempt at it that may add to it."""
+
+    index: int
+    lease: str = ""
+    ids: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prefilled: float = -1.0
+    finish: FinishReason | None = None
+    stop_sequence: str | None = None
+
+
+@dataclass(slots=True)
+class Timing:
+    """When things happened, in monotonic milliseconds; None before they did."""
+
+    created: float
+    admitted: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A job and its log. Everybody may read it; only the service changes it."""
+
+    id: str
+    principal: str
+    request: JobRequest
+    log: JobLog
+    created_at_ms: int
+    timing: Timing
+    seed: int
+    priority: int
+    state: State = "queued"
+    position: int | None = None
+    eta_ms: int | None = None
+    choices: list[Choice] = field(default_factory=list)
+    watchers: int = 0
+    unwatched_since: float = 0.0
+    # How often in a row the engine died while this job was in it and made no progress.
+    deaths: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job is over."""
+        return is_terminal(self.state)
+
+    def text(self, index: int = 0) -> str:
+        """Return all text of one choice so far."""
+        events = (record.event for record in self.log.records)
+        return "".join(event.text for event in events if isinstance(event, Token) and event.index == index)
+
+    def generation(self, choice: Choice) -> Generation:
+        """Return what an engine needs to go on with `choice` under its current lease."""
+        sampling = self.request.sampling.with_seed(self.seed + choice.index)
+        return Generation(
+            id=choice.lease,
+            prompt=self.request.prompt,
+            sampling=sampling,
+            max_tokens=self.request.max_tokens,
+            index=choice.index,
+            generated=tuple(choice.ids),
+        )
+
+    def usage(self, now_ms: float) -> Usage:
+        """Return what the job has consumed until `now_ms` (monotonic)."""
+        timing, tokens = self.timing, sum(len(choice.ids) for choice in self.choices)
+        rate = None
+        if timing.first_token is not None and timing.last_token is not None and timing.last_token > timing.first_token:
+            rate = round((tokens - 1) * 1000 / (timing.last_token - timing.first_token), 2)
+        return Usage(
+            prompt_tokens=max(choice.prompt_tokens for choice in self.choices),
+            completion_tokens=tokens,
+            cached_tokens=max(choice.cached_tokens for choice in self.choices),
+            queue_ms=round((timing.admitted if timing.admitted is not None else now_ms) - timing.created),
+            total_ms=round(now_ms - timing.created),
+            ttft_ms=None if timing.first_token is None else round(timing.first_token - timing.created),
+            tokens_per_s=rate,
+        )

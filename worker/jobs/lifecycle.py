@@ -1,0 +1,62 @@
+"""The life of a job as one table: in which state which event may happen, and where it leads. Absence is refusal."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from worker.events import (
+    Admitted,
+    Cancelled,
+    Event,
+    Expired,
+    Failed,
+    Finished,
+    Note,
+    Preempted,
+    Progress,
+    Queued,
+    Resumed,
+    Token,
+)
+
+State: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
+
+TRANSITIONS: dict[State, dict[type[Event], State]] = {
+    "queued": {
+        Queued: "queued",
+        Note: "queued",
+        Resumed: "queued",
+        Admitted: "running",
+        Failed: "failed",
+        Cancelled: "cancelled",
+        Expired: "expired",
+    },
+    "running": {
+        Admitted: "running",
+        Progress: "running",
+        Token: "running",
+        Note: "running",
+        Preempted: "queued",
+        Resumed: "queued",
+        Finished: "completed",
+        Failed: "failed",
+        Cancelled: "cancelled",
+        Expired: "expired",
+    },
+    "completed": {},
+    "failed": {},
+    "cancelled": {},
+    "expired": {},
+}
+
+
+def follow(state: State, event: Event) -> State:
+    """Return the state after `event`. Raises AssertionError for a transition that is not in the table: our bug."""
+    target = TRANSITIONS[state].get(type(event))
+    assert target is not None, f"{type(event).__name__} cannot happen to a job that is {state}"
+    return target
+
+
+def is_terminal(state: State) -> bool:
+    """Tell whether nothing can happen any more."""
+    return not TRANSITIONS[state]

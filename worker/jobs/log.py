@@ -1,0 +1,81 @@
+"""A job's ordered log: numbered records, compare-and-append, cursors that survive everything but the log itself.
+
+Plain data without lock, loop or clock: the owner writes, readers keep a number and read on from there. A cursor on the
+wire is `<epoch>-<n>`: the epoch is random for each incarnation of a log, so a cursor of a lost log is recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from worker.events import TERMINAL, Event, Record, Resumed, Token
+
+RECORD_BYTES = 256
+"""Rough memory of a record besides its text, for retention by bytes."""
+
+
+class StaleAppend(Exception):
+    """The writer's idea of the log (tail, attempt) is not true any more; nothing was written."""
+
+
+class JobLog:
+    """The log of one job. `attempt` counts the engines that had the job; a `Resumed` record opens the next."""
+
+    __slots__ = ("_wakers", "attempt", "bytes", "epoch", "records")
+
+    def __init__(self, epoch: str) -> None:
+        self.epoch = epoch
+        self.attempt = 1
+        self.records: list[Record] = []
+        self.bytes = 0
+        self._wakers: list[Callable[[], None]] = []
+
+    @property
+    def tail(self) -> int:
+        """Number of the last record; 0 when empty."""
+        return len(self.records)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last record is terminal."""
+        return bool(self.records) and isinstance(self.records[-1].event, TERMINAL)
+
+    def append(self, event: Event, *, at_ms: int, tail: int, attempt: int) -> Record:
+        """Append `event` if the log stands exactly where the writer believes, and wake the readers.
+
+        Raises StaleAppend if the tail or the attempt is another, or the log has ended.
+        """
+        if tail != self.tail or attempt != self.attempt or self.ended:
+            raise StaleAppend(f"the log is at {self.tail}, attempt {self.attempt}, not at {tail}, attempt {attempt}")
+        if isinstance(event, Resumed):
+            self.attempt += 1
+        record = Record(tail + 1, at_ms, event)
+        self.records.append(record)
+        self.bytes += RECORD_BYTES + (len(event.text) if isinstance(event, Token) else 0)
+        for wake in tuple(self._wakers):
+            wake()
+        return record
+
+    def read(self, after: int, limit: int | None = None) -> list[Record]:
+        """Return the records after number `after`, oldest first, at most `limit`."""
+        return self.records[after : None if limit is None else after + limit]
+
+    def cursor(self, n: int) -> str:
+        """Return the wire form of a position."""
+        return f"{self.epoch}-{n}"
+
+    def position(self, cursor: str) -> int | None:
+        """Return the number in a cursor, or None if it is of another log or past this one: replay from the start."""
+        epoch, _, number = cursor.rpartition("-")
+        if epoch != self.epoch or not (number.isascii() and number.isdigit()) or len(number) > 12:
+            return None
+        return int(number) if int(number) <= self.tail else None
+
+    def add_waker(self, wake: Callable[[], None]) -> None:
+        """Call `wake` after every append, until removed."""
+        self._wakers.append(wake)
+
+    def remove_waker(self, wake: Callable[[], None]) -> None:
+        """Undo add_waker; removing twice is harmless."""
+        if wake in self._wakers:
+            self._wakers.remove(wake)

@@ -1,0 +1,65 @@
+"""What a job asks for, checked: the form in which every operation hands its request to the jobs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from worker.events import Prompt, Sampling
+
+DELIVERY_FIELDS = frozenset({"type", "job_id", "after", "ref", "window", "channels", "coalesce_ms"})
+"""Fields of a request that say how to deliver a job, not what to do: they do not take part in its identity."""
+
+
+class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked request for one job of `n` choices. `max_tokens` is the budget of each choice.
+
+    `fingerprint` identifies the body: the same job id with another fingerprint is another job. `deadline_ms` counts
+    from creation, 0 is none. A `detach`ed job goes on although nobody watches it. Without a `seed` the job draws one.
+    """
+
+    operation: str
+    prompt: Prompt
+    sampling: Sampling
+    max_tokens: int
+    fingerprint: bytes
+    seed: int | None = None
+    n: int = 1
+    priority: int = 5
+    deadline_ms: int = 0
+    detach: bool = False
+
+    @property
+    def tokens_estimate(self) -> int:
+        """Tokens that the job may occupy: its budget, and a quarter of the prompt's bytes (unknown until tokenized)."""
+        prompt_chars = len(self.prompt.text) + sum(len(message.content) for message in self.prompt.messages)
+        return self.n * self.max_tokens + prompt_chars // 4
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of what a job may ask for, from the settings."""
+
+    max_tokens_default: int
+    max_tokens_max: int
+    prompt_bytes_max: int
+    choices_max: int
+    deadline_default_ms: int
+
+
+class Operation(Protocol):
+    """An operation that creates jobs: turns a request's body into a checked JobRequest."""
+
+    name: str
+
+    def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
+        """Check a body. Raises InvalidParams that names every wrong field. Unknown fields are ignored."""
+        ...
+
+
+def fingerprint(body: Mapping[str, object]) -> bytes:
+    """Return 16 bytes that identify what a body asks for, whatever the order of its fields and its delivery."""
+    relevant = {key: value for key, value in body.items() if key not in DELIVERY_FIELDS and value is not None}
+    return hashlib.blake2b(msgspec.json.encode(relevant, order="deterministic"), digest_size=16).digest()

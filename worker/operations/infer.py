@@ -1,0 +1,169 @@
+"""The operation "infer": continue a prompt or answer a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from worker.errors import FieldError, InvalidParams
+from worker.events import Message, Prompt, ResponseFormat, Sampling
+from worker.operations.base import JobRequest, Limits, fingerprint
+
+TOP_LOGPROBS_DEFAULT = 5
+STOPS_MAX = 16
+STOP_CHARS_MAX = 256
+LOGIT_BIASES_MAX = 4096
+
+Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
+Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
+
+FIELDS: dict[str, Any] = {
+    "prompt": str,
+    "messages": Annotated[list[Message], Meta(min_length=1)],
+    "raw": bool,
+    "max_tokens": Annotated[int, Meta(ge=1)],
+    "temperature": Annotated[float, Meta(ge=0, le=2)],
+    "top_p": Annotated[float, Meta(gt=0, le=1)],
+    "top_k": Annotated[int, Meta(ge=0)],
+    "min_p": Annotated[float, Meta(ge=0, le=1)],
+    "repetition_penalty": Annotated[float, Meta(gt=0, le=10)],
+    "presence_penalty": Penalty,
+    "frequency_penalty": Penalty,
+    "seed": int,
+    "stop": Stop | Annotated[list[Stop], Meta(max_length=STOPS_MAX)],
+    "logit_bias": dict[int, Annotated[float, Meta(ge=-100, le=100)]],
+    "response_format": ResponseFormat,
+    "logprobs": Annotated[int, Meta(ge=0, le=20)],
+    "include": list[Literal["ids", "logprobs", "top_logprobs"]],
+    "ignore_eos": bool,
+    "n": Annotated[int, Meta(ge=1)],
+    "priority": Annotated[int, Meta(ge=0, le=9)],
+    "deadline_ms": Annotated[int, Meta(ge=1)],
+    "detach": bool,
+}
+"""Every field that means something here, and what is allowed. null is the same as absent."""
+
+SEED_MODULUS = 1 << 64
+
+
+class Infer:
+    """Parses requests for generation."""
+
+    name = "infer"
+
+    def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
+        """Check a body against FIELDS and the limits. Raises InvalidParams that names every wrong field."""
+        values, errors = _convert(body)
+        errors += _check_limits(values, limits)
+        if errors:
+            wrong = "; ".join(f"{error.pointer[1:]}: {error.detail}" for error in errors)
+            raise InvalidParams(f"Fix these fields and send it again: {wrong}.", errors=tuple(errors))
+        return JobRequest(
+            operation=self.name,
+            prompt=_prompt(values),
+            sampling=_sampling(values),
+            max_tokens=values.get("max_tokens", limits.max_tokens_default),
+            fingerprint=fingerprint(body),
+            seed=values["seed"] % SEED_MODULUS if "seed" in values else None,
+            n=values.get("n", 1),
+            priority=values.get("priority", 5),
+            deadline_ms=values.get("deadline_ms", limits.deadline_default_ms),
+            detach=values.get("detach", False),
+        )
+
+
+def _convert(body: Mapping[str, object]) -> tuple[dict[str, Any], list[FieldError]]:
+    """Convert each known field by itself, so that one answer names all that is wrong."""
+    values: dict[str, Any] = {}
+    errors: list[FieldError] = []
+    for name, kind in FIELDS.items():
+        raw = body.get(name)
+        if raw is None:
+            continue
+        if isinstance(raw, float) and raw.is_integer() and name in _INTEGERS:
+            raw = int(raw)
+        try:
+            values[name] = msgspec.convert(raw, kind, str_keys=True)
+        except msgspec.ValidationError as error:
+            reason, _, path = str(error).partition(" - at `$")
+            pointer = "/" + name + path.rstrip("`").replace("[", "/").replace("]", "").replace(".", "/")
+            errors.append(FieldError(pointer, reason.removesuffix(".")))
+    return values, errors
+
+
+def _check_limits(values: dict[str, Any], limits: Limits) -> list[FieldError]:
+    """Check what one field's type cannot say."""
+    errors: list[FieldError] = []
+
+    def check(ok: bool, pointer: str, detail: str) -> None:
+        if not ok:
+            errors.append(FieldError(pointer, detail))
+
+    prompt, messages = values.get("prompt"), values.get("messages")
+    if messages is None:
+        check(bool(prompt), "/prompt", "Expected a non-empty `prompt`, or `messages`")
+    else:
+        check(prompt is None, "/prompt", "Expected `prompt` or `messages`, not both")
+        check(not values.get("raw"), "/raw", "Expected `raw` only with `prompt`")
+    size = len((prompt or "").encode(errors="replace")) + sum(
+        len(m.content.encode(errors="replace")) for m in messages or ()
+    )
+    check(size <= limits.prompt_bytes_max, "/prompt", f"Expected at most {limits.prompt_bytes_max} bytes, got {size}")
+    check(_is_unicode(prompt, messages), "/prompt", "Expected whole Unicode characters, got half a surrogate pair")
+    for name, most in (("max_tokens", limits.max_tokens_max), ("n", limits.choices_max)):
+        check(values.get(name, 0) <= most, f"/{name}", f"Expected `int` <= {most}")
+    check(
+        len(values.get("logit_bias", ())) <= LOGIT_BIASES_MAX,
+        "/logit_bias",
+        f"Expected at most {LOGIT_BIASES_MAX} entries",
+    )
+    needs = {"json_schema": "schema", "regex": "pattern", "grammar": "grammar"}
+    wanted = values.get("response_format", ResponseFormat())
+    field = needs.get(wanted.type)
+    check(field is None or getattr(wanted, field) is not None, "/response_format", f"Expected `{field}` with this type")
+    return errors
+
+
+def _is_unicode(prompt: str | None, messages: list[Message] | None) -> bool:
+    try:
+        for text in (prompt or "", *(message.content for message in messages or ())):
+            text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _prompt(values: dict[str, Any]) -> Prompt:
+    """A bare prompt is one user's message for the chat template, unless the client says `raw`."""
+    if values.get("raw"):
+        return Prompt(text=values["prompt"])
+    if "messages" in values:
+        return Prompt(messages=tuple(values["messages"]))
+    return Prompt(messages=(Message("user", values["prompt"]),))
+
+
+def _sampling(values: dict[str, Any]) -> Sampling:
+    names = (
+        "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+        "logit_bias", "response_format", "ignore_eos",
+    )  # fmt: skip
+    chosen = {name: values[name] for name in names if name in values}
+    stop = values.get("stop", ())
+    include = values.get("include", ())
+    logprobs: int | None = values.get("logprobs")
+    if "top_logprobs" in include:
+        logprobs = logprobs or TOP_LOGPROBS_DEFAULT
+    elif "logprobs" in include:
+        logprobs = logprobs or 0
+    return Sampling(
+        **chosen,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        logprobs=logprobs,
+    )
+
+
+_INTEGERS = frozenset({"max_tokens", "top_k", "seed", "n", "priority", "deadline_ms", "logprobs"})
+"""Whole numbers may arrive as 20.0 from clients that know only floats."""
