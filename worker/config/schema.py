@@ -1,0 +1,149 @@
+"""What follows from the declaration of a setting: its flag, its variable, its help, and how text becomes its value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, get_type_hints
+
+import msgspec
+from msgspec import inspect
+
+from worker.config.settings import GIB, GROUPS, KIB, MIB, Settings
+from worker.errors import ConfigError
+
+SECRET = "(not shown)"  # noqa: S105  (what is printed in place of a secret)
+_UNITS = {"s": "SECONDS", "ms": "MS", "bytes": "BYTES", "tokens": "TOKENS", "jobs": "JOBS"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value for a setting and where it came from, in words. `textual` values still have to be parsed."""
+
+    value: object
+    origin: str
+    textual: bool
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, as declared in `Settings`."""
+
+    name: str
+    hint: Any
+    default: Any
+    group: str
+    description: str
+    extra: dict[str, Any]
+    secret: bool
+
+    @property
+    def flag(self) -> str:
+        """The name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The name in the environment."""
+        return "JOBWIRE_" + self.name.upper()
+
+    @property
+    def type(self) -> inspect.Type:
+        """The declared type with its limits."""
+        described = inspect.type_info(self.hint)
+        return described.type if isinstance(described, inspect.Metadata) else described
+
+    @property
+    def metavar(self) -> str:
+        """The placeholder for its value in help: the unit where the name has one."""
+        if isinstance(self.type, inspect.LiteralType):
+            return "{" + ",".join(str(value) for value in self.type.values) + "}"
+        if isinstance(self.type, inspect.VarTupleType):
+            return "A,B,..."
+        unit = next((_UNITS[word] for word in reversed(self.name.split("_")) if word in _UNITS), None)
+        plain = "N" if isinstance(self.type, inspect.IntType | inspect.FloatType) else "TEXT"
+        return str(self.extra.get("metavar") or (plain if plain == "TEXT" else unit or plain))
+
+    @property
+    def default_shown(self) -> str:
+        """The default for people: sizes in binary units, `none` for nothing."""
+        if self.default is None or self.default == "" or self.default == ():
+            return "none"
+        if isinstance(self.default, bool):
+            return "yes" if self.default else "no"
+        if "bytes" in self.name.split("_"):
+            for size, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+                if self.default % size == 0:
+                    return f"{self.default} = {self.default // size} {unit}"
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
+    @property
+    def allowed(self) -> str:
+        """What a value may be, as the end of a sentence: "must be ..."."""
+        if "allowed" in self.extra:
+            return str(self.extra["allowed"])
+        match self.type:
+            case inspect.IntType() | inspect.FloatType() as number:
+                noun = "a whole number" if isinstance(number, inspect.IntType) else "a number"
+                low = f"above {number.gt:g}" if number.gt is not None else f"at least {number.ge}"
+                return f"{noun}, {low} and at most {number.le}"
+            case inspect.LiteralType(values=values):
+                return "one of " + ", ".join(str(value) for value in values)
+            case inspect.BoolType():
+                return "true or false"
+            case inspect.VarTupleType():
+                return "a list of texts (separated by commas where it is not TOML)"
+            case inspect.StrType(min_length=int()):
+                return "a text that is not empty"
+            case _:
+                return "a text"
+
+    def convert(self, given: Given) -> Any:
+        """Return the typed value. Raises ConfigError naming the setting, its value, its origin and what is allowed."""
+        raw = self._parse(str(given.value)) if given.textual else given.value
+        try:
+            return msgspec.convert(raw, self.hint, strict=not given.textual)
+        except msgspec.ValidationError:
+            shown = SECRET if self.secret else repr(given.value)
+            raise ConfigError(f"{self.name} is {shown} ({given.origin}), but must be {self.allowed}.") from None
+
+    def _parse(self, text: str) -> object:
+        match self.type:
+            case inspect.VarTupleType():
+                return [part.strip() for part in text.split(",") if part.strip()]
+            case inspect.UnionType() if not text:
+                return None
+            case inspect.BoolType():
+                return text.lower()
+            case _:
+                return text
+
+
+@cache
+def schema() -> dict[str, Setting]:
+    """Return all settings by name, in the order of declaration."""
+    hints = get_type_hints(Settings, include_extras=True)
+    group, found = "", {}
+    for field in dataclasses.fields(Settings):
+        group = GROUPS.get(field.name, group)
+        meta = next(item for item in hints[field.name].__metadata__ if isinstance(item, msgspec.Meta))
+        found[field.name] = Setting(
+            field.name,
+            hints[field.name],
+            field.default,
+            group,
+            meta.description or "",
+            meta.extra or {},
+            secret=not field.repr,
+        )
+    return found
+
+
+def unknown(name: str, origin: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for a name that is no setting, with the likeliest one that was meant."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    hint = f" Did you mean {close[0]}?" if close else " `jobwire serve --help` lists all."
+    return ConfigError(f"{name} ({origin}) is not a setting.{hint}")

@@ -1,0 +1,198 @@
+"""The settings themselves. To add one, add a field here: flag, variable, TOML key, help and checks follow from it.
+
+A field is `name: Annotated[type, Meta(range, description)] = default`. The unit is the last word of a name, or the one
+before `max`, `default` or `per_...`. Bytes, tokens, jobs and counts are integers. 0 as "none" or "automatic" is always
+said in the description. Floats have an upper bound, so that infinity is refused.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from worker.errors import ConfigError
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+DAY_S = 86_400
+
+# The field that begins a group, and the group's title, in `--help` and in worker/README.md.
+GROUPS = {
+    "host": "Where to listen, and for whom",
+    "engine": "What to run",
+    "prefill_tokens_per_step": "How to schedule",
+    "max_tokens_default": "What a job may ask for",
+    "retention_s": "How long things are kept",
+    "frame_bytes_max": "Connections",
+    "engine_stall_timeout_s": "The engine process",
+    "log_level": "Operator and fleet",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach `host`. Names other than localhost count as reachable from outside."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that can be set. Raises ConfigError when settings contradict each other or would be unsafe.
+
+    Ranges are checked where text becomes a value, in `sources`; here are only the rules that span several settings.
+    """
+
+    # ---- Where to listen, and for whom ----
+    host: Annotated[
+        str, Meta(min_length=1, description="Address to listen on. Anything but loopback needs an API key.")
+    ] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port. 0 takes any free one.")] = 8080
+    api_key: Annotated[
+        str,
+        Meta(
+            pattern=r"^[!-~]*$",
+            description="Key that every request must carry. Better set by variable or file than by flag.",
+            extra={"allowed": "printable ASCII without spaces"},
+        ),
+    ] = field(default="", repr=False)
+    hosts_allowed: Annotated[
+        tuple[str, ...], Meta(description="Host names that requests may address, besides the one listened on.")
+    ] = ()
+    origins_allowed: Annotated[
+        tuple[str, ...], Meta(description="Origins of web pages that may connect, besides the worker's own.")
+    ] = ()
+
+    # ---- What to run ----
+    engine: Annotated[
+        str, Meta(min_length=1, description="Engine that runs the model. auto takes the best one for the model.")
+    ] = "auto"
+    model: Annotated[
+        str | None,
+        Meta(description="Model file or folder. Without one, the small bundled model runs.", extra={"metavar": "PATH"}),
+    ] = None
+    slots: Annotated[int, Meta(ge=1, le=4096, description="Sequences that share one engine step.")] = 64
+    context_tokens: Annotated[
+        int, Meta(ge=0, le=1 << 24, description="Context of one sequence, prompt and output. 0 takes the model's.")
+    ] = 0
+    threads: Annotated[int, Meta(ge=0, le=1024, description="Compute threads. 0 lets the engine choose.")] = 0
+    chat_template: Annotated[
+        str | None,
+        Meta(
+            description="File with a Jinja chat template to use instead of the model's own.", extra={"metavar": "PATH"}
+        ),
+    ] = None
+    device: Annotated[
+        int, Meta(ge=0, le=1023, description="Index of the accelerator to use. CPU engines ignore it.")
+    ] = 0
+
+    # ---- How to schedule ----
+    prefill_tokens_per_step: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Prompt tokens computed per step. Fewer keep running jobs smoother.")
+    ] = 256
+    queue_jobs_max: Annotated[int, Meta(ge=1, le=1 << 20, description="Waiting jobs, over all clients.")] = 1024
+    queue_tokens_max: Annotated[
+        int, Meta(ge=1, le=1 << 40, description="Tokens that all waiting jobs together may need.")
+    ] = 2_000_000
+    jobs_per_principal_max: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Live jobs of one client, queued and running.")
+    ] = 1024
+
+    # ---- What a job may ask for ----
+    max_tokens_default: Annotated[
+        int, Meta(ge=1, le=1 << 24, description="Output tokens of a job that does not say how many.")
+    ] = 512
+    max_tokens_max: Annotated[int, Meta(ge=1, le=1 << 24, description="Output tokens that a job may ask for.")] = 32_768
+    prompt_bytes_max: Annotated[int, Meta(ge=1, le=GIB, description="Size of a prompt.")] = 1_000_000
+    choices_max: Annotated[int, Meta(ge=1, le=4096, description="Choices (n) of one job.")] = 16
+    deadline_default_ms: Annotated[
+        int, Meta(ge=0, le=DAY_S * 1000, description="Deadline of a job that names none, from its creation. 0 is none.")
+    ] = 0
+
+    # ---- How long things are kept ----
+    retention_s: Annotated[float, Meta(ge=0, le=30 * DAY_S, description="How long an ended job can still be read.")] = (
+        300.0
+    )
+    retention_bytes_max: Annotated[
+        int, Meta(ge=0, le=1 << 40, description="Memory for the logs of ended jobs. The oldest go first.")
+    ] = 256 * MIB
+    orphan_ttl_s: Annotated[
+        float, Meta(ge=0, le=30 * DAY_S, description="A job that nobody has watched for so long is cancelled.")
+    ] = 60.0
+
+    # ---- Connections ----
+    frame_bytes_max: Annotated[
+        int, Meta(ge=1024, le=GIB, description="Size of one WebSocket message or request body, in and out.")
+    ] = MIB
+    connections_max: Annotated[int, Meta(ge=1, le=1 << 20, description="Open connections.")] = 4096
+    subscriptions_per_connection_max: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Jobs that one WebSocket may watch at a time.")
+    ] = 2048
+    heartbeat_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Silence after which a stream shows a sign of life.")
+    ] = 15.0
+    stall_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="A client that reads nothing for so long is cut off. Its jobs go on.")
+    ] = 30.0
+    outbox_replies_max: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Replies waiting for one WebSocket client that does not read.")
+    ] = 1024
+    send_buffer_bytes: Annotated[
+        int, Meta(ge=4096, le=64 * MIB, description="Kernel send buffer of one connection.")
+    ] = 64 * KIB
+
+    # ---- The engine process ----
+    engine_stall_timeout_s: Annotated[
+        float, Meta(gt=0, le=DAY_S, description="An engine without a step for so long, while work waits, is restarted.")
+    ] = 60.0
+    engine_start_timeout_s: Annotated[
+        float, Meta(gt=0, le=DAY_S, description="Loading a model without any progress for so long has failed.")
+    ] = 600.0
+    engine_restart_backoff_s: Annotated[
+        float, Meta(ge=0, le=3600, description="Pause before the first restart of a dead engine. It doubles each time.")
+    ] = 0.5
+    engine_restart_backoff_max_s: Annotated[
+        float, Meta(ge=0, le=3600, description="Longest pause before a restart.")
+    ] = 30.0
+    engine_deaths_per_job_max: Annotated[
+        int, Meta(ge=0, le=1000, description="Engine deaths with the same job in it, after which that job fails alone.")
+    ] = 3
+    drain_timeout_s: Annotated[
+        float, Meta(ge=0, le=DAY_S, description="Time that running jobs get to finish when the worker is told to stop.")
+    ] = 30.0
+
+    # ---- Operator and fleet ----
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least severe messages that are logged.")
+    ] = "info"
+    worker_id: Annotated[str, Meta(description="Name of this worker in a fleet and in heartbeats.")] = ""
+    queen_url: Annotated[
+        str,
+        Meta(
+            pattern=r"^(https?://\S+)?$",
+            description="Coordinator that heartbeats are posted to. Without one there are none.",
+            extra={"metavar": "URL", "allowed": "a URL that begins with http:// or https://"},
+        ),
+    ] = ""
+    heartbeat_post_s: Annotated[float, Meta(ge=0.01, le=DAY_S, description="Time between heartbeats.")] = 30.0
+    local_mode: Annotated[bool, Meta(description="Post no heartbeats, even when a coordinator is given.")] = False
+
+    def __post_init__(self) -> None:
+        if not self.api_key and not is_loopback(self.host):
+            raise ConfigError(
+                f"host {self.host} can be reached from other machines, and no api_key protects it. Set JOBWIRE_API_KEY "
+                "to a secret of your own, or listen on 127.0.0.1."
+            )
+        if self.max_tokens_default > self.max_tokens_max:
+            raise ConfigError(
+                f"max_tokens_default is {self.max_tokens_default}, but must be at most max_tokens_max, which is "
+                f"{self.max_tokens_max}."
+            )
+        if self.engine_restart_backoff_s > self.engine_restart_backoff_max_s:
+            raise ConfigError(
+                f"engine_restart_backoff_s is {self.engine_restart_backoff_s}, but must be at most "
+                f"engine_restart_backoff_max_s, which is {self.engine_restart_backoff_max_s}."
+            )

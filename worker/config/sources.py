@@ -1,0 +1,147 @@
+"""Where settings come from: flags over environment over a TOML file over defaults. Nothing else reads any of these."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from worker.config.schema import Given, Setting, schema, unknown
+from worker.config.settings import GROUPS, Settings
+from worker.errors import ConfigError
+
+CONFIG_FLAG, CONFIG_VARIABLE = "--config", "JOBWIRE_CONFIG"
+
+# Flags of older launchers, with the setting that each sets now.
+LEGACY_FLAGS = {"--hive-url": "queen_url", "--model-ref": "model"}
+# `--backend` of older launchers named the build of the worker; the engine follows from it.
+LEGACY_BACKENDS = {"cpu": "auto", "cuda": "exllamav2", "metal": "auto"}
+
+_EPILOG = """\
+Every setting can also be given as a variable (--queue-jobs-max is JOBWIRE_QUEUE_JOBS_MAX) and as a key of the TOML
+file (queue_jobs_max = 100). A flag wins over a variable, and a variable over the file.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are ConfigErrors, with the likeliest flag for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print before it exits."""
+        raise ConfigError(f"{message[:1].upper()}{message[1:]}. `{self.prog} --help` shows what is allowed.")
+
+    def parse_exactly(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `argv`. Raises ConfigError for anything that is not understood."""
+        namespace, extra = self.parse_known_args(argv)
+        for argument in extra:
+            if argument.startswith("--"):
+                raise unknown(argument.partition("=")[0], "a flag", self._option_string_actions)
+        if extra:
+            raise ConfigError(f"{extra[0]!r} is one argument too many. `{self.prog} --help` shows what is allowed.")
+        return namespace
+
+
+def load(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "jobwire serve") -> Settings:
+    """Return the settings from flags, environment, file and defaults. `--help` prints and exits with 0.
+
+    Raises ConfigError for unknown names and for values of the wrong type or out of range.
+    """
+    parser = Parser(
+        prog=prog,
+        description="Serve a model: jobs come in and stream out over WebSocket and SSE.",
+        epilog=_EPILOG,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=34),
+        usage="%(prog)s [--model PATH] [--port N] [settings]",
+        allow_abbrev=False,
+    )
+    add_flags(parser)
+    return resolve(given_flags(parser.parse_exactly(argv)), environ)
+
+
+def add_flags(parser: argparse.ArgumentParser, groups: Collection[str] = tuple(GROUPS.values())) -> None:
+    """Add `--config` and a flag for every setting of `groups` to `parser`. All values stay text until `resolve`."""
+    sections = {title: parser.add_argument_group(title) for title in GROUPS.values() if title in groups}
+    for setting in schema().values():
+        if setting.group in sections:
+            _add_flag(sections[setting.group], setting)
+    others = parser.add_argument_group("Files and older launchers")
+    others.add_argument(
+        CONFIG_FLAG, default=argparse.SUPPRESS, metavar="PATH", help=f"TOML file with settings ({CONFIG_VARIABLE})."
+    )
+    for flag, name in LEGACY_FLAGS.items():
+        if schema()[name].group in sections:
+            same = schema()[name]
+            meaning = f"The same as {same.flag}."
+            others.add_argument(flag, dest=name, default=argparse.SUPPRESS, metavar=same.metavar, help=meaning)
+    others.add_argument(
+        "--backend",
+        dest="engine",
+        default=argparse.SUPPRESS,
+        metavar="{" + ",".join(LEGACY_BACKENDS) + "}",
+        type=_engine_of_backend,
+        help="The same as --engine " + ", ".join(f"{to} for {name}" for name, to in LEGACY_BACKENDS.items()) + ".",
+    )
+
+
+def given_flags(namespace: argparse.Namespace) -> dict[str, str]:
+    """Return the flags that were given, by name of the setting; `config` is among them."""
+    return {name: value for name, value in vars(namespace).items() if name in schema() or name == "config"}
+
+
+def resolve(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
+    """Return the settings from `flags` (see `given_flags`), the environment, the file named there, and defaults.
+
+    Raises ConfigError for unknown names and for values of the wrong type or out of range.
+    """
+    given: dict[str, Given] = {}
+    path = flags.get("config") or environ.get(CONFIG_VARIABLE)
+    if path:
+        given |= _from_toml(Path(path))
+    given |= _from_environ(environ)
+    given |= {
+        name: Given(text, f"from the flag {schema()[name].flag}", textual=True)
+        for name, text in flags.items()
+        if name != "config"
+    }
+    return Settings(**{name: schema()[name].convert(value) for name, value in given.items()})
+
+
+def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
+    text = f"{setting.description} Default: {setting.default_shown}.".replace("%", "%%")
+    if isinstance(setting.default, bool):
+        section.add_argument(setting.flag, action="store_const", const="true", default=argparse.SUPPRESS, help=text)
+    else:
+        section.add_argument(setting.flag, default=argparse.SUPPRESS, metavar=setting.metavar, help=text)
+
+
+def _engine_of_backend(backend: str) -> str:
+    if backend not in LEGACY_BACKENDS:
+        raise argparse.ArgumentTypeError(f"{backend!r} is none of {', '.join(LEGACY_BACKENDS)}")
+    return LEGACY_BACKENDS[backend]
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Given]:
+    variables = {setting.variable: name for name, setting in schema().items()}
+    given = {}
+    for variable, text in environ.items():
+        if variable in variables:
+            given[variables[variable]] = Given(text, f"from the variable {variable}", textual=True)
+        elif variable.startswith("JOBWIRE_") and variable != CONFIG_VARIABLE:
+            raise unknown(variable, "a variable of the environment", [*variables, CONFIG_VARIABLE])
+    return given
+
+
+def _from_toml(path: Path) -> dict[str, Given]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The settings file {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The settings file {path} is not TOML: {error}.") from error
+    for name in table:
+        if name not in schema():
+            raise unknown(name, f"a key in {path}", schema())
+    return {name: Given(value, f"from {path}", textual=False) for name, value in table.items()}
