@@ -1,0 +1,67 @@
+"""From a request to token ids: render, tokenize, and refuse what this model cannot run, before it takes any room."""
+
+from __future__ import annotations
+
+from worker.engines.base import Generation, Prepared
+from worker.engines.chat import ChatTemplate
+from worker.engines.guide import Guides
+from worker.engines.vocabulary import Vocabulary
+from worker.errors import FieldError, InvalidParams
+
+
+def prepare(
+    generation: Generation, vocabulary: Vocabulary, chat: ChatTemplate, guides: Guides, context_tokens: int
+) -> Prepared:
+    """Return the generation with its prompt's token ids and a budget that fits `context_tokens`.
+
+    Raises InvalidParams for an empty prompt, one that leaves no room for a token, ids of `logit_bias` or `generated`
+    out of range, an empty stop string, a bad schema, pattern or grammar, and a `generated` that is complete already.
+    """
+    _check_sampling(generation, vocabulary)
+    guides.guide(generation.sampling.response_format, generation.generated)
+    ids = _tokenize(generation, vocabulary, chat, context_tokens)
+    pointer = "/messages" if generation.prompt.messages else "/prompt"
+    if not ids:
+        raise _refusal(pointer, "must not be empty")
+    if len(ids) >= context_tokens:
+        raise _refusal(pointer, f"has {len(ids)} tokens, but the context holds {context_tokens}, output included")
+    max_tokens = min(generation.max_tokens, context_tokens - len(ids))
+    if len(generation.generated) >= max_tokens:
+        raise _refusal("/max_tokens", f"must be above {len(generation.generated)}, the tokens generated so far")
+    return Prepared(generation, tuple(ids), max_tokens)
+
+
+def _tokenize(generation: Generation, vocabulary: Vocabulary, chat: ChatTemplate, context_tokens: int) -> list[int]:
+    # No prompt with more bytes can fit: refuse it before the work of tokenizing it.
+    text_max = context_tokens * vocabulary.token_text_max
+    prompt = generation.prompt
+    if prompt.messages:
+        text = chat.render(prompt.messages, text_max)
+    else:
+        text = prompt.text
+        size = len(text.encode("utf-8", "replace"))
+        if size > text_max:
+            raise _refusal("/prompt", f"has {size} bytes, but the context holds {context_tokens} tokens")
+        if not text:
+            return []
+    # A lone surrogate, which JSON can carry, is no text that a tokenizer could encode.
+    ids = vocabulary.encode(text.encode("utf-8", "replace").decode(), special=True)
+    if vocabulary.add_bos and vocabulary.bos_id is not None and ids[:1] != [vocabulary.bos_id]:
+        return [vocabulary.bos_id, *ids]
+    return ids
+
+
+def _check_sampling(generation: Generation, vocabulary: Vocabulary) -> None:
+    sampling = generation.sampling
+    for token in sampling.logit_bias:
+        if not 0 <= token < vocabulary.size:
+            raise _refusal(f"/logit_bias/{token}", f"is no token: ids are 0 to {vocabulary.size - 1}")
+    for number, stop in enumerate(sampling.stop):
+        if not stop:
+            raise _refusal(f"/stop/{number}", "must not be empty")
+    if not all(0 <= token < vocabulary.size for token in generation.generated):
+        raise _refusal("/generated", f"holds an id that is no token: ids are 0 to {vocabulary.size - 1}")
+
+
+def _refusal(pointer: str, detail: str) -> InvalidParams:
+    return InvalidParams(f"{pointer[1:]} {detail}.", errors=(FieldError(pointer, detail),))

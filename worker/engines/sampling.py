@@ -1,0 +1,164 @@
+"""Choosing the next token: one row of logits per sequence, all rows of a step at once.
+
+The order is that of Hugging Face transformers and ExLlamaV2: logit bias, penalties, temperature, then top_k, top_p and
+min_p. Every filter keeps the tokens whose weight reaches a threshold, so tokens of equal weight stay or go together.
+The draw is the inverse of the cumulative distribution at one number, which is a function of seed and position alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.events import Sampling
+
+Logits = NDArray[np.float32]
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mix(seed: int, position: int, draw: int = 0) -> int:
+    """Return 64 random bits, a pure function of its arguments.
+
+    SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), keyed in two rounds so
+    that neighbouring seeds have unrelated streams. `draw` tells several numbers at one position apart.
+    """
+    return _finalize(_finalize((seed + _GOLDEN) & _MASK) + (2 * position + draw + 1) * _GOLDEN)
+
+
+def uniform(seed: int, position: int, draw: int = 0) -> float:
+    """Return a number in [0, 1) with 53 random bits, a pure function of its arguments."""
+    return (mix(seed, position, draw) >> 11) * 2.0**-53
+
+
+def choose(logits: Logits, settings: Sequence[Sampling], uniforms: Sequence[float]) -> NDArray[np.intp]:
+    """Return the next token of each row of `logits` (rows, vocab): the likeliest at temperature 0, else drawn.
+
+    `settings` and `uniforms` (numbers in [0, 1), used by rows that draw) are parallel to the rows. Bias and penalties
+    are not applied here, see `Shaping`. Rows without a finite maximum get an arbitrary token.
+    """
+    picks: NDArray[np.intp] = logits.argmax(axis=1)
+    rows = [row for row, sampling in enumerate(settings) if sampling.temperature > 0.0]
+    if rows:
+        weights = filtered(logits[rows], [settings[row] for row in rows])
+        picks[rows] = _draw(weights, np.array([uniforms[row] for row in rows]))
+    return picks
+
+
+def filtered(logits: Logits, settings: Sequence[Sampling]) -> NDArray[np.float32]:
+    """Return the weights (rows, vocab) that are left after temperature, top_k, top_p and min_p.
+
+    A row's largest weight is 1; weights are proportional to probabilities. Every temperature must be above 0.
+    """
+    temperature = np.array([sampling.temperature for sampling in settings], np.float32)
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        weights: NDArray[np.float32] = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature[:, None])
+    threshold = np.array([sampling.min_p for sampling in settings], np.float32)
+    vocab = logits.shape[1]
+    rows = [row for row, s in enumerate(settings) if 0 < s.top_k < vocab or s.top_p < 1.0]
+    if rows:
+        kept = _threshold(weights[rows], [settings[row] for row in rows])
+        threshold[rows] = np.maximum(threshold[rows], kept)
+    weights[weights < np.minimum(threshold, 1.0)[:, None]] = 0.0
+    return weights
+
+
+def _threshold(weights: NDArray[np.float32], settings: Sequence[Sampling]) -> NDArray[np.float32]:
+    """The smallest weight that top_k and then top_p keep, per row: top_p counts the mass that top_k left."""
+    vocab = weights.shape[1]
+    top_k = np.array([min(sampling.top_k or vocab, vocab) for sampling in settings])
+    top_p = np.array([sampling.top_p for sampling in settings])
+    ordered = -np.sort(-weights, axis=1)[:, : top_k.max()]
+    mass = np.cumsum(ordered, axis=1, dtype=np.float64)
+    rows = np.arange(len(settings))
+    wanted = top_p * mass[rows, top_k - 1]
+    # The token that reaches the wanted mass is the last one kept.
+    last = np.minimum((mass < wanted[:, None]).sum(axis=1), top_k - 1)
+    kept: NDArray[np.float32] = ordered[rows, last]
+    return kept
+
+
+def _draw(weights: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The first token of each row at which the cumulated weight passes that share of the total."""
+    mass = np.cumsum(weights, axis=1, dtype=np.float64)
+    total = mass[:, -1]
+    # Rounding must not lift the target to the total: no token lies beyond it.
+    target = np.minimum(uniforms * total, np.nextafter(total, 0.0))
+    picks: NDArray[np.intp] = (mass <= target[:, None]).sum(axis=1)
+    return picks
+
+
+class Shaping:
+    """What one sequence adds to its logits: bias, and penalties that count its tokens.
+
+    `banned` tokens can never be chosen. The repetition penalty divides positive logits and multiplies negative ones
+    (Keskar et al. 2019, CTRL), for tokens of prompt and output; presence and frequency penalties are subtracted for
+    tokens of the output, once and per occurrence (OpenAI's definition).
+    """
+
+    def __init__(
+        self, sampling: Sampling, vocab: int, prompt: Iterable[int], output: Iterable[int], banned: Iterable[int] = ()
+    ) -> None:
+        bias = {**sampling.logit_bias, **dict.fromkeys(banned, -np.inf)}
+        self._bias_ids = np.fromiter(bias.keys(), np.intp, len(bias))
+        self._bias = np.fromiter(bias.values(), np.float32, len(bias))
+        self._repetition = np.float32(sampling.repetition_penalty)
+        self._presence = np.float32(sampling.presence_penalty)
+        self._frequency = np.float32(sampling.frequency_penalty)
+        self._seen = np.zeros(vocab, np.bool_)
+        self._counts = np.zeros(vocab, np.float32)
+        self._seen[list(prompt)] = True
+        for token in output:
+            self.observe(token)
+
+    @staticmethod
+    def wanted(sampling: Sampling) -> bool:
+        """Tell whether these settings change logits at all."""
+        penalties = (sampling.repetition_penalty - 1.0, sampling.presence_penalty, sampling.frequency_penalty)
+        return bool(sampling.logit_bias) or sampling.ignore_eos or any(penalties)
+
+    def observe(self, token: int) -> None:
+        """Count a token of the output."""
+        self._seen[token] = True
+        self._counts[token] += 1.0
+
+    def apply(self, row: Logits) -> None:
+        """Change one row of logits (vocab,) in place."""
+        row[self._bias_ids] += self._bias
+        if self._repetition != 1.0:
+            ids = np.flatnonzero(self._seen)
+            values = row[ids]
+            row[ids] = np.where(values > 0.0, values / self._repetition, values * self._repetition)
+        if self._presence or self._frequency:
+            ids = np.flatnonzero(self._counts)
+            row[ids] -= self._presence + self._frequency * self._counts[ids]
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float32]:
+    """Return natural-log probabilities (rows, vocab) of the model's own distribution."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    with np.errstate(under="ignore"):
+        norm = np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
+    result: NDArray[np.float32] = shifted - norm.astype(np.float32)
+    return result
+
+
+def likeliest(logprobs: NDArray[np.float32], count: int) -> list[int]:
+    """Return the `count` likeliest tokens of one row (vocab,), likeliest first, equal ones by id."""
+    count = min(count, len(logprobs))
+    if count == 0:
+        return []
+    smallest = np.partition(logprobs, -count)[-count]
+    ids = np.flatnonzero(logprobs >= smallest)
+    ranked = ids[np.argsort(-logprobs[ids], kind="stable")]
+    return [int(token) for token in ranked[:count]]
+
+
+def _finalize(bits: int) -> int:
+    """The finalizer of SplitMix64: each bit of the input changes half of the output's."""
+    bits &= _MASK
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK
+    return bits ^ (bits >> 31)

@@ -1,0 +1,159 @@
+"""One sequence in the batch, and the end of every step: choose each sequence's next token and say what it shows.
+
+Engines that compute rows of logits call `advance`; those that sample by themselves call `Sequence.take`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+import numpy as np
+
+from worker.engines.base import Broke, Delta, Prepared
+from worker.engines.guide import Guides
+from worker.engines.sampling import Logits, Shaping, choose, likeliest, log_softmax, uniform
+from worker.engines.text import Piece, TextAssembler
+from worker.engines.vocabulary import Vocabulary
+from worker.events import FinishReason, TopLogprob
+
+
+class Sequence:
+    """The tokens of one generation and everything that follows from them: text, guide, penalties, its end.
+
+    `tokens` are prompt and output so far, `prompt_tokens` how many of them are prompt. Once `finished`, the engine
+    takes it out of the batch. Raises InvalidParams like `Guides.guide`.
+    """
+
+    def __init__(self, prepared: Prepared, vocabulary: Vocabulary, guides: Guides) -> None:
+        generation = prepared.generation
+        self.id = prepared.id
+        self.sampling = generation.sampling
+        self.tokens = [*prepared.prompt_ids, *generation.generated]
+        self.prompt_tokens = len(prepared.prompt_ids)
+        self.finished = False
+        self._tokens_max = prepared.tokens_max
+        self._vocabulary = vocabulary
+        shown = b"".join(map(vocabulary.token_bytes, generation.generated))
+        self._text = TextAssembler(self.sampling.stop, shown)
+        self._guide = guides.guide(self.sampling.response_format, generation.generated)
+        self._withheld: list[tuple[int, float | None, tuple[TopLogprob, ...]]] = []
+        self._shaping: Shaping | None = None
+        if Shaping.wanted(self.sampling):
+            # A guide says by itself when the output is complete, and then only an end token is left.
+            banned = vocabulary.eos_ids if self.sampling.ignore_eos and self._guide is None else ()
+            self._shaping = Shaping(self.sampling, vocabulary.size, prepared.prompt_ids, generation.generated, banned)
+
+    @property
+    def position(self) -> int:
+        """The number of the next token among the output, from 0: with the seed it decides the random draw."""
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def reshapes(self) -> bool:
+        """Tell whether `reshape` changes anything."""
+        return self._shaping is not None
+
+    def reshape(self, row: Logits) -> None:
+        """Apply bias and penalties to this sequence's row of logits (vocab,), in place."""
+        if self._shaping is not None:
+            self._shaping.apply(row)
+
+    def draw(self, number: int = 0) -> float:
+        """Return the random number in [0, 1) for the next token; `number` 1 is for a second try."""
+        return uniform(self.sampling.seed, self.position, number)
+
+    def constrain(self, token: int, row: Logits) -> int:
+        """Return the token chosen from `row` if the guide takes it, else one chosen among those that it allows."""
+        if self._guide is None or self._guide.accept(token):
+            return token
+        masked = np.where(self._guide.allowed(), row, np.float32(-np.inf))
+        if not np.isfinite(masked.max()):
+            raise RuntimeError("structured output: no token of the model can go on")
+        token = int(choose(masked[None], [self.sampling], [self.draw(1)])[0])
+        if not self._guide.accept(token):
+            raise RuntimeError(f"structured output: token {token} was allowed and then refused")
+        return token
+
+    def take(self, token: int, logprob: float | None = None, top: tuple[TopLogprob, ...] = ()) -> Delta | None:
+        """Append the chosen token. Return what may be shown now or how the sequence ended, None if text is withheld."""
+        if token in self._vocabulary.eos_ids:
+            return self._finish("stop" if self._guide is None else "grammar", self._text.finish())
+        self.tokens.append(token)
+        self._withheld.append((token, logprob, top))
+        if self._shaping is not None:
+            self._shaping.observe(token)
+        piece = self._text.push(self._vocabulary.token_bytes(token))
+        if piece.stop is not None:
+            return self._finish("stop_string", piece)
+        complete = self._guide is not None and self._guide.complete
+        if complete or len(self.tokens) >= self._tokens_max:
+            rest = self._text.finish()
+            piece = Piece(piece.tokens + rest.tokens, piece.text + rest.text, rest.stop)
+            return self._finish("grammar" if complete else "length", piece)
+        return self._delta(piece) if piece.tokens else None
+
+    def _finish(self, reason: FinishReason, piece: Piece) -> Delta:
+        self.finished = True
+        return self._delta(piece, "stop_string" if piece.stop is not None else reason)
+
+    def _delta(self, piece: Piece, finish: FinishReason | None = None) -> Delta:
+        released = self._withheld[: piece.tokens]
+        del self._withheld[: piece.tokens]
+        ids = tuple([token for token, _, _ in released])
+        if self.sampling.logprobs is None:
+            return Delta(self.id, ids, piece.text, None, None, finish, piece.stop)
+        logprobs = tuple([logprob if logprob is not None else 0.0 for _, logprob, _ in released])
+        top = tuple([top for _, _, top in released]) if self.sampling.logprobs else None
+        return Delta(self.id, ids, piece.text, logprobs, top, finish, piece.stop)
+
+    def ranked(self, logprobs: Logits) -> tuple[TopLogprob, ...]:
+        """Return the likeliest tokens of one row of log-probabilities (vocab,), as many as the sequence asks for."""
+        return tuple(
+            TopLogprob(token, self._vocabulary.token_bytes(token).decode(errors="replace"), float(logprobs[token]))
+            for token in likeliest(logprobs, self.sampling.logprobs or 0)
+        )
+
+
+def advance(sequences: Rows[Sequence], logits: Logits) -> list[Delta | Broke]:
+    """Choose and append the next token of each sequence, given its row of `logits` (rows, vocab); return what to tell.
+
+    Sequences whose text is withheld give no event. One that fails gives `Broke`, and the others go on. Each sequence
+    that ended, either way, has `finished` set.
+    """
+    shaped = _reshaped(sequences, logits)
+    picks = choose(
+        shaped, [s.sampling for s in sequences], [s.draw() if s.sampling.temperature else 0.0 for s in sequences]
+    )
+    usable = np.isfinite(shaped.max(axis=1))
+    asked = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
+    logprobs = dict(zip(asked, log_softmax(logits[asked]), strict=True)) if asked else {}
+    events: list[Delta | Broke] = []
+    for row, sequence in enumerate(sequences):
+        event = _take(sequence, int(picks[row]), shaped[row], bool(usable[row]), logprobs.get(row))
+        if event is not None:
+            events.append(event)
+    return events
+
+
+def _reshaped(sequences: Rows[Sequence], logits: Logits) -> Logits:
+    """The logits with bias and penalties; a copy if there are any."""
+    if not any(sequence.reshapes for sequence in sequences):
+        return logits
+    shaped = logits.copy()
+    for sequence, row in zip(sequences, shaped, strict=True):
+        sequence.reshape(row)
+    return shaped
+
+
+def _take(sequence: Sequence, pick: int, row: Logits, usable: bool, logprobs: Logits | None) -> Delta | Broke | None:
+    """One sequence's part of a step; whatever goes wrong here concerns it alone."""
+    try:
+        if not usable:
+            raise ArithmeticError("the model's output is not a number")
+        token = sequence.constrain(pick, row)
+        if logprobs is None:
+            return sequence.take(token)
+        return sequence.take(token, float(logprobs[token]), sequence.ranked(logprobs))
+    except Exception as error:
+        sequence.finished = True
+        return Broke(sequence.id, f"{type(error).__name__}: {error}")

@@ -1,0 +1,176 @@
+"""Text from tokens: incremental UTF-8, stop strings, and what of it may be shown now.
+
+Tokens are cut anywhere: in the middle of a character, in the middle of a stop string. Text is released only up to a
+token boundary that nothing pending reaches across, together with the tokens that it came from. So whoever holds the
+released tokens can go on from them alone, and the concatenation of all pieces is the one-shot decoding of all bytes
+(errors="replace"), cut at the stop string.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections import deque
+from typing import NamedTuple
+
+_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Piece(NamedTuple):
+    """Text that may be shown now; the oldest `tokens` of those withheld go with it. `stop` is the match that ended it.
+
+    Up to a stop string text is shown to its last character, tokens only to the last boundary before: a token that
+    reaches into the stop string gives its text but is not handed out, because nobody should continue from it.
+    """
+
+    tokens: int
+    text: str
+    stop: str | None = None
+
+
+NOTHING = Piece(0, "")
+
+
+class _Held(NamedTuple):
+    """A withheld token: its text, the text's end, and if a character ends there too."""
+
+    text: str
+    end: int
+    whole: bool
+
+
+class TextAssembler:
+    """Assembles the text of one sequence. Every operation is O(1) amortised per byte.
+
+    The match that is complete first wins; of those complete at the same character, the longest. `shown` are bytes that
+    an earlier assembler released: a resumed sequence goes on exactly as it would have.
+    """
+
+    def __init__(self, stop: tuple[str, ...] = (), shown: bytes = b"") -> None:
+        self._decoder = _decoder("replace")
+        self._matcher = _Matcher(stop) if stop else None
+        self._held: list[_Held] = []
+        self._releasable = 0  # leading tokens of _held that no stop string can reach any more
+        self._end = 0  # characters decoded so far
+        if shown:
+            text = self._decoder.decode(shown)
+            self._end = len(text)
+            if self._matcher is not None:
+                self._matcher.feed(text)
+
+    def push(self, data: bytes) -> Piece:
+        """Add the bytes of the next token; return what may be shown now. After a stop string, push no more."""
+        text = self._decoder.decode(data)
+        whole = not self._decoder.getstate()[0]
+        if whole and self._matcher is None and not self._held:
+            self._end += len(text)
+            return Piece(1, text)
+        return self._add(_Held(text, self._end + len(text), whole))
+
+    def finish(self) -> Piece:
+        """End the text: nothing is withheld any longer, and half a character becomes U+FFFD."""
+        tail = self._decoder.decode(b"", True)
+        piece = self._add(_Held(tail, self._end + len(tail), True)) if tail else NOTHING
+        if piece.stop is not None:
+            return piece
+        # The tail is no token of its own: it belongs to the last one.
+        tokens = piece.tokens + len(self._held) - bool(tail)
+        text = piece.text + "".join(held.text for held in self._held)
+        self._held.clear()
+        return Piece(tokens, text)
+
+    def _add(self, held: _Held) -> Piece:
+        self._held.append(held)
+        start, self._end = self._end, held.end
+        if self._matcher is None:
+            return self._release(held.end)
+        match = self._matcher.feed(held.text)
+        if match is None:
+            return self._release(held.end - self._matcher.pending)
+        return self._stop(start + match.end - len(match.stop), match.stop)
+
+    def _release(self, safe: int) -> Piece:
+        """Release up to the last boundary at or before character `safe`, which only ever grows."""
+        cut = 0
+        while self._releasable < len(self._held) and self._held[self._releasable].end <= safe:
+            self._releasable += 1
+            if self._held[self._releasable - 1].whole:
+                cut = self._releasable
+        if not cut:
+            return NOTHING
+        text = "".join(held.text for held in self._held[:cut])
+        del self._held[:cut]
+        self._releasable -= cut
+        return Piece(cut, text)
+
+    def _stop(self, begin: int, stop: str) -> Piece:
+        """End before the stop string that begins at character `begin`."""
+        text = "".join(held.text for held in self._held)
+        start = self._end - len(text)
+        tokens = max((i + 1 for i, held in enumerate(self._held) if held.whole and held.end <= begin), default=0)
+        self._held.clear()
+        return Piece(tokens, text[: max(begin - start, 0)], stop)
+
+
+class _Match(NamedTuple):
+    """A stop string, and the offset of its end in the text just fed."""
+
+    stop: str
+    end: int
+
+
+class _Matcher:
+    """Finds stop strings in a stream of text (Aho and Corasick 1975): one step per character, whatever the strings."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._next: list[dict[str, int]] = [{}]
+        self._found: list[str | None] = [None]
+        self._depth = [0]
+        for stop in stops:
+            self._insert(stop)
+        self._fail = self._link()
+        self._state = 0
+
+    @property
+    def pending(self) -> int:
+        """Characters at the end of the text that may be the beginning of a stop string."""
+        return self._depth[self._state]
+
+    def feed(self, text: str) -> _Match | None:
+        """Read on; return the first match. In `text` no match begins before the last one ended."""
+        state = self._state
+        for offset, character in enumerate(text):
+            while state and character not in self._next[state]:
+                state = self._fail[state]
+            state = self._next[state].get(character, 0)
+            found = self._found[state]
+            if found is not None:
+                self._state = state
+                return _Match(found, offset + 1)
+        self._state = state
+        return None
+
+    def _insert(self, stop: str) -> None:
+        state = 0
+        for character in stop:
+            if character not in self._next[state]:
+                self._next[state][character] = len(self._next)
+                self._next.append({})
+                self._found.append(None)
+                self._depth.append(self._depth[state] + 1)
+            state = self._next[state][character]
+        self._found[state] = stop
+
+    def _link(self) -> list[int]:
+        """For each state, the state of its longest proper suffix; a match there is a match here too."""
+        fail = [0] * len(self._next)
+        queue = deque(self._next[0].values())
+        while queue:
+            state = queue.popleft()
+            for character, child in self._next[state].items():
+                queue.append(child)
+                other = fail[state]
+                while other and character not in self._next[other]:
+                    other = fail[other]
+                fail[child] = self._next[other].get(character, 0)
+                self._found[child] = self._found[child] or self._found[fail[child]]
+        return fail
