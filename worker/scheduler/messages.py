@@ -1,7 +1,7 @@
 """What gateway and engine process say to each other: typed, versioned messages, msgpack on a socket pair.
 
 Down (to the engine process): `Open`, `Submit`, `Cancel`, `Update`, `Close`. Up: `Loading`, `Ready`, `Unready`,
-`Batch`. There is one `Batch` per engine step, never one message per token. A frame is a 4-byte big-endian length and its msgpack body.
+`Batch`. There is one `Batch` per engine step, never one message per token. `wire` frames them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from worker.config import Settings
 from worker.engines.base import Broke, Delta, EngineInfo, EngineSpec, Generation, LoadProgress, Prefilled
 from worker.errors import Problem
 
@@ -29,6 +30,20 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     solo: bool = False
 
 
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """How to schedule: the settings of `policy` and `loop`.
+
+    An engine step computes at most `prefill_tokens_per_step` prompt tokens. A line of waiting works gains a level of
+    priority per `ageing_s` seconds unserved. A work that does not fit is passed by at most `skips_max` others. Changed
+    positions are told at most every `news_ms` milliseconds.
+    """
+
+    prefill_tokens_per_step: int = 256
+    ageing_s: float = 30.0
+    skips_max: int = 16
+    news_ms: int = 250
+
+
 # ---- down ------------------------------------------------------------------------------------------------------------
 
 
@@ -37,7 +52,27 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
 
     version: int
     spec: EngineSpec
-    prefill_tokens_per_step: int
+    schedule: Schedule
+
+    @classmethod
+    def of(cls, settings: Settings) -> Open:
+        """Return what these settings ask of an engine process, or of an engine in this one."""
+        spec = EngineSpec(
+            engine=settings.engine,
+            model=settings.model,
+            slots=settings.slots,
+            context_tokens=settings.context_tokens,
+            threads=settings.threads,
+            chat_template=settings.chat_template,
+            options={"device": str(settings.device)},
+        )
+        schedule = Schedule(
+            prefill_tokens_per_step=settings.prefill_tokens_per_step,
+            ageing_s=settings.priority_ageing_s,
+            skips_max=settings.queue_skips_max,
+            news_ms=settings.queue_news_ms,
+        )
+        return cls(PROTOCOL_VERSION, spec, schedule)
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -69,7 +104,10 @@ Down: TypeAlias = Open | Submit | Cancel | Update | Close
 
 
 class Placed(msgspec.Struct, frozen=True, array_like=True, tag="Q"):
-    """Work `id` waits at `position` (from 1); `eta_ms` is estimated from measured rates, None while there are none."""
+    """Work `id` waits at `position` (from 1); `eta_ms` is estimated from measured rates, None while there are none.
+
+    Sent when the position changed; far back in the queue only when it changed much.
+    """
 
     id: str
     position: int
@@ -126,10 +164,15 @@ class Unready(msgspec.Struct, frozen=True, tag="unready"):
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch"):
-    """All that happened in one step, in order, and the engine's state after it."""
+    """All that happened in one step, in order, and the engine's state after it.
+
+    `heard` counts the commands (`Submit`, `Cancel`, `Update`) taken so far: while it is behind what was sent, or while
+    works run or wait, another batch is to come.
+    """
 
     events: tuple[WorkEvent, ...]
     stats: Stats
+    heard: int = 0
 
 
 Up: TypeAlias = Loading | Ready | Unready | Batch
