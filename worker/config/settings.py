@@ -104,7 +104,7 @@ class Settings:
         float, Meta(ge=0.001, le=DAY_S, description="Waiting so long is worth one level of priority: nothing starves.")
     ] = 30.0
     queue_skips_max: Annotated[
-        int, Meta(ge=0, le=1 << 20, description="Others that may pass a job that does not fit yet. Then all wait for it.")
+        int, Meta(ge=0, le=1 << 20, description="Jobs that may pass one that does not fit yet. Then all wait for it.")
     ] = 16
     queue_news_ms: Annotated[
         int, Meta(ge=0, le=60_000, description="Least time between two rounds of news about queue positions.")
