@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from worker.events import Sampling
 
 Logits = NDArray[np.float32]
+BLOCK = 64  # tokens
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -53,15 +54,18 @@ def filtered(logits: Logits, settings: Sequence[Sampling]) -> NDArray[np.float32
     A row's largest weight is 1; weights are proportional to probabilities. Every temperature must be above 0.
     """
     temperature = np.array([sampling.temperature for sampling in settings], np.float32)
-    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
-        weights: NDArray[np.float32] = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperature[:, None])
+    weights: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        weights /= temperature[:, None]
+        np.exp(weights, out=weights)
     threshold = np.array([sampling.min_p for sampling in settings], np.float32)
     vocab = logits.shape[1]
     rows = [row for row, s in enumerate(settings) if 0 < s.top_k < vocab or s.top_p < 1.0]
     if rows:
         kept = _threshold(weights[rows], [settings[row] for row in rows])
         threshold[rows] = np.maximum(threshold[rows], kept)
-    weights[weights < np.minimum(threshold, 1.0)[:, None]] = 0.0
+    if threshold.any():
+        np.putmask(weights, weights < np.minimum(threshold, 1.0)[:, None], 0.0)
     return weights
 
 
@@ -70,8 +74,9 @@ def _threshold(weights: NDArray[np.float32], settings: Sequence[Sampling]) -> ND
     vocab = weights.shape[1]
     top_k = np.array([min(sampling.top_k or vocab, vocab) for sampling in settings])
     top_p = np.array([sampling.top_p for sampling in settings])
-    ordered = -np.sort(-weights, axis=1)[:, : top_k.max()]
-    mass = np.cumsum(ordered, axis=1, dtype=np.float64)
+    # The largest weights first.
+    ordered = np.sort(weights, axis=1)[:, ::-1][:, : top_k.max()]
+    mass = ordered.astype(np.float64).cumsum(axis=1)
     rows = np.arange(len(settings))
     wanted = top_p * mass[rows, top_k - 1]
     # The token that reaches the wanted mass is the last one kept.
@@ -81,13 +86,29 @@ def _threshold(weights: NDArray[np.float32], settings: Sequence[Sampling]) -> ND
 
 
 def _draw(weights: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The first token of each row at which the cumulated weight passes that share of the total."""
-    mass = np.cumsum(weights, axis=1, dtype=np.float64)
-    total = mass[:, -1]
-    # Rounding must not lift the target to the total: no token lies beyond it.
-    target = np.minimum(uniforms * total, np.nextafter(total, 0.0))
-    picks: NDArray[np.intp] = (mass <= target[:, None]).sum(axis=1)
+    """The first token of each row at which the cumulated weight passes that share of the total.
+
+    First the block of the vocabulary is found, then the token in it: cumulating the whole row takes five times as long.
+    """
+    vocab = weights.shape[1]
+    mass = np.add.reduceat(weights, np.arange(0, vocab, BLOCK), axis=1, dtype=np.float64).cumsum(axis=1)
+    block = _passed(mass, uniforms * mass[:, -1])
+    rows = np.arange(len(weights))
+    before = np.where(block > 0, mass[rows, block - 1], 0.0)
+    tokens = block[:, None] * BLOCK + np.arange(BLOCK)
+    inside = np.where(tokens < vocab, weights[rows[:, None], np.minimum(tokens, vocab - 1)], 0.0)
+    picks: NDArray[np.intp] = block * BLOCK + _passed(inside.cumsum(axis=1), uniforms * mass[:, -1] - before)
     return picks
+
+
+def _passed(mass: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The first column of each row of running sums whose sum is above the target: so it added something.
+
+    Rounding must not lift a target to the total, which nothing passes.
+    """
+    below = np.nextafter(mass[:, -1], 0.0)
+    columns: NDArray[np.intp] = (mass <= np.minimum(target, below)[:, None]).sum(axis=1)
+    return columns
 
 
 class Shaping:
