@@ -1,7 +1,9 @@
 """The broker port: carries work to an engine, wherever it runs, and its events back.
 
-A broker keeps one promise: after `submit`, either the work's events arrive at the sink until it ends, or `on_lost` tells
-the sink that an engine died with work in it. It never retries by itself: only the owner of the logs knows where to resume.
+A broker keeps one promise: after `submit`, either the work's events arrive at the sink until it ends, or `on_lost`
+tells the sink that an engine died with work in it. It never retries by itself: only the owner of the logs knows where to
+resume. Work submitted while no engine is ready is kept until one is, also when loading fails (phase "failed"): then the
+sink decides what to cancel.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ Phase: TypeAlias = Literal["loading", "ready", "restarting", "failed", "closed"]
 
 
 class EngineState(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the engine stands. `error` says why it is `failed`; `restarts` counts engine deaths since the start."""
+    """Where the engine stands.
+
+    "loading" is the first load, "restarting" is from an engine's death until the next one is ready, "failed" is from a
+    load that cannot succeed until one does (it is tried again now and then); `error` says why. `restarts` counts deaths
+    of engines that were ready. `progress` is that of the load going on, `stats` are those of the last step.
+    """
 
     phase: Phase
     info: EngineInfo | None = None
@@ -37,11 +44,11 @@ class Sink(Protocol):
         ...
 
     def on_lost(self, reason: str) -> None:
-        """The engine died. All work submitted before is gone from the broker; submit again what is unfinished."""
+        """An engine that was ready died. All work submitted before is gone; submit again what is unfinished."""
         ...
 
     def on_state(self, state: EngineState) -> None:
-        """The engine's phase or loading progress changed."""
+        """The engine's phase, process or loading progress changed. Comes before `on_lost` when an engine died."""
         ...
 
 

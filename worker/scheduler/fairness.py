@@ -1,0 +1,56 @@
+"""Who was served how much: virtual counters that make principals share an engine evenly.
+
+After "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024): every principal has a counter of the tokens
+it was served, the least served goes first, and whoever comes back after a pause starts level with the least served of
+those present. So nobody saves up credit by staying away, and nobody is punished for having used an idle engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PREFILL_WEIGHT = 1
+# A token of output takes a step of its own, one of a prompt shares a step with many: the paper's weights.
+DECODE_WEIGHT = 2
+
+IDLE_PRINCIPALS_MAX = 1024
+
+
+class Ledger:
+    """Counters of principals. A principal is present while at least one work of it waits or runs."""
+
+    def __init__(self, served: Mapping[str, int] | None = None) -> None:
+        self._served = dict(served or {})
+        self._present: dict[str, int] = {}
+        # Counters of those who left; the oldest are forgotten first.
+        self._idle: dict[str, int] = {}
+        self._last = 0
+
+    def enter(self, principal: str) -> None:
+        """One more work of `principal` is here."""
+        count = self._present.get(principal, 0)
+        self._present[principal] = count + 1
+        if not count:
+            level = min(self._served.values(), default=self._last)
+            self._served[principal] = max(level, self._idle.pop(principal, 0))
+
+    def leave(self, principal: str) -> None:
+        """One work of `principal` is gone."""
+        self._present[principal] -= 1
+        if not self._present[principal]:
+            del self._present[principal]
+            self._last = self._idle[principal] = self._served.pop(principal)
+            if len(self._idle) > IDLE_PRINCIPALS_MAX:
+                del self._idle[next(iter(self._idle))]
+
+    def charge(self, principal: str, prefilled: int = 0, decoded: int = 0) -> None:
+        """Count tokens that were computed for a present principal."""
+        self._served[principal] += PREFILL_WEIGHT * prefilled + DECODE_WEIGHT * decoded
+
+    def served(self, principal: str) -> int:
+        """Return the counter of a present principal. It never falls while the principal is present."""
+        return self._served[principal]
+
+    def trial(self) -> Ledger:
+        """Return a ledger to charge those present on, and throw away."""
+        return Ledger(self._served)

@@ -1,0 +1,250 @@
+"""Who is next: the order in which waiting works are given a place in the engine. Pure: time is passed in.
+
+1. Higher priority first. A line (the works of one principal at one priority) gains a level per `ageing_s` seconds that
+   it waits unserved, without limit, so that no flood of others can starve it.
+2. On one level, the principal who was served least goes first (see `fairness`), then the oldest work.
+3. Within a line, first in, first out.
+4. A work that does not fit is passed by at most `skips_max` others; then all wait until it fits.
+5. Nothing starts while the prompt tokens still to be prefilled fill a whole step: long prompts enter one at a time.
+6. A solo work starts when nothing runs, and nothing starts beside it until its first token.
+
+One `Turn` applies all this at one moment. Admission and the queue positions told to clients both use it, so that the
+positions are the order of service by construction.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import msgspec
+
+from worker.engines.base import Capacity, Prepared
+from worker.scheduler.fairness import Ledger
+from worker.scheduler.messages import Schedule, Work
+
+# Lines that do not fit and are looked past in one turn: bounds the search, and with it the step.
+LOOK_PAST_MAX = 32
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A work in the queue: `number` is its place in the order of arrival, `skips` how often others passed it."""
+
+    work: Work
+    prepared: Prepared
+    number: int
+    since_s: float
+    skips: int = 0
+
+    @property
+    def id(self) -> str:
+        """The work's id."""
+        return self.prepared.id
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens to compute before the next one can be sampled: prompt and resumed output."""
+        return len(self.prepared.prompt_ids) + len(self.work.generation.generated)
+
+    @property
+    def output_tokens_max(self) -> int:
+        """Tokens that the work may still produce."""
+        return self.prepared.max_tokens - len(self.work.generation.generated)
+
+
+class Room(msgspec.Struct, frozen=True):
+    """What the engine could take now. `solo` says that a solo work runs that has not shown its first token."""
+
+    capacity: Capacity
+    running: int
+    prefill_tokens_pending: int
+    prefill_tokens_max: int
+    solo: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Tell whether anything at all may start."""
+        pending = self.prefill_tokens_pending
+        return not self.solo and self.capacity.slots_free > 0 and pending < self.prefill_tokens_max
+
+    def takes(self, waiting: Waiting) -> bool:
+        """Tell whether this work may start."""
+        return self.capacity.fits(waiting.prepared.tokens_max) and not (waiting.work.solo and self.running)
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """The works of one principal at one priority, oldest first. `served_s` is when the last of them was taken."""
+
+    principal: str
+    priority: int
+    works: OrderedDict[str, Waiting] = field(default_factory=OrderedDict)
+    served_s: float = float("-inf")
+
+    @property
+    def head(self) -> Waiting:
+        """The work to serve first. A line in a queue is never empty."""
+        return next(iter(self.works.values()))
+
+    def level(self, now_s: float, ageing_s: float) -> int:
+        """Return the priority with what was gained by waiting."""
+        unserved_s = now_s - max(self.head.since_s, self.served_s)
+        return self.priority + int(max(unserved_s, 0) / ageing_s)
+
+    def copy(self) -> Line:
+        """Return a line to take works from without touching this one."""
+        return Line(self.principal, self.priority, self.works.copy(), self.served_s)
+
+
+class Queue:
+    """Waiting works by line, and by id. Every operation but `copy` takes constant time."""
+
+    def __init__(self, lines: list[Line]) -> None:
+        self.lines = {(line.principal, line.priority): line for line in lines}
+        self.works = {work_id: waiting for line in lines for work_id, waiting in line.works.items()}
+
+    def add(self, waiting: Waiting) -> None:
+        """Put a work at the end of its line."""
+        key = (waiting.work.principal, waiting.work.priority)
+        line = self.lines.get(key)
+        if line is None:
+            line = self.lines[key] = Line(*key)
+        line.works[waiting.id] = self.works[waiting.id] = waiting
+
+    def remove(self, waiting: Waiting) -> None:
+        """Take a work out of its line; without works the line is gone."""
+        key = (waiting.work.principal, waiting.work.priority)
+        line = self.lines[key]
+        del line.works[waiting.id], self.works[waiting.id]
+        if not line.works:
+            del self.lines[key]
+
+    def copy(self) -> Queue:
+        """Return a queue to take works from without touching this one."""
+        return Queue([line.copy() for line in self.lines.values()])
+
+
+class Turn:
+    """Takes works out of a queue in the order of service at one moment; nothing else may change the queue meanwhile.
+
+    Charging the ledger between two takes is expected: it decides whose turn it is next.
+    """
+
+    def __init__(self, queue: Queue, ledger: Ledger, schedule: Schedule, now_s: float) -> None:
+        self._queue = queue
+        self._ledger = ledger
+        self._schedule = schedule
+        self._now_s = now_s
+        self._passed: list[Waiting] = []
+        lines = queue.lines.values()
+        self._heap = [self._rank(line, line.level(now_s, schedule.ageing_s)) for line in lines]
+        heapq.heapify(self._heap)
+
+    def take(self, room: Room | None) -> Waiting | None:
+        """Take the next work that may start in `room` (None: in an engine without limits), or return None."""
+        while self._heap and (room is None or room.open):
+            line = self._first()
+            waiting = line.head
+            if room is None or room.takes(waiting):
+                for passed in self._passed:
+                    passed.skips += 1
+                self._serve(line, waiting)
+                return waiting
+            if waiting.skips >= self._schedule.skips_max or len(self._passed) >= LOOK_PAST_MAX:
+                return None
+            heapq.heappop(self._heap)
+            self._passed.append(waiting)
+        return None
+
+    def _first(self) -> Line:
+        """Return the line to serve next. Counters only grow, so a stale one is put right when it comes to the top."""
+        while True:
+            level, served, _, line = self._heap[0]
+            if self._ledger.served(line.principal) == served:
+                return line
+            heapq.heapreplace(self._heap, self._rank(line, -level))
+
+    def _serve(self, line: Line, waiting: Waiting) -> None:
+        self._queue.remove(waiting)
+        line.served_s = self._now_s
+        if line.works:
+            heapq.heapreplace(self._heap, self._rank(line, line.priority))
+        else:
+            heapq.heappop(self._heap)
+
+    def _rank(self, line: Line, level: int) -> tuple[int, int, int, Line]:
+        # Numbers are unique, so lines themselves are never compared.
+        return -level, self._ledger.served(line.principal), line.head.number, line
+
+
+class Policy:
+    """The queue with its fairness. `revision` changes whenever the order of service may have changed."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.ledger = Ledger()
+        self.revision = 0
+        self._schedule = schedule
+        self._queue = Queue([])
+        self._arrivals = 0
+
+    def __len__(self) -> int:
+        return len(self._queue.works)
+
+    def __contains__(self, work_id: str) -> bool:
+        return work_id in self._queue.works
+
+    def add(self, work: Work, prepared: Prepared, now_s: float) -> None:
+        """Queue a work. The caller calls `release` when it has left the engine, unless it is removed before."""
+        self._arrivals += 1
+        self.revision += 1
+        self.ledger.enter(work.principal)
+        self._queue.add(Waiting(work, prepared, self._arrivals, now_s))
+
+    def remove(self, work_id: str) -> bool:
+        """Take a work out of the queue; tell whether it was in there."""
+        waiting = self._queue.works.get(work_id)
+        if waiting is None:
+            return False
+        self.revision += 1
+        self._queue.remove(waiting)
+        self.release(waiting.work)
+        return True
+
+    def update(self, work_id: str, priority: int, now_s: float) -> None:
+        """Move a waiting work behind those that wait at `priority`. Unknown ids are ignored."""
+        waiting = self._queue.works.get(work_id)
+        if waiting is None or waiting.work.priority == priority:
+            return
+        self.revision += 1
+        self._queue.remove(waiting)
+        waiting.work = msgspec.structs.replace(waiting.work, priority=priority)
+        waiting.since_s = now_s
+        self._queue.add(waiting)
+
+    def take(self, turn: Turn, room: Room) -> Waiting | None:
+        """Take the next work that may start in `room` out of the queue, or return None."""
+        waiting = turn.take(room)
+        self.revision += waiting is not None
+        return waiting
+
+    def release(self, work: Work) -> None:
+        """A work that was taken has left the engine."""
+        self.ledger.leave(work.principal)
+
+    def turn(self, now_s: float) -> Turn:
+        """Return the order of service at this moment, for `take`. Costs time in proportion to the lines."""
+        return Turn(self._queue, self.ledger, self._schedule, now_s)
+
+    def order(self, now_s: float) -> list[Waiting]:
+        """Return all waiting works in the order in which they would be taken now, if all fitted and nothing was cached.
+
+        Costs O(n log n): a few microseconds for each waiting work.
+        """
+        ledger, order = self.ledger.trial(), []
+        turn = Turn(self._queue.copy(), ledger, self._schedule, now_s)
+        while (waiting := turn.take(None)) is not None:
+            ledger.charge(waiting.work.principal, prefilled=waiting.prefill_tokens)
+            order.append(waiting)
+        return order
