@@ -1,9 +1,9 @@
 """The broker port: carries work to an engine, wherever it runs, and its events back.
 
 A broker keeps one promise: after `submit`, either the work's events arrive at the sink until it ends, or `on_lost`
-tells the sink that an engine died with work in it. It never retries by itself: only the owner of the logs knows where to
-resume. Work submitted while no engine is ready is kept until one is, also when loading fails (phase "failed"): then the
-sink decides what to cancel.
+tells the sink that an engine died with work in it. It never retries by itself: only the owner of the logs knows where
+to resume. Work submitted while no engine is ready is kept until one is, also when loading fails (phase "failed"): then
+the sink decides what to cancel.
 """
 
 from __future__ import annotations
