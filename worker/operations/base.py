@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from worker.config import Settings
 from worker.events import Prompt, Sampling
 
 DELIVERY_FIELDS = frozenset({"type", "job_id", "after", "ref", "window", "channels", "coalesce_ms"})
@@ -19,6 +20,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `fingerprint` identifies the body: the same job id with another fingerprint is another job. `deadline_ms` counts
     from creation, 0 is none. A `detach`ed job goes on although nobody watches it. Without a `seed` the job draws one.
+    `include_ids`: its readers are shown token ids.
     """
 
     operation: str
@@ -31,6 +33,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 5
     deadline_ms: int = 0
     detach: bool = False
+    include_ids: bool = False
 
     @property
     def tokens_estimate(self) -> int:
@@ -47,6 +50,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     prompt_bytes_max: int
     choices_max: int
     deadline_default_ms: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """Return the bounds that these settings set."""
+        return cls(**{name: getattr(settings, name) for name in cls.__struct_fields__})
 
 
 class Operation(Protocol):

@@ -72,6 +72,7 @@ class Infer:
             priority=values.get("priority", 5),
             deadline_ms=values.get("deadline_ms", limits.deadline_default_ms),
             detach=values.get("detach", False),
+            include_ids="ids" in values.get("include", ()),
         )
 
 

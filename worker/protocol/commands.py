@@ -1,0 +1,42 @@
+"""What a client may ask of the jobs, the same over every transport."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from worker.errors import FieldError, InvalidParams, UnsupportedOperation
+from worker.jobs.job import Job
+from worker.jobs.service import Jobs
+from worker.operations.base import Limits, Operation
+from worker.protocol.frames import Create, Subscribe
+
+
+def create(
+    jobs: Jobs, operations: Mapping[str, Operation], limits: Limits, principal: str, frame: Create
+) -> tuple[Job, bool]:
+    """Create the job that a frame asks for, or find it; return it and whether it was there before.
+
+    Raises UnsupportedOperation, InvalidParams, and what `Jobs.create` raises.
+    """
+    check_delivery(frame)
+    if frame.after is not None and frame.job_id is None:
+        raise _invalid("/after", "Expected `after` only together with `job_id`")
+    operation = operations.get(frame.operation)
+    if operation is None:
+        raise UnsupportedOperation(
+            f"This worker has no operation {frame.operation!r}. It has: {', '.join(sorted(operations))}."
+        )
+    request = operation.parse(frame.body, limits)
+    return jobs.create(principal, frame.job_id, request, resuming=frame.after is not None)
+
+
+def check_delivery(frame: Create | Subscribe) -> None:
+    """Refuse ways of delivery that are not offered, rather than pass over them. Raises InvalidParams."""
+    if frame.window:
+        raise _invalid("/window", "Expected no `window`: `hello.limits.max_window` is 0")
+    if frame.coalesce_ms:
+        raise _invalid("/coalesce_ms", "Expected no `coalesce_ms`: `hello.limits.max_coalesce_ms` is 0")
+
+
+def _invalid(pointer: str, detail: str) -> InvalidParams:
+    return InvalidParams(f"Fix this field and send it again: {detail}.", errors=(FieldError(pointer, detail),))

@@ -1,0 +1,216 @@
+"""Bodies of HTTP answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from worker import __version__
+from worker.brokers.base import EngineState
+from worker.errors import Problem
+from worker.events import Terminal, Usage
+from worker.jobs.job import Job
+from worker.protocol.eventstream import wire_queue, wire_state
+from worker.protocol.frames import Queue, encode, sse_url
+
+LOADING_URL = "/v1/loading/progress"
+WS_URL = "/v1/ws"
+
+
+class Created(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The answer to POST /v1/jobs."""
+
+    job_id: str
+    sse_url: str
+    ws_url: str
+    state: str
+    queue: Queue | None = None
+
+
+class JobItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A job in a list. `created_at` is RFC 3339."""
+
+    job_id: str
+    state: str
+    operation: str
+    priority: int
+    created_at: datetime
+    queue: Queue | None = None
+    # How it ended: completed, cancelled, failed or expired.
+    status: str | None = None
+
+
+class JobList(msgspec.Struct, frozen=True):
+    """The answer to GET /v1/jobs."""
+
+    jobs: tuple[JobItem, ...]
+
+
+class JobDetail(JobItem, frozen=True, omit_defaults=True, kw_only=True):
+    """The answer to GET /v1/jobs/{id}. A stream after `cursor` continues `text`; several choices are in `texts`."""
+
+    text: str
+    cursor: str
+    usage: Usage
+    sse_url: str
+    texts: tuple[str, ...] = ()
+    error: Problem | None = None
+
+
+class CancelledView(msgspec.Struct, frozen=True):
+    """The answer to DELETE /v1/jobs/{id}."""
+
+    job_id: str
+    status: str = "cancelled"
+
+
+class Health(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The answer to GET /health: whether the worker does its work, and facts about it."""
+
+    # Required on the wire, so it has no default that could be omitted.
+    status: str
+    version: str
+    engine_phase: str
+    message: str | None = None
+    model: str | None = None
+    engine: str | None = None
+    device: str | None = None
+    context_tokens: int | None = None
+    parameters: int | None = None
+    weights_bytes: int | None = None
+    slots_total: int | None = None
+    running: int | None = None
+    waiting: int | None = None
+    restarts: int | None = None
+
+
+class Ready(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The answer to GET /v1/ready."""
+
+    ready: bool
+    state: str
+    model_loaded: bool | None = None
+    progress_url: str | None = None
+    error: Problem | None = None
+
+
+class LoadingItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One event of GET /v1/loading/progress."""
+
+    stage: str
+    layers_loaded: int | None = None
+    layers_total: int | None = None
+    vram_mb: int | None = None
+    error: Problem | None = None
+
+
+def created(job: Job) -> bytes:
+    """Return the answer to the creation of a job."""
+    return encode(
+        Created(job_id=job.id, sse_url=sse_url(job.id), ws_url=WS_URL, state=wire_state(job), queue=wire_queue(job))
+    )
+
+
+def cancelled(job: Job) -> bytes:
+    """Return the answer to a cancel, which is the same for a job that has ended already."""
+    return encode(CancelledView(job.id))
+
+
+def job_list(jobs: Iterable[Job]) -> bytes:
+    """Return the caller's jobs."""
+    return encode(JobList(tuple(JobItem(**_item(job)) for job in jobs)))
+
+
+def job_detail(job: Job, now_ms: float) -> bytes:
+    """Return a job with its text so far and the cursor to go on from. `now_ms` is monotonic."""
+    last = job.log.records[-1].event if job.ended else None
+    texts = tuple(job.text(choice.index) for choice in job.choices)
+    return encode(
+        JobDetail(
+            **_item(job),
+            text=texts[0],
+            texts=texts if len(texts) > 1 else (),
+            cursor=job.log.cursor(job.log.tail),
+            usage=last.usage if isinstance(last, Terminal) else job.usage(now_ms),
+            sse_url=sse_url(job.id),
+            error=getattr(last, "error", None),
+        )
+    )
+
+
+def _item(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "state": wire_state(job),
+        "operation": job.request.operation,
+        "priority": job.priority,
+        "created_at": datetime.fromtimestamp(job.created_at_ms / 1000, UTC),
+        "queue": wire_queue(job),
+        "status": job.state if job.ended else None,
+    }
+
+
+def problem(error: Problem) -> bytes:
+    """Return the body of an error."""
+    return encode(error)
+
+
+def health(state: EngineState) -> tuple[HTTPStatus, bytes]:
+    """Return status and body: healthy as long as the worker serves or will; without a usable model it is not."""
+    info, stats, failed = state.info, state.stats, state.phase == "failed"
+    body = Health(
+        status="unhealthy" if failed else "healthy",
+        version=__version__,
+        engine_phase=state.phase,
+        message=state.error.detail if failed and state.error is not None else None,
+        model=info.model if info else None,
+        engine=info.engine if info else None,
+        device=info.device if info else None,
+        context_tokens=info.context_tokens if info else None,
+        parameters=info.parameters if info else None,
+        weights_bytes=info.weights_bytes if info else None,
+        slots_total=info.slots if info else None,
+        running=stats.running if stats else None,
+        waiting=stats.waiting if stats else None,
+        restarts=state.restarts,
+    )
+    return HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK, encode(body)
+
+
+def ready(state: EngineState, *, draining: bool = False) -> tuple[HTTPStatus, bytes]:
+    """Return status and body: ready when a new job would start without waiting for a model."""
+    if draining:
+        return HTTPStatus.SERVICE_UNAVAILABLE, encode(Ready(ready=False, state="draining"))
+    if state.phase == "ready":
+        busy = state.stats is not None and state.stats.running > 0
+        return HTTPStatus.OK, encode(Ready(ready=True, state="busy" if busy else "idle", model_loaded=True))
+    body = Ready(
+        ready=False,
+        state=state.phase,
+        model_loaded=False,
+        progress_url=LOADING_URL if state.phase in ("loading", "restarting") else None,
+        error=state.error,
+    )
+    return HTTPStatus.SERVICE_UNAVAILABLE, encode(body)
+
+
+def loading_item(state: EngineState) -> tuple[bytes, bool]:
+    """Return the event that tells how far loading is, and whether it is the last."""
+    if state.phase == "ready":
+        return encode(LoadingItem(stage="ready")), True
+    if state.phase in ("failed", "closed"):
+        return encode(LoadingItem(stage=state.phase, error=state.error)), True
+    progress = state.progress
+    if progress is None:
+        return encode(LoadingItem(stage=state.phase)), False
+    item = LoadingItem(
+        stage=progress.stage,
+        layers_loaded=progress.done,
+        layers_total=progress.total,
+        vram_mb=progress.bytes_loaded >> 20,
+    )
+    return encode(item), False
