@@ -19,6 +19,10 @@ from worker.errors import FieldError, InvalidParams
 from worker.events import ResponseFormat
 
 GRAMMARS_CACHED_MAX = 32
+# An ambiguous grammar costs more with every token. With these limits it fails before a step takes some 20 ms, which all
+# sequences of the batch wait for; an object with 250 optional properties still fits.
+ROW_ITEMS_MAX = 1_000
+STEP_ITEMS_MAX = 20_000
 _POINTERS = {
     "json_object": "/response_format",
     "json_schema": "/response_format/schema",
@@ -79,7 +83,8 @@ class Guides:
         grammar = _grammar(wanted)
         matcher = self._compiled.get(grammar)
         if matcher is None:
-            matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+            limits = llguidance.LLParserLimits(max_items_in_row=ROW_ITEMS_MAX, step_max_items=STEP_ITEMS_MAX)
+            matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
             if matcher.is_error():
                 raise _refusal(wanted, matcher.get_error())
             self._compiled[grammar] = matcher

@@ -16,6 +16,7 @@ from worker.events import Sampling
 
 Logits = NDArray[np.float32]
 BLOCK = 64  # tokens
+_TINY = float(np.finfo(np.float32).tiny)
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -53,7 +54,7 @@ def filtered(logits: Logits, settings: Sequence[Sampling]) -> NDArray[np.float32
 
     A row's largest weight is 1; weights are proportional to probabilities. Every temperature must be above 0.
     """
-    temperature = np.array([sampling.temperature for sampling in settings], np.float32)
+    temperature = np.array([max(sampling.temperature, _TINY) for sampling in settings], np.float32)
     weights: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         weights /= temperature[:, None]

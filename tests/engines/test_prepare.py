@@ -1,0 +1,119 @@
+"""Preparation: what goes into the model, and what is refused before it takes any room."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engines.vocabularies import BOS, EOT, USER, ByteVocabulary
+from worker.engines.base import Generation, Prepared
+from worker.engines.chat import ChatTemplate
+from worker.engines.guide import Guides
+from worker.engines.prepare import prepare
+from worker.errors import InvalidParams
+from worker.events import Message, Prompt, ResponseFormat, Sampling
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}<user>{{ m.content }}{% endfor %}<eot>"
+
+
+def prepared(
+    prompt: Prompt,
+    sampling: Sampling | None = None,
+    *,
+    generated: tuple[int, ...] = (),
+    max_tokens: int = 1000,
+    context: int = 64,
+    vocabulary: ByteVocabulary | None = None,
+) -> Prepared:
+    vocabulary = vocabulary or ByteVocabulary()
+    generation = Generation(
+        id="g", prompt=prompt, sampling=sampling or Sampling(), max_tokens=max_tokens, generated=generated
+    )
+    return prepare(generation, vocabulary, ChatTemplate(TEMPLATE, bos_token="<bos>"), Guides(vocabulary), context)
+
+
+def text(words: str) -> Prompt:
+    return Prompt(text=words)
+
+
+def refused(prompt: Prompt, sampling: Sampling | None = None, **options: object) -> tuple[str, str]:
+    with pytest.raises(InvalidParams) as caught:
+        prepared(prompt, sampling, **options)  # type: ignore[arg-type]
+    (error,) = caught.value.errors
+    return error.pointer, error.detail
+
+
+def test_text_stands_as_it_is_after_the_begin_token() -> None:
+    assert prepared(text("hé")).prompt_ids == (BOS, 104, 0xC3, 0xA9)
+    assert prepared(text("a<eot>")).prompt_ids == (BOS, 97, EOT)
+    assert prepared(text("<bos>a")).prompt_ids == (BOS, 97)
+    assert prepared(text("a"), vocabulary=ByteVocabulary(add_bos=False)).prompt_ids == (97,)
+
+
+def test_messages_go_through_the_template_which_brings_its_own_begin_token() -> None:
+    prompt = Prompt(messages=(Message("user", "a"), Message("user", "b")), text="unused")
+    assert prepared(prompt).prompt_ids == (BOS, USER, 97, USER, 98, EOT)
+
+
+def test_the_budget_is_cut_to_the_context() -> None:
+    assert prepared(text("a" * 60)).max_tokens == 3
+    assert prepared(text("a" * 60)).tokens_max == 64
+    assert prepared(text("a"), max_tokens=5).max_tokens == 5
+
+
+def test_a_prompt_that_leaves_no_room_for_a_token_is_refused_with_both_numbers() -> None:
+    assert prepared(text("a" * 62)).max_tokens == 1
+    pointer, detail = refused(text("a" * 63))
+    assert pointer == "/prompt" and "64 tokens" in detail and "holds 64" in detail
+    assert refused(Prompt(messages=(Message("user", "a" * 80),)))[0] == "/messages"
+
+
+def test_an_enormous_prompt_is_refused_before_it_is_tokenized() -> None:
+    class Untouched(ByteVocabulary):
+        def encode(self, text: str, *, special: bool) -> list[int]:
+            raise AssertionError(f"tokenized {len(text)} characters, special={special}")
+
+    pointer, detail = refused(text("é" * 1_000_000), vocabulary=Untouched())
+    assert pointer == "/prompt" and "2000000 bytes" in detail and "64 tokens" in detail
+    assert refused(Prompt(messages=(Message("user", "a" * 1_000_000),)), vocabulary=Untouched())[0] == "/messages"
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    assert refused(text("")) == ("/prompt", "must not be empty")
+
+
+def test_a_lone_surrogate_is_replaced() -> None:
+    assert prepared(text("a\ud800b")).prompt_ids == (BOS, 97, ord("?"), 98)
+    assert prepared(Prompt(messages=(Message("user", "\udfff"),))).prompt_ids == (BOS, USER, ord("?"), EOT)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "pointer"),
+    [
+        (Sampling(logit_bias={3: 1.0, 260: 1.0}), "/logit_bias/260"),
+        (Sampling(logit_bias={-1: 1.0}), "/logit_bias/-1"),
+        (Sampling(stop=("a", "")), "/stop/1"),
+        (Sampling(response_format=ResponseFormat(type="json_schema", schema={"type": 1})), "/response_format/schema"),
+        (Sampling(response_format=ResponseFormat(type="regex", pattern="(")), "/response_format/pattern"),
+        (Sampling(response_format=ResponseFormat(type="grammar", grammar="x")), "/response_format/grammar"),
+    ],
+)
+def test_settings_that_this_model_cannot_honour_are_refused(sampling: Sampling, pointer: str) -> None:
+    assert refused(text("a"), sampling)[0] == pointer
+
+
+def test_tokens_of_an_earlier_attempt_are_checked() -> None:
+    assert prepared(text("a"), generated=(5, 6), max_tokens=3).generation.generated == (5, 6)
+    assert refused(text("a"), generated=(5, 260))[0] == "/generated"
+    assert refused(text("a"), generated=(5, 6), max_tokens=2)[0] == "/max_tokens"
+    pattern = Sampling(response_format=ResponseFormat(type="regex", pattern="ab"))
+    assert refused(text("a"), pattern, generated=(98,))[0] == "/response_format/pattern"
+
+
+def test_a_broken_template_concerns_chat_alone() -> None:
+    vocabulary = ByteVocabulary()
+    broken = ChatTemplate("{% nonsense %}")
+    plain = Generation(id="g", prompt=text("a"), sampling=Sampling(), max_tokens=1)
+    assert prepare(plain, vocabulary, broken, Guides(vocabulary), 64).prompt_ids == (BOS, 97)
+    chat = Generation(id="g", prompt=Prompt(messages=(Message("user", "a"),)), sampling=Sampling(), max_tokens=1)
+    with pytest.raises(InvalidParams, match="chat template"):
+        prepare(chat, vocabulary, broken, Guides(vocabulary), 64)

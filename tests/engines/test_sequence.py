@@ -1,0 +1,266 @@
+"""The end of a step: which token each sequence gets, what may be shown, and how it ends."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.engines.vocabularies import EOS, EOT, USER, ByteVocabulary
+from worker.engines.base import Broke, Delta, Generation, Prepared
+from worker.engines.guide import Guides
+from worker.engines.sampling import Logits
+from worker.engines.sequence import Sequence, advance
+from worker.events import Prompt, ResponseFormat, Sampling
+
+VOCABULARY = ByteVocabulary((b"ab", "日本".encode()))
+GUIDES = Guides(VOCABULARY)
+GREEDY = Sampling(temperature=0.0)
+
+
+def sequence(
+    sampling: Sampling = GREEDY, *, name: str = "s", generated: tuple[int, ...] = (), max_tokens: int = 100
+) -> Sequence:
+    generation = Generation(
+        id=name, prompt=Prompt(text="hi"), sampling=sampling, max_tokens=max_tokens, generated=generated
+    )
+    return Sequence(Prepared(generation, (104, 105), max_tokens), VOCABULARY, GUIDES)
+
+
+def wants(*tokens: int) -> Logits:
+    """Logits of a model that wants these tokens, one per row, each a little less than sure."""
+    logits = np.zeros((len(tokens), VOCABULARY.size), np.float32)
+    logits[np.arange(len(tokens)), tokens] = 20.0
+    return logits
+
+
+def drive(live: Sequence, tokens: bytes | list[int]) -> list[Delta | Broke]:
+    """Let the model want these tokens, one after the other, until the sequence ends."""
+    events: list[Delta | Broke] = []
+    for token in tokens:
+        if live.finished:
+            break
+        events += advance([live], wants(token))
+    return events
+
+
+def noise(position: int, rows: int = 1) -> Logits:
+    """Logits of a model that wants nothing in particular: a function of the position alone."""
+    return np.random.default_rng(position).normal(scale=3.0, size=(rows, VOCABULARY.size)).astype(np.float32)
+
+
+def generate(live: Sequence, salt: int = 0) -> list[Delta]:
+    """Run a sequence to its end on the noise model."""
+    events: list[Delta] = []
+    while not live.finished:
+        for event in advance([live], noise(live.position + 1000 * salt)):
+            assert isinstance(event, Delta)
+            events.append(event)
+    return events
+
+
+def text_of(events: list[Delta]) -> str:
+    return "".join(event.text for event in events)
+
+
+def test_each_token_is_told_with_its_text() -> None:
+    live = sequence()
+    assert drive(live, b"ok") == [Delta("s", (111,), "o"), Delta("s", (107,), "k")]
+    assert live.tokens == [104, 105, 111, 107] and live.prompt_tokens == 2 and live.position == 2 and not live.finished
+
+
+@pytest.mark.parametrize("end", [EOS, EOT])
+def test_an_end_token_ends_without_being_handed_out(end: int) -> None:
+    live = sequence()
+    assert drive(live, [111, end]) == [Delta("s", (111,), "o"), Delta("s", finish="stop")]
+    assert live.finished and live.tokens == [104, 105, 111]
+
+
+def test_max_tokens_are_exact() -> None:
+    assert drive(sequence(max_tokens=2), b"abc") == [Delta("s", (97,), "a"), Delta("s", (98,), "b", finish="length")]
+    resumed = sequence(generated=(97, 98), max_tokens=3)
+    assert drive(resumed, b"cd") == [Delta("s", (99,), "c", finish="length")]
+
+
+def test_special_tokens_have_no_text() -> None:
+    assert drive(sequence(), [USER]) == [Delta("s", (USER,), "")]
+
+
+def test_half_a_character_gives_no_event() -> None:
+    live = sequence()
+    assert drive(live, b"\xe2\x82") == []
+    assert drive(live, b"\xac") == [Delta("s", (0xE2, 0x82, 0xAC), "€")]
+
+
+def test_withheld_text_comes_out_at_the_end() -> None:
+    live = sequence(Sampling(temperature=0.0, stop=("xyz",)), max_tokens=3)
+    assert drive(live, b"axy") == [Delta("s", (97,), "a"), Delta("s", (120, 121), "xy", finish="length")]
+    live = sequence(Sampling(temperature=0.0, stop=("xyz",)))
+    assert drive(live, [120, 121, EOS]) == [Delta("s", (120, 121), "xy", finish="stop")]
+
+
+def test_a_stop_string_ends_and_is_not_shown() -> None:
+    live = sequence(Sampling(temperature=0.0, stop=("xyz", "bz")))
+    end = Delta("s", (), "a", finish="stop_string", stop_sequence="bz")
+    assert drive(live, [*b"hxy", 260, 122, 97]) == [Delta("s", (104,), "h"), Delta("s", (120, 121), "xy"), end]
+    assert live.finished
+
+
+def test_a_stop_string_completed_by_the_last_token_wins_over_the_budget() -> None:
+    (event,) = drive(sequence(Sampling(temperature=0.0, stop=("ok",)), max_tokens=2), b"ok")
+    assert isinstance(event, Delta) and (event.finish, event.ids, event.text) == ("stop_string", (), "")
+
+
+def test_log_probabilities_are_the_model_own_and_travel_with_their_tokens() -> None:
+    settings = Sampling(temperature=0.0, logprobs=2, logit_bias={98: 100.0}, stop=("bb",))
+    live = sequence(settings, max_tokens=3)
+    events = drive(live, b"aac")
+    # The bias makes it "b" whatever the model wants: held back as the possible beginning of a stop string.
+    assert live.finished and [type(event) for event in events] == [Delta]
+    (event,) = events
+    assert isinstance(event, Delta) and event.stop_sequence == "bb" and event.ids == () and event.logprobs == ()
+    (event,) = drive(sequence(Sampling(temperature=0.0, logprobs=2)), b"a")
+    assert isinstance(event, Delta) and event.logprobs is not None and event.top_logprobs is not None
+    total = math.exp(20.0) + VOCABULARY.size - 1
+    assert event.logprobs[0] == pytest.approx(math.log(math.exp(20.0) / total), abs=1e-6)
+    assert [(top.id, top.text) for top in event.top_logprobs[0]] == [(97, "a"), (0, "\0")]
+    (event,) = drive(sequence(Sampling(temperature=0.0, logprobs=0, logit_bias={98: 100.0})), b"a")
+    assert isinstance(event, Delta) and event.ids == (98,) and event.top_logprobs is None
+    assert event.logprobs is not None and event.logprobs[0] == pytest.approx(-math.log(total), abs=1e-4)
+
+
+def test_log_probabilities_of_withheld_tokens_come_with_them() -> None:
+    events = drive(sequence(Sampling(temperature=0.0, logprobs=1)), "€".encode())
+    assert [len(event.logprobs or ()) for event in events if isinstance(event, Delta)] == [3]
+
+
+def test_bias_and_penalties_change_the_choice() -> None:
+    assert drive(sequence(Sampling(temperature=0.0, logit_bias={97: -100.0, 98: 5.0})), b"a") == [
+        Delta("s", (98,), "b")
+    ]
+    frequency = sequence(Sampling(temperature=0.0, frequency_penalty=2.0, logit_bias={98: 17.0}))
+    assert text_of([e for e in drive(frequency, b"aaa") if isinstance(e, Delta)]) == "aab"
+    repetition = sequence(Sampling(temperature=0.0, repetition_penalty=2.0, logit_bias={98: 15.0}))
+    assert text_of([e for e in drive(repetition, b"hh") if isinstance(e, Delta)]) == "bh"
+
+
+def test_with_ignore_eos_no_end_token_is_chosen() -> None:
+    (event,) = drive(sequence(Sampling(temperature=0.0, ignore_eos=True, logit_bias={98: 1.0})), [EOS])
+    assert event == Delta("s", (98,), "b")
+
+
+def test_a_guide_has_the_last_word() -> None:
+    pattern = Sampling(temperature=0.0, response_format=ResponseFormat(type="regex", pattern="[0-9]{2}x"))
+    live = sequence(pattern)
+    events = drive(live, [97, 50, EOS, 97])
+    assert [event.text for event in events if isinstance(event, Delta)][1:] == ["2", "x"]
+    assert events[-1] == Delta("s", (120,), "x", finish="grammar")
+    early = sequence(Sampling(temperature=0.0, response_format=ResponseFormat(type="regex", pattern="a*")))
+    assert drive(early, [97, EOS])[-1] == Delta("s", finish="grammar")
+
+
+def test_a_guide_and_ignore_eos_end_when_the_output_is_complete() -> None:
+    settings = Sampling(temperature=0.0, ignore_eos=True, response_format=ResponseFormat(type="regex", pattern="ab?"))
+    assert drive(sequence(settings), [97, EOS])[-1] == Delta("s", finish="grammar")
+
+
+def test_structured_output_does_not_change_where_the_model_is_right_anyway() -> None:
+    schema = ResponseFormat(type="json_schema", schema={"type": "array", "items": {"type": "integer"}})
+    for temperature in (0.0, 0.8):
+        live = sequence(Sampling(temperature=temperature, response_format=schema, seed=1))
+        events = [event for event in drive(live, b"[1,22]") if isinstance(event, Delta)]
+        assert text_of(events) == "[1,22]" and events[-1].finish == "grammar"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_drawn_structured_output_is_valid(seed: int) -> None:
+    pattern = ResponseFormat(type="regex", pattern="(red|green|blue), [1-9][0-9]{0,3}\\.")
+    events = generate(sequence(Sampling(response_format=pattern, seed=seed)), seed)
+    assert events[-1].finish == "grammar"
+    colour, number = text_of(events).split(", ")
+    assert colour in ("red", "green", "blue") and number[-1] == "." and 1 <= int(number[:-1]) <= 9999
+
+
+@given(
+    st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.8, 1.5]),
+        seed=st.integers(0, 2**40),
+        top_p=st.sampled_from([1.0, 0.9]),
+        min_p=st.sampled_from([0.0, 0.01]),
+        repetition_penalty=st.sampled_from([1.0, 1.2]),
+        frequency_penalty=st.sampled_from([0.0, 0.3]),
+        stop=st.sampled_from([(), ("a",), ("ab", "\ufffd")]),
+        response_format=st.sampled_from([ResponseFormat(), ResponseFormat(type="regex", pattern="[a-z日本]{30,}")]),
+    )
+)
+def test_resumed_after_any_event_a_sequence_goes_on_as_it_would_have(sampling: Sampling) -> None:
+    events = generate(sequence(sampling, max_tokens=25))
+    ids: tuple[int, ...] = ()
+    for number, event in enumerate(events[:-1]):
+        ids += event.ids
+        assert generate(sequence(sampling, generated=ids, max_tokens=25)) == events[number + 1 :]
+
+
+def test_other_seeds_draw_otherwise() -> None:
+    texts = {text_of(generate(sequence(Sampling(seed=seed), max_tokens=10))) for seed in range(20)}
+    assert len(texts) == 20
+
+
+def test_a_batch_gives_each_sequence_what_it_would_get_alone() -> None:
+    kinds = [
+        GREEDY,
+        Sampling(seed=1),
+        Sampling(seed=2, top_k=5, top_p=0.9),
+        Sampling(temperature=0.0, logit_bias={97: 9.0}, logprobs=3),
+        Sampling(seed=3, response_format=ResponseFormat(type="regex", pattern="[0-9]+")),
+        Sampling(seed=4, frequency_penalty=1.0, stop=("\n",)),
+    ]
+    live = [sequence(kind, name=str(number), max_tokens=12) for number, kind in enumerate(kinds)]
+    together: dict[str, list[Delta | Broke]] = {each.id: [] for each in live}
+    for step in range(12):
+        logits = noise(step, len(kinds))
+        running = [each for each in live if not each.finished]
+        for event in advance(running, logits[[int(each.id) for each in running]]):
+            together[event.id].append(event)
+    for number, kind in enumerate(kinds):
+        alone = sequence(kind, name=str(number), max_tokens=12)
+        events: list[Delta | Broke] = []
+        for step in range(12):
+            if not alone.finished:
+                events += advance([alone], noise(step, len(kinds))[[number]])
+        assert events == together[str(number)]
+
+
+def test_one_row_that_fails_breaks_alone() -> None:
+    live = [sequence(name="a"), sequence(Sampling(), name="b"), sequence(name="c")]
+    logits = wants(97, 98, 99)
+    logits[1, 5] = np.nan
+    fine, broken, other = advance(live, logits)
+    assert (fine, other) == (Delta("a", (97,), "a"), Delta("c", (99,), "c"))
+    assert isinstance(broken, Broke) and broken.id == "b" and "not a number" in broken.reason
+    assert [each.finished for each in live] == [False, True, False]
+
+
+def test_a_guide_without_a_way_on_breaks_its_sequence_alone() -> None:
+    pattern = ResponseFormat(type="regex", pattern="q")
+    stuck = sequence(Sampling(response_format=pattern), name="b")
+    logits = wants(97, 97)
+    logits[1, ord("q")] = -np.inf
+    fine, broken = advance([sequence(name="a"), stuck], logits)
+    assert fine == Delta("a", (97,), "a")
+    assert isinstance(broken, Broke) and "no token" in broken.reason and stuck.finished
+
+
+def test_logits_are_left_as_they_were() -> None:
+    logits = wants(97)
+    before = logits.copy()
+    advance([sequence(Sampling(logit_bias={1: 3.0}, repetition_penalty=2.0))], logits)
+    assert (logits == before).all()
+
+
+def test_an_empty_batch_is_an_empty_step() -> None:
+    assert advance([], np.zeros((0, VOCABULARY.size), np.float32)) == []
