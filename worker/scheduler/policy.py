@@ -144,7 +144,7 @@ class Turn:
 
     def take(self, room: Room | None) -> Waiting | None:
         """Take the next work that may start in `room` (None: in an engine without limits), or return None."""
-        while self._heap and (room is None or room.open):
+        while self._heap and not self._blocked and (room is None or room.open):
             line = self._first()
             waiting = line.head
             if room is None or room.takes(waiting):
@@ -152,11 +152,15 @@ class Turn:
                     passed.skips += 1
                 self._serve(line, waiting)
                 return waiting
-            if waiting.skips >= self._schedule.skips_max or len(self._passed) >= LOOK_PAST_MAX:
-                return None
             heapq.heappop(self._heap)
             self._passed.append(waiting)
         return None
+
+    @property
+    def _blocked(self) -> bool:
+        """Tell whether all must wait for a work that was passed often enough, or the search was long enough."""
+        skips_max = self._schedule.skips_max
+        return len(self._passed) > LOOK_PAST_MAX or any(passed.skips >= skips_max for passed in self._passed)
 
     def _first(self) -> Line:
         """Return the line to serve next. Counters only grow, so a stale one is put right when it comes to the top."""

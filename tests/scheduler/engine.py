@@ -1,0 +1,172 @@
+"""A small deterministic engine for tests of the scheduler: it implements the port, counts instead of computing, and
+checks on every call that nobody overbooks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from worker.engines.base import (
+    Broke,
+    Capacity,
+    Delta,
+    EngineInfo,
+    Generation,
+    Prefilled,
+    Prepared,
+    StepEvent,
+)
+from worker.errors import InvalidParams
+from worker.events import Prompt, Sampling
+from worker.scheduler.messages import Work
+
+STEP_S, TOKEN_S = 0.001, 0.0001
+
+
+class Clock:
+    """Seconds that pass only when somebody lets them."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class CountingSequence:
+    """A sequence in the engine: the next token's position is `position`, `left` tokens are still to be prefilled."""
+
+    prepared: Prepared
+    total: int
+    left: int
+    position: int
+
+
+class CountingEngine:
+    """Token n of every output is the number n, as text "n ". One token of prompt per character.
+
+    A prompt that begins with "refuse" or "stumble" raises in `prepare`, with "break" it breaks alone at its first
+    token, with "explode" it takes the whole engine down. `on_step` is told the tokens of each step.
+    """
+
+    def __init__(
+        self,
+        slots: int = 4,
+        kv_blocks: int = 1000,
+        block: int = 16,
+        cached: int = 0,
+        on_step: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        self.slots, self.kv_blocks, self.block, self.cached = slots, kv_blocks, block, cached
+        self.on_step = on_step
+        self.sequences: dict[str, CountingSequence] = {}
+        self.steps = 0
+        self.prefill_tokens_max: int | None = None
+        self.closed = False
+        self.leaking = False
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            engine="counting",
+            model="numbers",
+            device="none",
+            context_tokens=self.kv_blocks * self.block,
+            vocab_size=1 << 20,
+            parameters=0,
+            slots=self.slots,
+            weights_bytes=0,
+            has_chat_template=False,
+        )
+
+    def prepare(self, generation: Generation) -> Prepared:
+        text = generation.prompt.text
+        if text.startswith("refuse"):
+            raise InvalidParams("this prompt is refused")
+        if text.startswith("stumble"):
+            raise ZeroDivisionError("a bug in the tokenizer")
+        return Prepared(generation, tuple(range(len(text))), generation.max_tokens)
+
+    def capacity(self) -> Capacity:
+        blocks = self.kv_blocks - sum(self.blocks(s.prepared) for s in self.sequences.values())
+        slots = self.slots - len(self.sequences)
+        if self.leaking:
+            slots = blocks = 0
+        return Capacity(slots, self.slots, blocks * self.block, self.kv_blocks * self.block, self.block)
+
+    def blocks(self, prepared: Prepared) -> int:
+        return -(-prepared.tokens_max // self.block)
+
+    @property
+    def pending(self) -> int:
+        return sum(sequence.left for sequence in self.sequences.values())
+
+    def admit(self, prepared: Prepared) -> int:
+        assert self.capacity().fits(prepared.tokens_max), "overbooked"
+        assert prepared.id not in self.sequences, "admitted twice"
+        assert self.prefill_tokens_max is None or self.pending < self.prefill_tokens_max, "too many prompts at once"
+        done = len(prepared.generation.generated)
+        total = len(prepared.prompt_ids) + done
+        cached = min(self.cached, total - 1)
+        self.sequences[prepared.id] = CountingSequence(prepared, total, total - cached, done)
+        return cached
+
+    def step(self, prefill_tokens_max: int) -> list[StepEvent]:
+        self.steps += 1
+        self.prefill_tokens_max = prefill_tokens_max
+        events: list[StepEvent] = []
+        budget, decoded = prefill_tokens_max, 0
+        for sequence_id, sequence in list(self.sequences.items()):
+            if sequence.left:
+                chunk = min(sequence.left, budget)
+                budget -= chunk
+                sequence.left -= chunk
+                if chunk:
+                    events.append(Prefilled(sequence_id, sequence.total - sequence.left, sequence.total))
+                if sequence.left:
+                    continue
+            events.append(self.decode(sequence_id, sequence))
+            decoded += 1
+        self.on_step(prefill_tokens_max - budget + decoded)
+        return events
+
+    def decode(self, sequence_id: str, sequence: CountingSequence) -> StepEvent:
+        text = sequence.prepared.generation.prompt.text
+        if text.startswith("explode"):
+            raise RuntimeError("the engine exploded")
+        if text.startswith("break"):
+            del self.sequences[sequence_id]
+            return Broke(sequence_id, "broken prompt")
+        number = sequence.position
+        sequence.position += 1
+        last = sequence.position >= sequence.prepared.max_tokens
+        if last:
+            del self.sequences[sequence_id]
+        return Delta(sequence_id, (number,), f"{number} ", finish="length" if last else None)
+
+    def leave(self, sequence_id: str) -> None:
+        self.sequences.pop(sequence_id, None)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def make_work(
+    work_id: str,
+    principal: str = "p",
+    priority: int = 5,
+    prompt: str | int = 4,
+    max_tokens: int = 3,
+    solo: bool = False,
+    generated: Sequence[int] = (),
+) -> Work:
+    """Return a work; a number as prompt is a prompt of so many tokens."""
+    generation = Generation(
+        id=work_id,
+        prompt=Prompt(text="x" * prompt if isinstance(prompt, int) else prompt),
+        sampling=Sampling(),
+        max_tokens=max_tokens,
+        generated=tuple(generated),
+    )
+    return Work(generation=generation, principal=principal, priority=priority, solo=solo)

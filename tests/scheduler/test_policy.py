@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.scheduler.engine import make_work
+from worker.engines.base import Capacity, Prepared
+from worker.scheduler.messages import Schedule
+from worker.scheduler.policy import LOOK_PAST_MAX, Policy, Room
+
+SCHEDULE = Schedule(prefill_tokens_per_step=64, ageing_s=10.0, skips_max=2)
+
+
+def room(
+    slots: int = 1000, kv: int = 1_000_000, running: int = 0, pending: int = 0, budget: int = 64, solo: bool = False
+) -> Room:
+    return Room(Capacity(slots, 1000, kv, 1_000_000, 16), running, pending, budget, solo)
+
+
+@dataclass
+class Bench:
+    """A policy with works put in by hand."""
+
+    policy: Policy
+    now_s: float = 0.0
+
+    def add(
+        self,
+        work_id: str,
+        principal: str = "p",
+        priority: int = 5,
+        prompt: int = 4,
+        max_tokens: int = 4,
+        solo: bool = False,
+    ) -> None:
+        work = make_work(work_id, principal, priority, prompt, max_tokens, solo)
+        self.policy.add(work, Prepared(work.generation, tuple(range(prompt)), max_tokens), self.now_s)
+
+    def take(self, where: Room | None = None) -> str | None:
+        waiting = self.policy.take(self.policy.turn(self.now_s), where or room())
+        return waiting and waiting.id
+
+    def take_all(self, where: Room | None = None) -> list[str]:
+        """Take all in one turn, charging like the loop does."""
+        turn, ids = self.policy.turn(self.now_s), []
+        while (waiting := self.policy.take(turn, where or room())) is not None:
+            self.policy.ledger.charge(waiting.work.principal, prefilled=waiting.prefill_tokens)
+            ids.append(waiting.id)
+        return ids
+
+    def order(self) -> list[str]:
+        return [waiting.id for waiting in self.policy.order(self.now_s)]
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench(Policy(SCHEDULE))
+
+
+def test_nobody_waits(bench: Bench) -> None:
+    assert bench.take() is None
+    assert bench.order() == []
+
+
+def test_first_in_first_out_within_a_principal(bench: Bench) -> None:
+    for name in "abc":
+        bench.add(name)
+    assert bench.take_all() == ["a", "b", "c"]
+
+
+def test_higher_priority_first(bench: Bench) -> None:
+    bench.add("low", priority=0)
+    bench.add("high", principal="q", priority=9)
+    bench.add("middle")
+    assert bench.take_all() == ["high", "middle", "low"]
+
+
+def test_least_served_principal_first(bench: Bench) -> None:
+    for number in range(3):
+        bench.add(f"many{number}", principal="many", prompt=10)
+    bench.add("few", principal="few", prompt=10)
+    assert bench.take_all() == ["many0", "few", "many1", "many2"]
+
+
+def test_a_principal_with_small_works_gets_more_of_them(bench: Bench) -> None:
+    for number in range(4):
+        bench.add(f"s{number}", principal="small", prompt=10)
+        bench.add(f"L{number}", principal="large", prompt=20)
+    assert bench.take_all() == ["s0", "L0", "s1", "L1", "s2", "s3", "L2", "L3"]
+
+
+def test_ageing_lifts_a_line_by_one_level_per_period(bench: Bench) -> None:
+    bench.add("old", principal="a", priority=4)
+    bench.now_s = 9.9
+    bench.add("young", principal="b", priority=5)
+    assert bench.order() == ["young", "old"]
+    bench.now_s = 10.0
+    assert bench.order() == ["old", "young"]
+
+
+def test_a_line_that_was_served_ages_anew(bench: Bench) -> None:
+    bench.add("old1", principal="a", priority=4)
+    bench.add("old2", principal="a", priority=4)
+    bench.now_s = 15.0
+    bench.add("young", principal="b", priority=5)
+    assert bench.take() == "old1"
+    assert bench.order() == ["young", "old2"]
+
+
+def test_under_a_flood_of_the_highest_priority_the_lowest_is_served_in_time(bench: Bench) -> None:
+    bench.add("patient", principal="a", priority=0)
+    for number in range(1000):
+        bench.add(f"flood{number}", principal=f"f{number % 7}", priority=9)
+        bench.now_s += 1.0
+        if bench.take() == "patient":
+            break
+    assert bench.now_s <= (9 - 0 + 1) * SCHEDULE.ageing_s + 1
+
+
+def test_ageing_goes_on_above_the_highest_priority(bench: Bench) -> None:
+    """Newcomers enter level with the least served; without ageing beyond 9 they would always be first."""
+    bench.add("charged0", principal="charged", priority=9)
+    bench.add("charged1", principal="charged", priority=9)
+    bench.take()
+    bench.policy.ledger.charge("charged", decoded=1_000_000)
+    bench.add("anchor", principal="anchor", priority=0, prompt=10_000_000)
+    for number in range(100):
+        bench.add(f"new{number}", principal=f"n{number}", priority=9)
+        bench.now_s += 1.0
+        if bench.take(room(kv=1000)) == "charged1":
+            break
+    assert bench.now_s <= SCHEDULE.ageing_s + 2
+
+
+def test_removed_works_are_gone(bench: Bench) -> None:
+    for name in "abc":
+        bench.add(name)
+    assert bench.policy.remove("b")
+    assert not bench.policy.remove("b")
+    assert "b" not in bench.policy
+    assert bench.take_all() == ["a", "c"]
+    assert len(bench.policy) == 0
+
+
+def test_update_moves_a_work_behind_those_of_its_new_priority(bench: Bench) -> None:
+    bench.add("a")
+    bench.add("b", priority=7)
+    bench.add("c")
+    bench.policy.update("a", 7, bench.now_s)
+    bench.policy.update("unknown", 7, bench.now_s)
+    assert bench.take_all() == ["b", "a", "c"]
+
+
+def test_every_change_of_the_order_is_a_revision(bench: Bench) -> None:
+    revisions = [bench.policy.revision]
+
+    def changed() -> bool:
+        revisions.append(bench.policy.revision)
+        return revisions[-1] != revisions[-2]
+
+    bench.add("a")
+    assert changed()
+    bench.policy.update("a", 5, 0.0)
+    bench.policy.remove("unknown")
+    bench.order()
+    assert not changed()
+    bench.policy.update("a", 6, 0.0)
+    assert changed()
+    bench.take()
+    assert changed()
+    bench.add("b")
+    changed()
+    bench.policy.remove("b")
+    assert changed()
+
+
+@pytest.mark.parametrize(
+    "closed", [room(slots=0), room(pending=64), room(pending=100), room(solo=True, running=1)], ids=str
+)
+def test_nothing_starts_in_a_closed_room(bench: Bench, closed: Room) -> None:
+    bench.add("a", prompt=1)
+    assert bench.take(closed) is None
+    assert bench.take(room(pending=63)) == "a"
+
+
+def test_a_work_that_does_not_fit_is_passed_a_bounded_number_of_times(bench: Bench) -> None:
+    bench.add("large", principal="a", prompt=1000)
+    for number in range(5):
+        bench.add(f"small{number}", principal=f"p{number}")
+    tight = room(kv=160, running=1)
+    taken = [bench.take(tight) for _ in range(5)]
+    assert taken == ["small0", "small1", None, None, None]
+    assert bench.take(room(kv=16_000)) == "large"
+    assert bench.take(tight) == "small2"
+
+
+def test_skips_are_counted_within_one_turn_too(bench: Bench) -> None:
+    bench.add("large", principal="a", prompt=1000)
+    for number in range(5):
+        bench.add(f"small{number}", principal=f"p{number}")
+    assert bench.take_all(room(kv=160, running=1)) == ["small0", "small1"]
+
+
+def test_within_a_line_nobody_passes(bench: Bench) -> None:
+    bench.add("large", prompt=1000)
+    bench.add("small")
+    assert bench.take(room(kv=160, running=1)) is None
+
+
+def test_the_search_for_something_that_fits_is_bounded(bench: Bench) -> None:
+    for number in range(LOOK_PAST_MAX + 1):
+        bench.add(f"large{number}", principal=f"a{number}", prompt=1000)
+    bench.add("small", principal="z")
+    assert bench.take(room(kv=160, running=1)) is None
+
+
+def test_solo_waits_for_an_empty_engine_and_is_passed_a_bounded_number_of_times(bench: Bench) -> None:
+    bench.add("solo", principal="a", solo=True)
+    for number in range(4):
+        bench.add(f"other{number}", principal=f"p{number}")
+    assert [bench.take(room(running=1)) for _ in range(3)] == ["other0", "other1", None]
+    assert bench.take(room(running=0)) == "solo"
+    assert bench.take(room(running=1)) == "other2"
+
+
+# ---- against a slow and obvious model --------------------------------------------------------------------------------
+
+
+@dataclass
+class Model:
+    """The rules in their plainest form: look at every line's head, take the best, quadratic in everything."""
+
+    now_s: float
+
+    def order(self, works: list[tuple[str, str, int, int, float]]) -> list[str]:
+        left, result = list(works), []
+        charged = {principal: 0 for _, principal, _, _, _ in works}
+        last: dict[tuple[str, int], float] = {}
+        while left:
+            heads: dict[tuple[str, int], int] = {}
+            for index, (_, principal, priority, _, _) in enumerate(left):
+                heads.setdefault((principal, priority), index)
+
+            def key(index: int) -> tuple[int, int, int]:
+                _, principal, priority, _, since_s = left[index]
+                unserved_s = self.now_s - max(since_s, last.get((principal, priority), since_s))
+                return -(priority + int(unserved_s / SCHEDULE.ageing_s)), charged[principal], index
+
+            best = min(heads.values(), key=key)
+            name, principal, priority, prompt, _ = left.pop(best)
+            charged[principal] += prompt
+            last[principal, priority] = self.now_s
+            result.append(name)
+        return result
+
+
+queues = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(3, 6), st.integers(1, 30), st.integers(0, 15)), max_size=30
+)
+
+
+@given(queues)
+def test_the_order_is_that_of_the_model_and_that_of_taking(queue: list[tuple[str, int, int, int]]) -> None:
+    bench, works = Bench(Policy(SCHEDULE)), []
+    for number, (principal, priority, prompt, pause_s) in enumerate(queue):
+        bench.now_s += pause_s
+        bench.add(f"w{number}", principal, priority, prompt)
+        works.append((f"w{number}", principal, priority, prompt, bench.now_s))
+    order = bench.order()
+    assert order == Model(bench.now_s).order(works)
+    assert bench.order() == order, "looking changes nothing"
+    assert bench.take_all() == order
+    assert len(bench.policy) == 0
