@@ -1,0 +1,34 @@
+"""Fixtures that all tests share, and async test functions."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+
+import pytest
+
+from tests.server import Server, serving
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
+    """Run an `async def` test on an event loop of its own; None leaves the others to pytest."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A worker with default settings and the bundled model, shared by tests that leave it as they found it."""
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def worker_url(server: Server) -> str:
+    """URL of the shared worker."""
+    return server.url

@@ -1,0 +1,198 @@
+"""The composition root: the only module that knows every part. Builds the worker, runs it, and takes it down.
+
+Shutdown in order: the first SIGTERM or SIGINT refuses new jobs and lets the running ones end; what is left after
+`drain_timeout_s` is cancelled; every connection sends what it has and closes; then the server, the engine process and
+this process end with 0. A second signal kills the engine process and exits at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from worker.brokers.base import EngineState
+from worker.brokers.local import LocalBroker
+from worker.config import Settings
+from worker.jobs.service import Jobs
+from worker.observers.heartbeat import Heartbeats
+from worker.observers.narration import narrate
+from worker.operations.base import Limits
+from worker.operations.infer import Infer
+from worker.protocol.eventstream import FrameSource
+from worker.scheduler.messages import Batch
+from worker.transports import http, listener, sse, websocket
+from worker.transports.base import Gateway
+
+TICK_S = 0.1
+"""How often deadlines, orphans, heartbeats and stalls are looked at."""
+
+FLUSH_TIMEOUT_S = 2.0
+"""How long connections may take to send their last frames at shutdown."""
+
+EXIT_AT_ONCE = 130
+
+logger = logging.getLogger(__name__)
+
+
+class SystemClock:
+    """The real time."""
+
+    def wall_ms(self) -> int:
+        """Milliseconds since the Unix epoch."""
+        return time.time_ns() // 1_000_000
+
+    def monotonic_ms(self) -> float:
+        """Milliseconds that never go back."""
+        return time.monotonic() * 1000
+
+
+class Worker:
+    """All parts of one worker, wired."""
+
+    def __init__(self, settings: Settings, announce: Callable[[str], None] = print) -> None:
+        self.settings = settings
+        self.announce = announce
+        self.broker = LocalBroker(settings)
+        clock = SystemClock()
+        self.jobs = Jobs(self.broker, settings, clock)
+        operations = {Infer.name: Infer()}
+        self.gateway = Gateway(
+            self.jobs,
+            operations,
+            settings,
+            clock,
+            narrate,
+            FrameSource(narrate, settings.frame_bytes_max),
+            Limits.of(settings),
+        )
+        self._shutdown = asyncio.Event()
+        self._url = ""
+
+    # ---- the broker's sink -------------------------------------------------------------------------------------------
+
+    def on_batch(self, batch: Batch) -> None:
+        """Pass an engine step on to the jobs."""
+        self.jobs.on_batch(batch)
+
+    def on_lost(self, reason: str) -> None:
+        """Pass an engine's death on to the jobs."""
+        logger.warning("The engine is gone: %s", reason)
+        self.jobs.on_lost(reason)
+
+    def on_state(self, state: EngineState) -> None:
+        """Tell the jobs, those who watch the loading, and the operator."""
+        self.jobs.on_state(state)
+        for wake in tuple(self.gateway.state_wakers):
+            wake()
+        if state.phase == "ready" and state.info is not None:
+            info = state.info
+            self.announce(
+                f"Ready: {info.model} on {info.engine} ({info.device}), "
+                f"{info.slots} slots of {info.context_tokens} tokens"
+            )
+        elif state.phase == "failed" and state.error is not None:
+            self.announce(f"Not ready: {state.error.detail}")
+
+    # ---- running -----------------------------------------------------------------------------------------------------
+
+    async def run(self, listening: socket.socket) -> int:
+        """Serve on a listening socket until a signal; return the exit status."""
+        host, port = listening.getsockname()[:2]
+        self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self._watch_signals()
+        self._banner()
+        app = http.build(self.gateway, sse)
+        # Quart's documented way to wrap an application.
+        app.asgi_app = websocket.route(self.gateway, app.asgi_app)  # type: ignore[method-assign, assignment]
+        _calm_gc()
+        async with asyncio.TaskGroup() as tasks:
+            helpers = [tasks.create_task(self.broker.run(self)), tasks.create_task(self._tick())]
+            if self.settings.queen_url and not self.settings.local_mode:
+                helpers.append(tasks.create_task(self._heartbeats().run()))
+            await listener.serve(app, listening, self.settings, self._drain)
+            for helper in helpers:
+                helper.cancel()
+        self.announce("Stopped.")
+        return 0
+
+    def _heartbeats(self) -> Heartbeats:
+        return Heartbeats(
+            queen_url=self.settings.queen_url,
+            worker_id=self.settings.worker_id,
+            every_s=self.settings.heartbeat_post_s,
+            health=lambda: "healthy" if self.broker.state.phase in ("ready", "loading") else "degraded",
+            now=lambda: datetime.now(UTC),
+            sleep=asyncio.sleep,
+        )
+
+    def _banner(self) -> None:
+        self.announce(f"Jobwire listens on {self._url}")
+        key = " -H 'Authorization: Bearer <key>'" if self.settings.api_key else ""
+        headers = f"-H 'Accept: text/event-stream' -H 'Content-Type: application/json'{key}"
+        body = """'{"prompt": "Tell me a story about a fox"}'"""
+        self.announce(f"Try it:\n  curl -N {self._url}/v1/jobs {headers} -d {body}")
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self._shutdown.is_set():
+            # The engine process ends with its parent, and nothing else outlives us.
+            os._exit(EXIT_AT_ONCE)
+        self.announce(
+            f"Shutting down: {self.jobs.live} jobs may run for {self.settings.drain_timeout_s:g} s more. "
+            "A second signal exits at once."
+        )
+        self._shutdown.set()
+
+    async def _tick(self) -> None:
+        """Let time pass for jobs and connections."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.jobs.sweep()
+            now_ms = self.gateway.clock.monotonic_ms()
+            for connection in tuple(self.gateway.connections):
+                connection.tick(now_ms)
+
+    async def _drain(self) -> None:
+        """Wait for the signal, then for the jobs, then for the connections; the server stops when this returns."""
+        await self._shutdown.wait()
+        idle = asyncio.Event()
+        self.jobs.drain(idle.set)
+        try:
+            await asyncio.wait_for(idle.wait(), self.settings.drain_timeout_s)
+        except TimeoutError:
+            self.jobs.cancel_all("shutdown")
+        for connection in tuple(self.gateway.connections):
+            connection.finish()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.gateway.wait_empty(), FLUSH_TIMEOUT_S)
+        for connection in tuple(self.gateway.connections):
+            connection.abort()
+
+
+async def serve(settings: Settings) -> int:
+    """Run a worker until it is told to stop; return the exit status. Raises ConfigError if it cannot listen."""
+    listening = listener.open_socket(settings)
+    return await Worker(settings, announce=_print).run(listening)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _calm_gc() -> None:
+    """A full collection over thousands of connections stops every stream for hundreds of milliseconds: make it rare."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

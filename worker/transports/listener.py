@@ -1,0 +1,87 @@
+"""The listening socket and the Hypercorn server on it.
+
+We open the socket ourselves because its options are inherited by every accepted connection, and only they bound what
+the kernel buffers for a slow reader, cut a stalled one, and find a peer that vanished: ASGI has no way to do any of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hypercorn.protocol.ws_stream as ws_stream
+from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.config import Config
+
+from worker.config import Settings
+from worker.errors import ConfigError
+
+BACKLOG = 2048
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 3
+
+
+def open_socket(settings: Settings) -> socket.socket:
+    """Bind and return the listening socket. Raises ConfigError if the address cannot be bound."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _set_inherited_options(listening, settings)
+        listening.bind((settings.host, settings.port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"Cannot listen on {settings.host} port {settings.port}: {error.strerror or error}. "
+            "Choose another with --host and --port; --port 0 takes a free one."
+        ) from error
+    return listening
+
+
+def _set_inherited_options(listening: socket.socket, settings: Settings) -> None:
+    tcp = socket.IPPROTO_TCP
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_bytes)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(tcp, socket.TCP_NODELAY, 1)
+    # Linux has all of these, other systems some.
+    for name, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
+        ("TCP_KEEPCNT", KEEPALIVE_PROBES),
+        ("TCP_USER_TIMEOUT", int(settings.stall_timeout_s * 1000)),
+    ):
+        if hasattr(socket, name):
+            listening.setsockopt(tcp, getattr(socket, name), value)
+
+
+async def serve(
+    app: Any, listening: socket.socket, settings: Settings, shutdown_trigger: Callable[[], Awaitable[None]]
+) -> None:
+    """Serve an ASGI app on a listening socket until `shutdown_trigger` returns. Takes the socket over."""
+    _refuse_deflate()
+    config = Config()
+    config.bind = [f"fd://{listening.detach()}"]
+    config.backlog = BACKLOG
+    # HTTP/2 belongs to a proxy: Hypercorn's closes all streams of a connection on one late frame.
+    config.alpn_protocols = ["http/1.1"]
+    config.accesslog = None
+    config.errorlog = logging.getLogger("worker.hypercorn")
+    config.loglevel = "WARNING"
+    config.include_server_header = False
+    config.websocket_max_message_size = settings.frame_bytes_max
+    config.websocket_ping_interval = 20.0
+    # Our own drain has already let every stream end when the trigger returns.
+    config.graceful_timeout = 0.5
+    config.shutdown_timeout = 2.0
+    await hypercorn_serve(app, config, shutdown_trigger=shutdown_trigger)
+
+
+def _refuse_deflate() -> None:
+    """Answer no to permessage-deflate: per token frame it doubles the CPU and costs 90 KiB per connection.
+
+    Hypercorn 0.18 has no switch (hypercorn issue 307), so the negotiation is replaced; the dependency is pinned to 0.18
+    and a test looks at the handshake.
+    """
+    ws_stream.server_extensions_handshake = lambda *_: None  # type: ignore[attr-defined]  # not exported, see above
