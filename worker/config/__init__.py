@@ -5,6 +5,6 @@ from that: flag, variable, help and conversion. ``sources`` is the only reader o
 """
 
 from worker.config.settings import Settings
-from worker.config.sources import add_flags, given_flags, load, resolve
+from worker.config.sources import Parser, add_flags, given_flags, load, resolve
 
-__all__ = ["Settings", "add_flags", "given_flags", "load", "resolve"]
+__all__ = ["Parser", "Settings", "add_flags", "given_flags", "load", "resolve"]

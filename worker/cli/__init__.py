@@ -1,0 +1,95 @@
+"""The commands `serve`, `run`, `bench` and `doctor`, each one module; here is what they share: dispatch, exit codes.
+
+Exit codes: 0 done; 1 it could not be done (the model, the job, or for `doctor` the machine); 2 a wrong setting or
+argument; 130 interrupted by Ctrl-C; 141 whoever read the output is gone (as in `jobwire run ... | head`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TypeAlias
+
+from worker import __version__
+from worker.errors import ConfigError, InvalidParams, JobwireError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
+
+Command: TypeAlias = Callable[[Sequence[str], Mapping[str, str]], int]
+
+_HELP = """\
+usage: jobwire COMMAND ...
+
+The realtime LLM worker: jobs come in and stream out over WebSocket and SSE.
+
+commands:
+  serve              serve a model on this machine; without settings, the small bundled one on 127.0.0.1:8080
+  run "PROMPT"       stream one answer to the terminal, without a server
+  doctor             look at this machine and say what is missing, and how to get it
+
+`jobwire COMMAND --help` shows what a command takes. Arguments without a command are settings of `serve`.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line, `sys.argv` without `argv`; return the exit code."""
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv, os.environ)
+    except (ConfigError, InvalidParams) as error:
+        return _complain(error, EXIT_USAGE)
+    except JobwireError as error:
+        return _complain(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads any more. The interpreter flushes once more at exit: let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+
+
+def _dispatch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        return 0 if argv else EXIT_USAGE
+    if argv[0] == "--version":
+        print(f"jobwire {__version__}")
+        return 0
+    # Launchers of older workers name no command.
+    name, rest = ("serve", argv) if argv[0].startswith("-") else (argv[0], argv[1:])
+    command = _COMMANDS.get(name)
+    if command is None:
+        close = get_close_matches(name, _COMMANDS, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "`jobwire --help` lists all."
+        raise ConfigError(f"{name} is not a command. {hint}")
+    return command(rest, environ)
+
+
+def _complain(error: JobwireError, code: int) -> int:
+    print(f"jobwire: {error.detail}", file=sys.stderr)
+    return code
+
+
+# Each command imports what it needs when it is called: `run` and `--help` start without the web server's half second.
+
+
+def _serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    from worker.cli.serve import serve
+
+    return serve(argv, environ)
+
+
+def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    from worker.cli.run import run
+
+    return run(argv, environ)
+
+
+def _doctor(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    from worker.cli.doctor import doctor
+
+    return doctor(argv, environ)
+
+
+_COMMANDS: dict[str, Command] = {"serve": _serve, "run": _run, "doctor": _doctor}

@@ -1,0 +1,168 @@
+"""`jobwire doctor`: looks at this machine the way `serve` would use it, and says what is missing and how to get it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Literal
+
+from worker.cli import EXIT_FAILED
+from worker.config import Parser, Settings, add_flags, given_flags, resolve
+from worker.engines.choose import choose
+from worker.errors import ConfigError, JobwireError
+from worker.scheduler.messages import Open
+from worker.transports import listener
+
+PYTHON_FIRST, PYTHON_AFTER = (3, 11), (3, 14)
+LLAMA_CPP_PYTHON_FIRST = (3, 12)
+# Files that the worker has open besides one per connection, rounded up.
+FILES_BESIDE_CONNECTIONS = 64
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. A `problem` keeps the worker from serving, a `note` is worth knowing."""
+
+    level: Literal["ok", "note", "problem"]
+    what: str
+    fix: str = ""
+
+
+def doctor(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Print all findings; return 0 if `serve` with the same settings can work here, else 1. Raises ConfigError."""
+    parser = Parser(
+        prog="jobwire doctor",
+        usage="%(prog)s [settings]",
+        description="Look at this machine the way `jobwire serve` would with the same settings.",
+        allow_abbrev=False,
+    )
+    add_flags(parser)
+    settings = resolve(given_flags(parser.parse_exactly(argv)), environ)
+    problems = 0
+    for check in CHECKS:
+        for finding in check(settings):
+            problems += finding.level == "problem"
+            print(f"{finding.level:8} {finding.what}")
+            if finding.fix:
+                print(f"{'':8} -> {finding.fix}")
+    print("The worker cannot serve here yet." if problems else "The worker can serve here.")
+    return EXIT_FAILED if problems else 0
+
+
+def check_python(_settings: Settings) -> Iterator[Finding]:
+    """Is this a Python that the worker runs on?"""
+    version = f"Python {platform.python_version()}"
+    if PYTHON_FIRST <= sys.version_info < PYTHON_AFTER:
+        yield Finding("ok", version)
+    else:
+        yield Finding(
+            "problem", f"{version}: the worker needs 3.11, 3.12 or 3.13", "Install one and make a venv of it."
+        )
+
+
+def check_packages(_settings: Settings) -> Iterator[Finding]:
+    """Can every package that the worker depends on be imported?"""
+    found = []
+    for requirement in metadata.requires("jobwire") or ():
+        if "extra ==" in requirement:
+            continue
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        try:
+            importlib.import_module(name)
+            found.append(f"{name} {metadata.version(name)}")
+        except Exception as error:
+            # Importing runs the package's own code and its native libraries: whatever it raises is the finding.
+            yield Finding("problem", f"Package {name} cannot be imported: {error}", f"pip install '{requirement}'")
+    yield Finding("ok", "Packages: " + ", ".join(found))
+
+
+def check_engine(settings: Settings) -> Iterator[Finding]:
+    """Is there an engine for the model?"""
+    try:
+        _, spec, why = choose(Open.of(settings).spec)
+    except JobwireError as error:
+        yield Finding("problem", error.detail)
+    else:
+        yield Finding("ok", f"Model: {spec.model or 'the bundled one'}. Engine: {why}")
+
+
+def check_llama_cpp(_settings: Settings) -> Iterator[Finding]:
+    """Is the engine for people's own GGUF models there?"""
+    if util.find_spec("cyllama") is not None:
+        yield Finding("ok", f"llama.cpp for GGUF models: cyllama {metadata.version('cyllama')}")
+    elif sys.version_info < LLAMA_CPP_PYTHON_FIRST:
+        yield Finding("note", "llama.cpp for GGUF models of any kind needs Python 3.12 or 3.13", "Make a venv of one.")
+    else:
+        yield Finding("note", "llama.cpp for GGUF models of any kind is not installed", "pip install 'jobwire[gguf]'")
+
+
+def check_gpu(_settings: Settings) -> Iterator[Finding]:
+    """Is there a GPU that people may expect to be used?"""
+    if Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
+        yield Finding(
+            "note", "There is an NVIDIA driver, but the engine for it (ExLlamaV2) is not part of this version"
+        )
+    else:
+        yield Finding("ok", "No NVIDIA driver: engines run on the CPU")
+
+
+def check_cpu(_settings: Settings) -> Iterator[Finding]:
+    """How many cores are there, and do they have wide vector units?"""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    units = _vector_units()
+    yield Finding(
+        "ok", f"CPU: {platform.machine()}, {cores} cores usable, {', '.join(units) or 'vector units unknown'}"
+    )
+    if platform.machine() == "x86_64" and units and "avx2" not in units:
+        yield Finding("note", "Without AVX2 the CPU engines are several times slower")
+
+
+def _vector_units() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return [name for name in ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "asimd", "sve") if name in flags]
+
+
+def check_port(settings: Settings) -> Iterator[Finding]:
+    """Can the worker listen where it is told to?"""
+    try:
+        listener.open_socket(settings).close()
+    except ConfigError as error:
+        yield Finding("problem", error.detail)
+    else:
+        yield Finding("ok", f"Free to listen on: {settings.host} port {settings.port or '(any)'}")
+
+
+def check_files(settings: Settings) -> Iterator[Finding]:
+    """May the process open a file for every connection?"""
+    needed = settings.connections_max + FILES_BESIDE_CONNECTIONS
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY or allowed >= needed:
+        yield Finding("ok", f"Open files: {needed} needed for {settings.connections_max} connections, enough allowed")
+    else:
+        what = f"Open files: {allowed} allowed, {needed} needed for {settings.connections_max} connections"
+        yield Finding("note", what, f"ulimit -n {needed}, or LimitNOFILE={needed} in a systemd unit")
+
+
+CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+    check_python,
+    check_packages,
+    check_engine,
+    check_llama_cpp,
+    check_gpu,
+    check_cpu,
+    check_port,
+    check_files,
+)

@@ -1,0 +1,186 @@
+"""`jobwire run`: one job, streamed to the terminal, with the scheduler and the engine in this very process."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from worker.config import Parser, add_flags, given_flags, resolve
+from worker.engines.base import Broke, Delta, Engine, Generation, LoadProgress, Prefilled
+from worker.engines.choose import choose
+from worker.errors import ConfigError, EngineFailed, InvalidParams, Problem
+from worker.operations.base import JobRequest, Limits
+from worker.operations.infer import Infer
+from worker.scheduler.loop import Loop
+from worker.scheduler.messages import Open, Refused, Started, Work, WorkEvent
+
+# Fields of the operation "infer" that are flags here: name, type, what it does.
+_FIELDS: tuple[tuple[str, type, str], ...] = (
+    ("max_tokens", int, "Output tokens, at most."),
+    ("temperature", float, "0 always takes the likeliest token, 1 is the model's own distribution. 0 to 2."),
+    ("top_p", float, "Draw from the likeliest tokens that together have this probability. 0 to 1."),
+    ("top_k", int, "Draw from so many of the likeliest tokens. 0 is all."),
+    ("min_p", float, "Leave out tokens below this share of the likeliest one's probability. 0 to 1."),
+    ("repetition_penalty", float, "Above 1, tokens that were there before get less likely. 1 is off."),
+    ("seed", int, "Makes the draw repeatable. Without one, each run draws anew."),
+)
+
+Say = Callable[[str], None]
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Stream the answer to one prompt to stdout; return the exit code.
+
+    Raises ConfigError and InvalidParams for wrong arguments, ModelError and EngineFailed when it cannot be done,
+    KeyboardInterrupt after a Ctrl-C that stopped it between two steps.
+    """
+    asked = _parser().parse_exactly(argv)
+    settings = resolve(given_flags(asked), environ)
+    request = Infer().parse(_body(asked), Limits.of(settings))
+    say: Say = _say if asked.verbose else lambda _: None
+    opening = Open.of(settings)
+    engine = _load(opening, say)
+    try:
+        loop = Loop(engine, opening.schedule)
+        loop.submit(Work(generation=_generation(request)))
+        _stream(loop, _Screen(say))
+    finally:
+        engine.close()
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="jobwire run",
+        usage='%(prog)s "PROMPT" [--model PATH] [--max-tokens N] [--temperature T] [settings]',
+        description="Stream one answer to the terminal, without a server. Ctrl-C stops it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="What to ask. Without one, or as -, read from stdin."
+    )
+    parser.add_argument("--system", metavar="TEXT", help="Instruction that precedes the prompt.")
+    parser.add_argument("--raw", action="store_true", help="Continue the prompt as it stands, without a chat template.")
+    parser.add_argument("--verbose", action="store_true", help="Tell on stderr what happens.")
+    sampling = parser.add_argument_group("How to answer")
+    for name, kind, text in _FIELDS:
+        sampling.add_argument("--" + name.replace("_", "-"), type=kind, metavar="N", help=text)
+    sampling.add_argument("--stop", action="append", metavar="TEXT", help="End before this text. May be repeated.")
+    add_flags(parser, ["What to run"])
+    return parser
+
+
+def _body(asked: argparse.Namespace) -> dict[str, Any]:
+    """Return what was asked as the body of a request to a worker, so that both mean the same."""
+    prompt: str | None = asked.prompt
+    if prompt in (None, "-"):
+        if prompt is None and sys.stdin.isatty():
+            raise ConfigError("There is no prompt. `jobwire run --help` shows what is allowed.")
+        prompt = sys.stdin.read()
+    body = {name: getattr(asked, name) for name, _, _ in _FIELDS}
+    body |= {"stop": asked.stop, "raw": asked.raw}
+    if asked.system is None:
+        return body | {"prompt": prompt}
+    if asked.raw:
+        raise ConfigError("--system needs a chat template, and --raw leaves it out: give one of them.")
+    messages = [("system", asked.system), ("user", prompt)]
+    return body | {"messages": [{"role": role, "content": content} for role, content in messages]}
+
+
+def _load(opening: Open, say: Say) -> Engine:
+    def on_load(progress: LoadProgress) -> None:
+        say(f"Loading: {progress.stage}, {progress.done} of {progress.total}")
+
+    load, spec, why = choose(msgspec.structs.replace(opening.spec, slots=1))
+    say(f"Engine: {why}")
+    engine = load(spec, on_load)
+    say(f"Ready: {engine.info.model} on {engine.info.engine} ({engine.info.device})")
+    return engine
+
+
+def _generation(request: JobRequest) -> Generation:
+    seed = secrets.randbits(64) if request.seed is None else request.seed
+    return Generation(
+        id="run", prompt=request.prompt, sampling=request.sampling.with_seed(seed), max_tokens=request.max_tokens
+    )
+
+
+class _Screen:
+    """Writes text to stdout as it comes, and what happens to `say`."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._tokens = 0
+        self._first_s = 0.0
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A terminal that cannot show a character shows a question mark rather than a traceback.
+            sys.stdout.reconfigure(errors="replace")
+
+    def show(self, event: WorkEvent) -> None:
+        """Show one event. Raises the error that it is, if it is one."""
+        match event:
+            case Delta():
+                self._text(event)
+            case Started():
+                self._say(f"Prompt: {event.prompt_tokens} tokens")
+            case Prefilled():
+                self._say(f"Prefill: {event.done} of {event.total} tokens")
+            case Refused(error=problem):
+                raise _error(problem)
+            case Broke(reason=reason):
+                raise EngineFailed(f"The engine failed on this job: {reason}.")
+
+    def _text(self, delta: Delta) -> None:
+        self._first_s = self._first_s or time.monotonic()
+        self._tokens += len(delta.ids)
+        print(delta.text, end="", flush=True)
+        if delta.finish is not None:
+            seconds = time.monotonic() - self._first_s
+            self._say(f"\nEnd: {delta.finish}, {self._tokens} tokens in {seconds:.2f} s after the first")
+
+
+def _stream(loop: Loop, screen: _Screen) -> None:
+    with _ctrl_c_between_steps() as interrupted:
+        while (batch := loop.step()) is not None:
+            for event in batch.events:
+                screen.show(event)
+            if interrupted():
+                print()
+                raise KeyboardInterrupt
+    print()
+
+
+@contextmanager
+def _ctrl_c_between_steps() -> Iterator[Callable[[], bool]]:
+    """Within the block a Ctrl-C is remembered rather than raised, so that it tears no step. A second one is raised."""
+    pressed = False
+
+    def remember(_number: int, _frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _error(problem: Problem) -> InvalidParams | EngineFailed:
+    wrong_request = problem.code == InvalidParams.code
+    return InvalidParams(problem.detail) if wrong_request else EngineFailed(problem.detail)
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

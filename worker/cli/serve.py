@@ -1,0 +1,19 @@
+"""`jobwire serve`: read the settings, set up logging, hand over to the composition root."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from worker import app
+from worker.config import load
+
+
+def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Serve until told to stop; return the exit code. Raises ConfigError for wrong settings or a taken port."""
+    settings = load(argv, environ)
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.getLevelName(settings.log_level.upper())
+    )
+    return asyncio.run(app.serve(settings))
