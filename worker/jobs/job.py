@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from worker.engines.base import Generation
-from worker.events import FinishReason, Token, Usage
+from worker.events import FinishReason, Note, Token, Usage
 from worker.jobs.lifecycle import State, is_terminal
 from worker.jobs.log import JobLog
 from worker.operations.base import JobRequest
@@ -93,3 +93,18 @@ class Job:
             ttft_ms=None if timing.first_token is None else round(timing.first_token - timing.created),
             tokens_per_s=rate,
         )
+
+
+def summary(usage: Usage) -> Note:
+    """Return the remark on a completed job."""
+    human = f"Done: {usage.completion_tokens} tokens in {usage.total_ms / 1000:.1f} s"
+    if usage.tokens_per_s is not None:
+        human += f", {usage.tokens_per_s:.0f} tokens/s"
+    return Note(
+        actor="worker",
+        action="completed",
+        human=human,
+        duration_ms=usage.total_ms,
+        tokens_in=usage.prompt_tokens,
+        tokens_out=usage.completion_tokens,
+    )

@@ -39,7 +39,7 @@ from worker.events import (
     Token,
 )
 from worker.jobs.admission import Admission
-from worker.jobs.job import Choice, Job, Timing
+from worker.jobs.job import Choice, Job, Timing, summary
 from worker.jobs.lifecycle import follow
 from worker.jobs.log import JobLog
 from worker.jobs.retention import Retention
@@ -123,9 +123,10 @@ class Jobs:
         if self.draining:
             raise Draining("This worker is shutting down. Try again soon.", retry_after_ms=2000)
         state = self._broker.state
-        if state.phase == "failed" and state.error is not None:
-            raise ModelError(state.error.detail)
-        self._admission.check(principal, request, state.stats)
+        if not request.script:
+            if state.phase == "failed" and state.error is not None:
+                raise ModelError(state.error.detail)
+            self._admission.check(principal, request, state.stats)
         return self._start(principal, job_id or f"job-{self._new_id()}", request), False
 
     def get(self, principal: str, job_id: str) -> Job:
@@ -243,11 +244,21 @@ class Jobs:
         self._jobs[key] = self._live[key] = job
         self._admission.entered(principal)
         self._admission.waits(request)
-        job.position = self._admission.waiting_jobs
-        self._append(job, Queued(job.position))
-        for choice in job.choices:
-            self._submit(job, choice)
+        if request.script:
+            self._play(job)
+        else:
+            job.position = self._admission.waiting_jobs
+            self._append(job, Queued(job.position))
+            for choice in job.choices:
+                self._submit(job, choice)
         return job
+
+    def _play(self, job: Job) -> None:
+        """Write the events of a job that needs no engine, and its end."""
+        for event in job.request.script:
+            self._append(job, event)
+        job.choices[0].finish = "stop"
+        self._finish(job)
 
     def _submit(self, job: Job, choice: Choice) -> None:
         """Hand a choice to the broker under a new lease; what the old lease still says is not heard any more."""
@@ -326,20 +337,7 @@ class Jobs:
 
     def _finish(self, job: Job) -> None:
         usage = job.usage(self._clock.monotonic_ms())
-        human = f"{usage.completion_tokens} tokens in {usage.total_ms / 1000:.1f} s"
-        if usage.tokens_per_s is not None:
-            human += f", {usage.tokens_per_s:.0f} tokens/s"
-        self._append(
-            job,
-            Note(
-                actor="worker",
-                action="completed",
-                human=f"Done: {human}",
-                duration_ms=usage.total_ms,
-                tokens_in=usage.prompt_tokens,
-                tokens_out=usage.completion_tokens,
-            ),
-        )
+        self._append(job, summary(usage))
         reasons = tuple(choice.finish for choice in job.choices if choice.finish is not None)
         several = reasons if len(reasons) > 1 else ()
         stop_sequence = job.choices[0].stop_sequence

@@ -13,7 +13,6 @@ PHASES = {"first_token": "decode", "completed": "done", "engine_restarted": "rec
 """The phase of a job after a note of this action. Other notes are just `note`s."""
 
 CUTE = {
-    "queued": "Please take a seat, your tokens will be with you shortly.",
     "admitted": "Reading your prompt with both eyes.",
     "first_token": "And it speaks!",
     "preempted": "Holding that thought.",
@@ -74,7 +73,8 @@ def _queued(event: Queued) -> Fields:
 
 
 def _admitted(event: Admitted) -> Fields:
-    human = f"Reading a prompt of {event.prompt_tokens} token{'' if event.prompt_tokens == 1 else 's'}"
+    tokens = f"{event.prompt_tokens} token{'' if event.prompt_tokens == 1 else 's'}"
+    human = f"Reading a prompt of {tokens}" if event.prompt_tokens else "It is this job's turn"
     if event.cached_tokens:
         human += f", {event.cached_tokens} of them from the cache"
     metrics = {"prompt_tokens": event.prompt_tokens, "cached_tokens": event.cached_tokens}

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from worker.config import Settings
-from worker.events import Prompt, Sampling
+from worker.events import Event, Prompt, Sampling
 
 DELIVERY_FIELDS = frozenset({"type", "job_id", "after", "ref", "window", "channels", "coalesce_ms"})
 """Fields of a request that say how to deliver a job, not what to do: they do not take part in its identity."""
@@ -20,7 +20,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `fingerprint` identifies the body: the same job id with another fingerprint is another job. `deadline_ms` counts
     from creation, 0 is none. A `detach`ed job goes on although nobody watches it. Without a `seed` the job draws one.
-    `include_ids`: its readers are shown token ids.
+    `include_ids`: its readers are shown token ids. A job with a `script` needs no engine: its events are written at
+    once, from Admitted on, and it is completed.
     """
 
     operation: str
@@ -34,6 +35,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int = 0
     detach: bool = False
     include_ids: bool = False
+    script: tuple[Event, ...] = ()
 
     @property
     def tokens_estimate(self) -> int:

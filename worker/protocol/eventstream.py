@@ -221,7 +221,7 @@ class JobFrames:
             return _end(self.job.id, cursor, record.event)
         fields = self._narrate(self.job.id, record)
         assert fields is not None, f"no narration for {type(record.event).__name__}"
-        return Narration(job_id=self.job.id, cursor=cursor, **fields)
+        return msgspec.convert({"type": "narration", "job_id": self.job.id, "cursor": cursor, **fields}, Narration)
 
 
 def _end(job_id: str, cursor: str, event: Terminal) -> End:

@@ -24,6 +24,9 @@ State: TypeAlias = Literal["queued", "running", "ended"]
 
 # `$` alone would let a trailing newline pass.
 JobId: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{16,64}$(?!\n)")]
+REASONS = {"/job_id": "Expected 16 to 64 letters, digits, `_` or `-`"}
+"""What is allowed, where the type's own words are hard to read."""
+
 Cursor: TypeAlias = Annotated[str, Meta(max_length=64)]
 Ref: TypeAlias = Annotated[str, Meta(max_length=256)]
 Priority: TypeAlias = Annotated[int, Meta(ge=0, le=9)]
@@ -155,7 +158,7 @@ class Narration(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, t
     target: str
     human: str
     phase: str
-    queue: Queue | dict[str, int] | None = None
+    queue: Queue | None = None
     progress: float | None = None
     metrics: dict[str, float] | None = None
     cute: str | None = None
@@ -318,6 +321,7 @@ def _convert(fields: dict[str, Any], kind: type[F]) -> F:
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$")
         pointer = path.rstrip("`").replace("[", "/").replace("]", "").replace(".", "/")
+        reason = REASONS.get(pointer, reason)
         detail = f"{pointer[1:]}: {reason}" if pointer else reason
         wrong = (FieldError(pointer, reason),)
         raise InvalidParams(f"Fix this field and send it again: {detail}.", errors=wrong) from None
