@@ -1,0 +1,275 @@
+"""The map and the budget: where things lie, how long they may be, and what must not be found anywhere.
+
+Every rule here is a promise of worker/README.md. What may import what is checked by `lint-imports` in test_tools.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import worker
+from tests.settings_table import settings_table
+from worker.config.schema import schema
+
+ROOT = Path(__file__).parent.parent
+TOP_LEVEL = {
+    ".ci",
+    ".github",
+    ".gitignore",
+    "LICENSE",
+    "README.md",
+    "clients",
+    "pyproject.toml",
+    "tests",
+    "worker",
+}
+MODULE_LINES_MAX, MODULE_LINES_MEDIAN_MAX, FUNCTION_LINES_MAX = 400, 150, 40
+# Words by which unfinished work is marked. Spelled in halves, so that this file does not hold them.
+UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|HA" + r"CK)\b|NotImplemented" + "Error")
+
+
+def is_test(path: Path) -> bool:
+    """Tell tests and their helpers from source. A client is the one file that has the name of the project."""
+    return "tests" in path.parts or (path.parts[0] == "clients" and not path.name.startswith("jobwire"))
+
+
+def listed(*patterns: str) -> list[Path]:
+    """Files of the repository, tracked or new but not ignored, that still exist."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return sorted(Path(line) for line in set(listing.splitlines()) if (ROOT / line).is_file())
+
+
+PYTHON = listed("*.py")
+SOURCE = [path for path in PYTHON if not is_test(path)]
+WORKER = [path for path in SOURCE if path.parts[0] == "worker"]
+TESTS = [path for path in PYTHON if is_test(path)]
+
+
+def text(path: Path) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(text(path), str(path))
+
+
+def lines(path: Path) -> int:
+    return len(text(path).splitlines())
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def offending(found: Iterator[str]) -> None:
+    """Fail with every place at once."""
+    places = list(found)
+    assert not places, "\n".join(places)
+
+
+# ---- the map ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_top_level_holds_what_it_should() -> None:
+    assert {path.parts[0] for path in listed()} == TOP_LEVEL
+
+
+def test_the_map_names_every_folder_and_module_of_the_worker() -> None:
+    described = worker.__doc__ or ""
+    below = {path.parts[1].removesuffix(".py") for path in WORKER} - {"__init__", "__main__"}
+    offending(f"worker/__init__.py does not name {name}" for name in sorted(below) if f"``{name}``" not in described)
+
+
+def test_the_package_holds_nothing_but_sources_documents_and_the_model() -> None:
+    offending(f"{path}" for path in listed("worker") if path.suffix not in (".py", ".md", ".gguf", ".typed"))
+
+
+def test_the_model_is_small() -> None:
+    sizes = [(ROOT / path).stat().st_size for path in listed("worker/*.gguf")]
+    assert len(sizes) == 1
+    assert sizes[0] <= 8 << 20
+
+
+def test_every_folder_of_the_worker_is_a_package() -> None:
+    folders = {path.parent for path in WORKER}
+    offending(f"{folder} has no __init__.py" for folder in folders if not (ROOT / folder / "__init__.py").is_file())
+
+
+# ---- the budget ------------------------------------------------------------------------------------------------------
+
+
+def test_modules_are_short() -> None:
+    """Clients are one file each by design, to be copied."""
+    offending(f"{path}: {lines(path)} lines" for path in WORKER if lines(path) > MODULE_LINES_MAX)
+    assert statistics.median(lines(path) for path in WORKER) < MODULE_LINES_MEDIAN_MAX
+
+
+def test_functions_are_short() -> None:
+    offending(
+        f"{path}:{function.lineno} {function.name}: {length} lines"
+        for path in SOURCE
+        for function in functions(path)
+        if (length := (function.end_lineno or 0) - function.lineno + 1) > FUNCTION_LINES_MAX
+    )
+
+
+def test_tests_are_at_least_as_long_as_the_source() -> None:
+    kinds = ("*.py", "*.js", "*.mjs", "*.ts")
+    every = [path for path in listed(*kinds) if not path.name.endswith(".d.ts")]
+    tested = sum(lines(path) for path in every if is_test(path))
+    source = sum(lines(path) for path in every if not is_test(path))
+    assert tested >= source
+
+
+# ---- every module ----------------------------------------------------------------------------------------------------
+
+
+def test_every_module_says_what_it_is() -> None:
+    offending(f"{path} has no docstring" for path in SOURCE if not ast.get_docstring(tree(path)))
+
+
+def test_every_function_is_annotated() -> None:
+    def missing(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+        every = function.args
+        arguments = [*every.posonlyargs, *every.args, *every.kwonlyargs, every.vararg, every.kwarg]
+        names = [argument.arg for argument in arguments if argument is not None and argument.annotation is None]
+        return [name for name in names if name not in ("self", "cls")] + ["return"] * (function.returns is None)
+
+    offending(
+        f"{path}:{function.lineno} {function.name}: {name} has no type"
+        for path in PYTHON
+        for function in functions(path)
+        for name in missing(function)
+    )
+
+
+def test_nothing_is_marked_as_unfinished() -> None:
+    offending(
+        f"{path}:{number} {line.strip()}"
+        for path in listed("*.py", "*.js", "*.mjs", "*.ts", "*.md", "*.toml", ".ci")
+        for number, line in enumerate(text(path).splitlines(), 1)
+        if UNFINISHED.search(line)
+    )
+
+
+def test_every_excuse_has_a_reason() -> None:
+    """A `noqa` or `type: ignore` names its rule and says why, on its line or in the comment above."""
+    excuse = re.compile(r"#\s*(noqa|type: ignore)(?P<rule>: [A-Z]+\d+(, ?[A-Z]+\d+)*|\[[a-z, -]+\])?(?P<reason>.*)")
+    offending(
+        f"{path}:{number} {line.strip()}"
+        for path in SOURCE
+        for number, line in enumerate(text(path).splitlines(), 1)
+        if (found := excuse.search(line))
+        if not found["rule"] or not (found["reason"].strip() or text(path).splitlines()[number - 2].lstrip()[:1] == "#")
+    )
+
+
+# ---- absences: the invariants that can be seen in the text -----------------------------------------------------------
+
+# What only a few may touch, and who: the rest has it passed in.
+RESERVED = {
+    "os.environ": {"cli/__init__.py", "scheduler/launch.py"},
+    "os.getenv": set[str](),
+    "sys.argv": {"cli/__init__.py", "scheduler/host.py"},
+    "tomllib.loads": {"config/sources.py"},
+    "time.time": set[str](),
+    "time.time_ns": {"app.py"},
+    "asyncio.create_task": set[str](),
+    "asyncio.ensure_future": set[str](),
+    "asyncio.get_event_loop": set[str](),
+    "threading.Lock": set[str](),
+}
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b` for an attribute of a name, else nothing."""
+    return (
+        f"{node.value.id}.{node.attr}" if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else ""
+    )
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_only_those_named_here_use(name: str) -> None:
+    users = {
+        path.relative_to("worker").as_posix()
+        for path in WORKER
+        for node in ast.walk(tree(path))
+        if dotted(node) == name and not path.match("worker/engines/demo/*")
+    }
+    assert users <= RESERVED[name]
+
+
+def test_tasks_are_only_made_in_task_groups() -> None:
+    groups = {
+        (path, item.optional_vars.id)
+        for path in WORKER
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.AsyncWith)
+        for item in node.items
+        if isinstance(item.context_expr, ast.Call) and dotted(item.context_expr.func) == "asyncio.TaskGroup"
+        if isinstance(item.optional_vars, ast.Name)
+    }
+    offending(
+        f"{path}:{node.lineno} makes a task outside a TaskGroup"
+        for path in WORKER
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and node.attr == "create_task"
+        if not (isinstance(node.value, ast.Name) and (path, node.value.id) in groups)
+    )
+
+
+def test_no_queue_is_unbounded() -> None:
+    """An asyncio queue without a size would be a buffer per client."""
+    offending(
+        f"{path}:{node.lineno} makes an unbounded queue"
+        for path in WORKER
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and dotted(node.func) in ("asyncio.Queue", "queue.Queue")
+        if not node.args and not node.keywords
+    )
+
+
+def test_no_module_changes_its_own_globals() -> None:
+    offending(
+        f"{path}:{node.lineno} global {', '.join(node.names)}"
+        for path in WORKER
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Global)
+    )
+
+
+# ---- documents -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_settings_is_the_declaration() -> None:
+    """When this fails, put the table it expects into worker/README.md."""
+    assert settings_table() in text(Path("worker/README.md"))
+
+
+def test_the_front_page_names_only_settings_that_exist() -> None:
+    known = {setting.flag for setting in schema().values()} | {setting.variable for setting in schema().values()}
+    page = text(Path("README.md"))
+    named = set(re.findall(r"JOBWIRE_[A-Z_]+", page)) - {"JOBWIRE_CONFIG"}
+    assert named <= known
+
+
+def test_ci_runs_exactly_the_test_command_of_the_front_page() -> None:
+    page, script = text(Path("README.md")), text(Path(".ci/run"))
+    (command,) = re.findall(r"^(python3 -m venv .*pytest.*)$", page, re.MULTILINE)
+    assert command in script.splitlines()
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("path", listed("*.md"), ids=str)
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text(path))
+    local = [target for target in targets if "://" not in target and not target.startswith("mailto:")]
+    offending(f"{path} links to {target}" for target in local if not (ROOT / path.parent / target).exists())
