@@ -1,0 +1,177 @@
+"""Scripted peers for the tests: they play a worker that misbehaves on purpose, over real sockets.
+
+The behaviour of the real worker is tested in tests/clients. Here a script decides what each connection sees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+Frame: TypeAlias = dict[str, Any]
+LIMITS = {"heartbeat_s": 15, "max_frame_bytes": 1 << 20}
+UNTIL_CLOSED_S = 20.0
+
+
+class Link:
+    """The worker's end of one WebSocket connection."""
+
+    def __init__(self, socket: ServerConnection) -> None:
+        self.socket = socket
+
+    async def send(self, *frames: Frame) -> None:
+        for frame in frames:
+            await self.socket.send(json.dumps(frame))
+
+    async def receive(self, kind: str) -> Frame:
+        """Wait for the next frame, which must be of this type."""
+        frame: Frame = json.loads(await self.socket.recv())
+        assert frame["type"] == kind, frame
+        return frame
+
+    async def accept(self, kind: str = "create", **more: Any) -> Frame:
+        """Wait for a request of this type and accept it; return the request."""
+        request = await self.receive(kind)
+        accepted = {"type": "accepted", "job_id": request["job_id"], "ref": request["ref"], "state": "running"}
+        await self.send({**accepted, **more})
+        return request
+
+    async def refuse(self, request: Frame, code: str, status: int, **more: Any) -> None:
+        """Answer a request with an error."""
+        problem = {"code": code, "status": status, "title": code, "detail": f"Refused: {code}", "retriable": False}
+        await self.send({"type": "error", "ref": request["ref"], "error": {**problem, **more}})
+
+    async def cut(self, half: bytes = b"") -> None:
+        """End the TCP connection without a close frame, after some bytes of a frame."""
+        self.socket.transport.write(half)
+        self.socket.transport.close()
+        await self.socket.wait_closed()
+
+    async def wait_closed(self) -> None:
+        await asyncio.wait_for(self.socket.wait_closed(), UNTIL_CLOSED_S)
+
+
+Script: TypeAlias = Callable[[Link], Awaitable[None]]
+
+
+@dataclass
+class Peer:
+    """What the scripted worker has seen: `connections` counts them, `failures` are those of the scripts."""
+
+    url: str = ""
+    connections: int = 0
+    headers: list[dict[str, str]] = field(default_factory=list)
+    subprotocols: list[str | None] = field(default_factory=list)
+    failures: list[BaseException] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def scripted_worker(*scripts: Script, hello: Frame | None = None) -> AsyncIterator[Peer]:
+    """Serve WebSocket connections: the first by the first script and so on, the last script serves all the rest."""
+    peer = Peer()
+
+    async def handle(socket: ServerConnection) -> None:
+        script = scripts[min(peer.connections, len(scripts) - 1)]
+        peer.connections += 1
+        assert socket.request is not None
+        peer.headers.append(dict(socket.request.headers.raw_items()))
+        peer.subprotocols.append(socket.subprotocol)
+        try:
+            link = Link(socket)
+            await link.send({"type": "hello", "protocol": "jobwire.v1", "limits": LIMITS, **(hello or {})})
+            await script(link)
+        except ConnectionClosed:
+            pass  # the client left; what it has seen is for the test to judge
+        except BaseException as failure:
+            peer.failures.append(failure)
+            await socket.close(4400, "the script failed")  # which the client does not retry
+
+    subprotocols = [Subprotocol("jobwire.v1")]
+    async with serve(handle, "127.0.0.1", 0, subprotocols=subprotocols, ping_interval=None, close_timeout=1) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        peer.url = f"http://127.0.0.1:{port}"
+        try:
+            yield peer
+        finally:
+            if peer.failures:
+                raise peer.failures[0]
+
+
+@dataclass
+class Exchange:
+    """One HTTP request that the scripted worker got, and the socket to answer on. Every answer closes it."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Frame
+    writer: asyncio.StreamWriter
+
+    async def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", "Connection: close"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        self.writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        await self.writer.drain()
+
+    async def answer_json(self, status: int, body: Frame, **headers: str) -> None:
+        await self.answer(status, json.dumps(body).encode(), Content_Type="application/json", **headers)
+
+    async def stream(self, *pieces: bytes) -> None:
+        """Answer with an event stream of these pieces, which ends without an end: a cut."""
+        self.writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in pieces:
+            self.writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            await self.writer.drain()
+
+    async def finish(self) -> None:
+        """End the stream as HTTP wants it."""
+        self.writer.write(b"0\r\n\r\n")
+        await self.writer.drain()
+
+
+HttpScript: TypeAlias = Callable[[Exchange], Awaitable[None]]
+
+
+@asynccontextmanager
+async def scripted_http(*scripts: HttpScript) -> AsyncIterator[tuple[str, list[Exchange]]]:
+    """Serve HTTP requests, each by the next script; yield the URL and the requests so far."""
+    exchanges: list[Exchange] = []
+    failures: list[BaseException] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            exchange = await _read_request(reader, writer)
+            assert len(exchanges) < len(scripts), f"unexpected request: {exchange.method} {exchange.path}"
+            exchanges.append(exchange)
+            await scripts[len(exchanges) - 1](exchange)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client left
+        except BaseException as failure:
+            failures.append(failure)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", exchanges
+        finally:
+            if failures:
+                raise failures[0]
+
+
+async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Exchange:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    request, *lines = head.strip().split("\r\n")
+    method, path, _ = request.split(" ")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return Exchange(method, path, headers, json.loads(body) if body else {}, writer)

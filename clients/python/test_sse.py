@@ -1,0 +1,255 @@
+"""The client over HTTP and SSE, against scripted peers: cuts, resets, refusals, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jobwire_client import ConnectionFailed, End, JobFailed, Narration, Refused, Reset, Token, stream_sse
+from scripted import Exchange, Frame, HttpScript, scripted_http
+from test_websocket import ID, QUICK, end, in_loop, token
+
+HEARTBEAT = b": hb\n\n"
+
+
+def sse(*frames: Frame, newline: str = "\n") -> bytes:
+    """Encode frames as the worker does: unnamed events, the cursor as id."""
+    lines = (
+        (f"id: {frame['cursor']}{newline}" if "cursor" in frame else "")
+        + f"data: {json.dumps(frame, ensure_ascii=False)}{newline}{newline}"
+        for frame in frames
+    )
+    return "".join(lines).encode()
+
+
+async def created(exchange: Exchange) -> None:
+    """Accept a POST."""
+    assert (exchange.method, exchange.path) == ("POST", "/v1/jobs")
+    job_id = exchange.body["job_id"]
+    sse_url = f"/v1/jobs/{job_id}/stream?ticket=t"
+    await exchange.answer_json(200, {"job_id": job_id, "sse_url": sse_url, "state": "queued"})
+
+
+def streams(*pieces: bytes) -> HttpScript:
+    """Return a script that streams pieces and then cuts."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.stream(*pieces)
+
+    return script
+
+
+def answers(status: int, code: str | None = None, **headers: str) -> HttpScript:
+    """Return a script that answers with a problem."""
+
+    async def script(exchange: Exchange) -> None:
+        if code is None:
+            await exchange.answer(status, b"" if status == 204 else b"<h1>Proxy</h1>", **headers)
+        else:
+            await exchange.answer_json(status, {"code": code, "status": status, "detail": f"No: {code}"}, **headers)
+
+    return script
+
+
+@in_loop
+async def test_one_job_from_post_to_end() -> None:
+    note = {"type": "narration", "job_id": ID, "cursor": "e-1", "action": "queued", "human": "First."}
+    stream = sse(note, token(2, "Hel"), {"type": "weather"}, token(3, "lo"), end(4, finish_reason="stop"))
+    async with scripted_http(created, streams(b"retry: 1000\n\n", HEARTBEAT, stream)) as (url, exchanges):
+        job = stream_sse(url, "Hi", token="key", job_id=ID, max_tokens=5)
+        narration, *tokens, last = [event async for event in job]
+        assert isinstance(narration, Narration)
+        assert narration.human == "First."
+        assert tokens == [Token(ID, "e-2", "Hel"), Token(ID, "e-3", "lo")]
+        assert isinstance(last, End)
+        assert (last.status, await job.text(), job.cursor) == ("completed", "Hello", "e-4")
+    post, get = exchanges
+    assert post.body == {"job_id": ID, "prompt": "Hi", "max_tokens": 5}
+    assert (get.method, get.path) == ("GET", f"/v1/jobs/{ID}/stream?ticket=t")
+    assert get.headers["accept"] == "text/event-stream"
+    assert "last-event-id" not in get.headers
+    assert post.headers["accept"] == "application/json"
+    assert post.headers["authorization"] == get.headers["authorization"] == "Bearer key"
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@in_loop
+async def test_lines_end_in_lf_or_crlf_and_nowhere_else(newline: str) -> None:
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\rg\U0001f469\u200d\U0001f680"
+    data = sse(token(1, text), end(2), newline=newline)
+    pieces = [data[i : i + 1] for i in range(len(data))]  # cut in characters and in line ends
+    async with scripted_http(created, streams(*pieces)) as (url, _):
+        assert await stream_sse(url, "Hi", job_id=ID).text() == text
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_text_is_exact_wherever_the_stream_is_cut(data: st.DataObject) -> None:
+    log = [token(n, f"{n} ") for n in range(1, 11)] + [end(11)]
+    cuts = data.draw(st.lists(st.integers(0, 200), max_size=5))
+
+    async def serve_log(exchange: Exchange) -> None:
+        if exchange.method == "POST":
+            return await created(exchange)
+        at = int(exchange.headers.get("last-event-id", "e-0").removeprefix("e-"))
+        rest = sse(*log[at:])
+        return await exchange.stream(rest[: cuts.pop()] if cuts else rest)
+
+    @in_loop
+    async def case() -> None:
+        async with scripted_http(*[serve_log] * 7) as (url, _):
+            job = stream_sse(url, "Count", job_id=ID, **QUICK)
+            assert await job.text() == "".join(f"{n} " for n in range(1, 11))
+
+    case()
+
+
+@in_loop
+async def test_a_post_without_an_answer_is_repeated_with_the_same_id() -> None:
+    async def cut(_: Exchange) -> None:
+        """Close the connection without an answer."""
+
+    async with scripted_http(cut, created, streams(sse(end(1)))) as (url, exchanges):
+        assert await stream_sse(url, "Hi", **QUICK).text() == ""
+    assert exchanges[0].body == exchanges[1].body
+
+
+@in_loop
+async def test_204_ends_it() -> None:
+    async with scripted_http(answers(204)) as (url, exchanges):
+        assert [event async for event in stream_sse(url, job_id=ID, after="e-9")] == []
+    assert exchanges[0].headers["last-event-id"] == "e-9"
+    assert exchanges[0].path == f"/v1/jobs/{ID}/stream"
+
+
+@in_loop
+async def test_a_prompt_with_a_cursor_resumes_and_never_creates() -> None:
+    async with scripted_http(streams(sse(token(3, "c"), end(4)))) as (url, exchanges):
+        assert await stream_sse(url, "Hi", job_id=ID, after="e-2").text() == "c"
+    assert (exchanges[0].method, exchanges[0].headers["last-event-id"]) == ("GET", "e-2")
+
+
+@in_loop
+async def test_reset_starts_the_text_over() -> None:
+    reset = sse({"type": "accepted", "reset": True}, {**token(1, "anew"), "cursor": "f-1"}, {**end(2), "cursor": "f-2"})
+    async with scripted_http(created, streams(sse(token(1, "lost"))), streams(reset)) as (url, _):
+        job = stream_sse(url, "Hi", job_id=ID, **QUICK)
+        assert [type(event) for event in [event async for event in job]] == [Token, Reset, Token, End]
+        assert await job.text() == "anew"
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, "job_not_found"), (410, "job_lost"), (401, "unauthorized")])
+@in_loop
+async def test_a_refused_stream_raises(status: int, code: str) -> None:
+    async with scripted_http(answers(status, code)) as (url, _):
+        with pytest.raises(Refused, match=code) as refused:
+            await stream_sse(url, job_id=ID).text()
+        assert (refused.value.code, refused.value.status) == (code, status)
+
+
+@in_loop
+async def test_a_refused_post_raises_and_says_when_to_retry() -> None:
+    async def busy(exchange: Exchange) -> None:
+        problem = {"code": "queue_full", "status": 429, "detail": "Full.", "retriable": True, "retry_after_ms": 900}
+        await exchange.answer_json(429, problem, Retry_After="1")
+
+    async with scripted_http(busy) as (url, _):
+        with pytest.raises(Refused, match="Full") as refused:
+            await stream_sse(url, "Hi").text()
+        assert (refused.value.code, refused.value.retry_after_ms) == ("queue_full", 900)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@in_loop
+async def test_a_proxy_that_has_no_worker_for_now_is_waited_for(status: int) -> None:
+    scripts = (created, streams(sse(token(1, "a"))), answers(status, Retry_After="0"), streams(sse(end(2))))
+    async with scripted_http(*scripts) as (url, _):
+        assert await stream_sse(url, "Hi", job_id=ID, **QUICK).text() == "a"
+
+
+@in_loop
+async def test_an_outage_is_bounded_in_time() -> None:
+    async with scripted_http(created, streams(sse(token(1, "a")))) as (url, _):
+        job = stream_sse(url, "Hi", job_id=ID, retry_timeout_s=0.2, backoff_s=(0.01, 0.05))
+        assert isinstance(await anext(job), Token)
+    with pytest.raises(ConnectionFailed):
+        await job.text()
+
+
+@in_loop
+async def test_silence_is_a_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobwire_client.HEARTBEAT_S", 0.05)
+    silenced = asyncio.Event()
+
+    async def silent(exchange: Exchange) -> None:
+        await exchange.stream(sse(token(1, "a")))
+        await silenced.wait()
+
+    async def second(exchange: Exchange) -> None:
+        silenced.set()
+        assert exchange.headers["last-event-id"] == "e-1"
+        await exchange.stream(sse(end(2)))
+
+    async with scripted_http(created, silent, second) as (url, _):
+        assert await stream_sse(url, "Hi", job_id=ID, **QUICK).text() == "a"
+
+
+@in_loop
+async def test_a_failed_job_raises() -> None:
+    problem = {"code": "engine_failed", "detail": "It broke."}
+    async with scripted_http(created, streams(sse(end(1, "failed", error=problem)))) as (url, _):
+        with pytest.raises(JobFailed, match="It broke"):
+            await stream_sse(url, "Hi", job_id=ID).text()
+
+
+@in_loop
+async def test_cancel_is_a_delete() -> None:
+    async def deleted(exchange: Exchange) -> None:
+        assert (exchange.method, exchange.path) == ("DELETE", f"/v1/jobs/{ID}")
+        await exchange.answer_json(200, {"job_id": ID, "status": "cancelled"})
+        cancelled.set()
+
+    async def stream(exchange: Exchange) -> None:
+        await exchange.stream(sse(token(1, "a")))
+        await cancelled.wait()
+        rest = sse(end(2, "cancelled"))
+        exchange.writer.write(f"{len(rest):x}\r\n".encode() + rest + b"\r\n")
+        await exchange.finish()
+
+    cancelled = asyncio.Event()
+    async with scripted_http(created, stream, deleted) as (url, _):
+        job = stream_sse(url, "Hi", job_id=ID)
+        await anext(job)
+        await job.cancel()
+        last = await anext(job)
+        assert isinstance(last, End)
+        assert last.status == "cancelled"
+        await job.cancel()  # after the end there is nothing to ask
+
+
+@in_loop
+async def test_aclose_closes_the_connection() -> None:
+    closed = asyncio.Event()
+
+    async def stream(exchange: Exchange) -> None:
+        await exchange.stream(sse(token(1, "a")))
+        with pytest.raises(ConnectionError):
+            while True:
+                await exchange.stream(HEARTBEAT)
+        closed.set()
+
+    async with scripted_http(created, stream) as (url, _):
+        job = stream_sse(url, "Hi", job_id=ID)
+        await anext(job)
+        await job.aclose()
+        await closed.wait()
+        assert [event async for event in job] == []
+
+
+def test_neither_a_prompt_nor_a_job_is_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("Give a prompt, or the job_id")):
+        stream_sse("http://127.0.0.1:1")
