@@ -142,26 +142,27 @@ class JobFrames:
         kept = self._kept.get(after)
         if kept is not None and (kept[0].n < kept[1] or kept[1] == tail):
             return kept[0]
-        record = records[after]
-        if isinstance(record.event, Token):
-            n = self._end_of_tokens(record.event, after, tail)
-            frame = self._frame(n, self._tokens(records[after:n], self._cursor_head + str(n)))
+        event = records[after].event
+        if isinstance(event, Token):
+            n = self._end_of_tokens(event, after, tail) if after + 1 < tail else tail
+            cursor = self._cursor_head + str(n)
+            frame = Frame(n, cursor, encode(self._tokens(event, records[after:n], cursor)))
         else:
             # Only tokens grow; whatever comes later, this frame stays.
-            n, tail = record.n, tail + 1
-            frame = self._frame(n, self._other(record))
+            n, tail = after + 1, tail + 1
+            cursor = self._cursor_head + str(n)
+            frame = Frame(n, cursor, encode(self._other(records[after], cursor)))
         self._keep(after, frame, tail)
         return frame
 
-    def _frame(self, n: int, body: msgspec.Struct) -> Frame:
-        return Frame(n, self._cursor_head + str(n), encode(body))
-
     def _keep(self, after: int, frame: Frame, tail: int) -> None:
-        old = self._kept.pop(after, None)
-        self._kept[after] = (frame, tail)
-        self._kept_bytes += len(frame.data) - (len(old[0].data) if old is not None else 0)
-        while len(self._kept) > CACHE_FRAMES_MAX or self._kept_bytes > CACHE_BYTES_MAX:
-            evicted, _ = self._kept.pop(next(iter(self._kept)))
+        kept = self._kept
+        if after in kept:
+            self._kept_bytes -= len(kept.pop(after)[0].data)
+        kept[after] = (frame, tail)
+        self._kept_bytes += len(frame.data)
+        while len(kept) > CACHE_FRAMES_MAX or self._kept_bytes > CACHE_BYTES_MAX:
+            evicted, _ = kept.pop(next(iter(kept)))
             self._kept_bytes -= len(evicted.data)
 
     def _end_of_tokens(self, first: Token, after: int, tail: int) -> int:
@@ -189,20 +190,21 @@ class JobFrames:
             size += sum(3 * NUMBER_BYTES + TEXT_BYTES_PER_CHAR * len(item.text) for item in likely)
         return size
 
-    def _tokens(self, records: list[Record], cursor: str) -> TokenFrame:
-        first = records[0].event
-        assert isinstance(first, Token)
+    def _tokens(self, first: Token, records: list[Record], cursor: str) -> TokenFrame:
+        """Return the frame of adjacent tokens, of which `first` is the first."""
+        job_id, n, index, kind = self.job.id, len(records), first.index, first.kind
+        plain = not self._include_ids and first.logprobs is None
+        if n == 1 and plain:
+            return TokenFrame(job_id=job_id, cursor=cursor, text=first.text, index=index, kind=kind)
         tokens = [record.event for record in records if isinstance(record.event, Token)]
-        text = first.text if len(tokens) == 1 else "".join([token.text for token in tokens])
-        if not self._include_ids and first.logprobs is None:
-            return TokenFrame(
-                job_id=self.job.id, cursor=cursor, text=text, n=len(tokens), index=first.index, kind=first.kind
-            )
+        text = "".join([token.text for token in tokens])
+        if plain:
+            return TokenFrame(job_id=job_id, cursor=cursor, text=text, n=n, index=index, kind=kind)
         return TokenFrame(
-            job_id=self.job.id,
+            job_id=job_id,
             cursor=cursor,
             text=text,
-            n=len(tokens),
+            n=n,
             ids=tuple(id_ for token in tokens for id_ in token.ids) if self._include_ids else (),
             logprobs=tuple(max(logprob, LOGPROB_MIN) for token in tokens for logprob in token.logprobs or ()),
             top_logprobs=tuple(
@@ -210,13 +212,12 @@ class JobFrames:
                 for token in tokens
                 for likely in token.top_logprobs or ()
             ),
-            index=first.index,
-            kind=first.kind,
+            index=index,
+            kind=kind,
         )
 
-    def _other(self, record: Record) -> End | Narration:
+    def _other(self, record: Record, cursor: str) -> End | Narration:
         """Return the frame of a record that is not a token."""
-        cursor = self._cursor_head + str(record.n)
         if isinstance(record.event, Terminal):
             return _end(self.job.id, cursor, record.event)
         fields = self._narrate(self.job.id, record)
