@@ -27,6 +27,7 @@ The realtime LLM worker: jobs come in and stream out over WebSocket and SSE.
 commands:
   serve              serve a model on this machine; without settings, the small bundled one on 127.0.0.1:8080
   run "PROMPT"       stream one answer to the terminal, without a server
+  bench              measure what delivery costs, against the bare engine
   doctor             look at this machine and say what is missing, and how to get it
 
 `jobwire COMMAND --help` shows what a command takes. Arguments without a command are settings of `serve`.
@@ -92,4 +93,10 @@ def _doctor(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return doctor(argv, environ)
 
 
-_COMMANDS: dict[str, Command] = {"serve": _serve, "run": _run, "doctor": _doctor}
+def _bench(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    from worker.cli.bench import bench
+
+    return bench(argv, environ)
+
+
+_COMMANDS: dict[str, Command] = {"serve": _serve, "run": _run, "doctor": _doctor, "bench": _bench}

@@ -67,8 +67,9 @@ async def serve(
     # HTTP/2 belongs to a proxy: Hypercorn's closes all streams of a connection on one late frame.
     config.alpn_protocols = ["http/1.1"]
     config.accesslog = None
-    config.errorlog = logging.getLogger("worker.hypercorn")
-    config.loglevel = "WARNING"
+    server_logger = logging.getLogger("worker.hypercorn")
+    server_logger.setLevel(logging.WARNING)
+    config.errorlog = server_logger
     config.include_server_header = False
     config.websocket_max_message_size = settings.frame_bytes_max
     config.websocket_ping_interval = 20.0
