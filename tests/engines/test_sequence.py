@@ -235,10 +235,12 @@ def test_a_batch_gives_each_sequence_what_it_would_get_alone() -> None:
         assert events == together[str(number)]
 
 
-def test_one_row_that_fails_breaks_alone() -> None:
-    live = [sequence(name="a"), sequence(Sampling(), name="b"), sequence(name="c")]
+@pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(logprobs=2), Sampling(top_p=0.5, frequency_penalty=1.0)])
+def test_one_row_that_fails_breaks_alone(damage: float, sampling: Sampling) -> None:
+    live = [sequence(name="a"), sequence(sampling, name="b"), sequence(name="c")]
     logits = wants(97, 98, 99)
-    logits[1, 5] = np.nan
+    logits[1] = damage
     fine, broken, other = advance(live, logits)
     assert (fine, other) == (Delta("a", (97,), "a"), Delta("c", (99,), "c"))
     assert isinstance(broken, Broke) and broken.id == "b" and "not a number" in broken.reason

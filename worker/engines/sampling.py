@@ -55,8 +55,8 @@ def filtered(logits: Logits, settings: Sequence[Sampling]) -> NDArray[np.float32
     A row's largest weight is 1; weights are proportional to probabilities. Every temperature must be above 0.
     """
     temperature = np.array([max(sampling.temperature, _TINY) for sampling in settings], np.float32)
-    weights: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        weights: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
         weights /= temperature[:, None]
         np.exp(weights, out=weights)
     threshold = np.array([sampling.min_p for sampling in settings], np.float32)
@@ -160,8 +160,8 @@ class Shaping:
 
 def log_softmax(logits: Logits) -> NDArray[np.float32]:
     """Return natural-log probabilities (rows, vocab) of the model's own distribution."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    with np.errstate(under="ignore"):
+    with np.errstate(under="ignore", invalid="ignore"):
+        shifted = logits - logits.max(axis=1, keepdims=True)
         norm = np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
     result: NDArray[np.float32] = shifted - norm.astype(np.float32)
     return result

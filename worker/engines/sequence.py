@@ -6,6 +6,7 @@ Engines that compute rows of logits call `advance`; those that sample by themsel
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,13 @@ from worker.engines.sampling import Logits, Shaping, choose, likeliest, log_soft
 from worker.engines.text import Piece, TextAssembler
 from worker.engines.vocabulary import Vocabulary
 from worker.events import FinishReason, TopLogprob
+
+
+class _Rank(NamedTuple):
+    """A token's log-probability, and the likeliest tokens in its place."""
+
+    logprob: float
+    top: tuple[TopLogprob, ...]
 
 
 class Sequence:
@@ -36,7 +44,7 @@ class Sequence:
         shown = b"".join(map(vocabulary.token_bytes, generation.generated))
         self._text = TextAssembler(self.sampling.stop, shown)
         self._guide = guides.guide(self.sampling.response_format, generation.generated)
-        self._withheld: list[tuple[int, float | None, tuple[TopLogprob, ...]]] = []
+        self._withheld: list[tuple[int, _Rank | None]] = []
         self._shaping: Shaping | None = None
         if Shaping.wanted(self.sampling):
             # A guide says by itself when the output is complete, and then only an end token is left.
@@ -62,10 +70,16 @@ class Sequence:
         """Return the random number in [0, 1) for the next token; `number` 1 is for a second try."""
         return uniform(self.sampling.seed, self.position, number)
 
-    def constrain(self, token: int, row: Logits) -> int:
-        """Return the token chosen from `row` if the guide takes it, else one chosen among those that it allows."""
-        if self._guide is None or self._guide.accept(token):
-            return token
+    def accepts(self, token: int) -> bool:
+        """Tell whether the guide takes this token as the next one; without a guide every token is."""
+        return self._guide is None or self._guide.accept(token)
+
+    def choose_allowed(self, row: Logits) -> int:
+        """Choose from one row of logits (vocab,) among the tokens that the guide allows, after `accepts` said no.
+
+        `row` has bias and penalties in it. Raises RuntimeError when none is left.
+        """
+        assert self._guide is not None
         masked = np.where(self._guide.allowed(), row, np.float32(-np.inf))
         if not np.isfinite(masked.max()):
             raise RuntimeError("structured output: no token of the model can go on")
@@ -74,12 +88,15 @@ class Sequence:
             raise RuntimeError(f"structured output: token {token} was allowed and then refused")
         return token
 
-    def take(self, token: int, logprob: float | None = None, top: tuple[TopLogprob, ...] = ()) -> Delta | None:
-        """Append the chosen token. Return what may be shown now or how the sequence ended, None if text is withheld."""
+    def take(self, token: int, logprobs: Logits | None = None) -> Delta | None:
+        """Append the chosen token. Return what may be shown now or how the sequence ended, None if text is withheld.
+
+        `logprobs` are the model's own log-probabilities (vocab,), needed where the settings ask for them.
+        """
         if token in self._vocabulary.eos_ids:
             return self._finish("stop" if self._guide is None else "grammar", self._text.finish())
         self.tokens.append(token)
-        self._withheld.append((token, logprob, top))
+        self._withheld.append((token, None) if logprobs is None else (token, self._ranked(token, logprobs)))
         if self._shaping is not None:
             self._shaping.observe(token)
         piece = self._text.push(self._vocabulary.token_bytes(token))
@@ -92,6 +109,11 @@ class Sequence:
             return self._finish("grammar" if complete else "length", piece)
         return self._delta(piece) if piece.tokens else None
 
+    def broke(self, error: Exception) -> Broke:
+        """End the sequence because of an error in its part of a step."""
+        self.finished = True
+        return Broke(self.id, f"{type(error).__name__}: {error}")
+
     def _finish(self, reason: FinishReason, piece: Piece) -> Delta:
         self.finished = True
         return self._delta(piece, "stop_string" if piece.stop is not None else reason)
@@ -99,19 +121,19 @@ class Sequence:
     def _delta(self, piece: Piece, finish: FinishReason | None = None) -> Delta:
         released = self._withheld[: piece.tokens]
         del self._withheld[: piece.tokens]
-        ids = tuple([token for token, _, _ in released])
+        ids = tuple([token for token, _ in released])
         if self.sampling.logprobs is None:
             return Delta(self.id, ids, piece.text, None, None, finish, piece.stop)
-        logprobs = tuple([logprob if logprob is not None else 0.0 for _, logprob, _ in released])
-        top = tuple([top for _, _, top in released]) if self.sampling.logprobs else None
-        return Delta(self.id, ids, piece.text, logprobs, top, finish, piece.stop)
+        ranks = [rank for _, rank in released if rank is not None]
+        top = tuple([rank.top for rank in ranks]) if self.sampling.logprobs else None
+        return Delta(self.id, ids, piece.text, tuple([rank.logprob for rank in ranks]), top, finish, piece.stop)
 
-    def ranked(self, logprobs: Logits) -> tuple[TopLogprob, ...]:
-        """Return the likeliest tokens of one row of log-probabilities (vocab,), as many as the sequence asks for."""
-        return tuple(
-            TopLogprob(token, self._vocabulary.token_bytes(token).decode(errors="replace"), float(logprobs[token]))
-            for token in likeliest(logprobs, self.sampling.logprobs or 0)
+    def _ranked(self, token: int, logprobs: Logits) -> _Rank:
+        top = tuple(
+            TopLogprob(other, self._vocabulary.token_bytes(other).decode(errors="replace"), float(logprobs[other]))
+            for other in likeliest(logprobs, self.sampling.logprobs or 0)
         )
+        return _Rank(float(logprobs[token]), top)
 
 
 def advance(sequences: Rows[Sequence], logits: Logits) -> list[Delta | Broke]:
@@ -150,10 +172,6 @@ def _take(sequence: Sequence, pick: int, row: Logits, usable: bool, logprobs: Lo
     try:
         if not usable:
             raise ArithmeticError("the model's output is not a number")
-        token = sequence.constrain(pick, row)
-        if logprobs is None:
-            return sequence.take(token)
-        return sequence.take(token, float(logprobs[token]), sequence.ranked(logprobs))
+        return sequence.take(pick if sequence.accepts(pick) else sequence.choose_allowed(row), logprobs)
     except Exception as error:
-        sequence.finished = True
-        return Broke(sequence.id, f"{type(error).__name__}: {error}")
+        return sequence.broke(error)
