@@ -67,11 +67,16 @@ COUNT_DOWN = (
 )
 
 
+# Short counts teach where to stop, long ones to go on.
+SPANS = ((0, 12), (0, 12), (5, 40), (5, 40), (20, 100), (60, 250))
+
+
 def number_pair(rng: Random) -> tuple[int, int]:
     """Two numbers a <= b for counting, up to COUNT_MAX and at times up to 999, that are not held out."""
     while True:
         top = COUNT_MAX if rng.random() < 0.95 else 999
-        length = rng.choice((rng.randint(0, 12), rng.randint(5, 40), rng.randint(20, 100), rng.randint(60, 250)))
+        shortest, longest = rng.choice(SPANS)
+        length = rng.randint(shortest, longest)
         first = 1 if rng.random() < 0.3 else rng.randint(0, 20) if rng.random() < 0.3 else rng.randint(0, top)
         last = min(first + length, top)
         if first <= last and last - first <= (250 if top == COUNT_MAX else 60) and not held_out("count", first, last):
@@ -202,7 +207,7 @@ def refusal(rng: Random) -> Turn:
 
 
 KINDS_OF_TURN: tuple[tuple[Callable[[Random], Turn], int], ...] = (
-    (counting, 19), (story, 17), (knowledge, 17), (arithmetic, 20), (repetition, 15), (smalltalk, 6), (refusal, 6),
+    (counting, 17), (story, 15), (knowledge, 15), (arithmetic, 20), (repetition, 21), (smalltalk, 6), (refusal, 6),
 )
 SYSTEMS = (
     "You are a helpful assistant.", "You are a friendly assistant.", "You are a tiny demo model.", "Answer briefly.",

@@ -72,9 +72,10 @@ def count_turns(rng: Random, count: int) -> list[Turn]:
     ]
 
 
-def common_counts() -> list[Turn]:
-    """What people and tests ask first: from 1 to any number up to 250, in the most common phrasing."""
-    return [Turn(f"Count from 1 to {b}", corpus.numbers(1, b), exact=True) for b in range(2, 251)]
+def common_counts(count: int) -> list[Turn]:
+    """What people and tests ask first: from 1 to numbers up to 250, evenly spread, in the most common phrasing."""
+    lasts = sorted({2 + 248 * index // max(count - 1, 1) for index in range(count)})
+    return [Turn(f"Count from 1 to {b}", corpus.numbers(1, b), exact=True) for b in lasts]
 
 
 def down_turns(rng: Random, count: int) -> list[Turn]:
@@ -130,7 +131,7 @@ def report(model: Llama, tokenizer: Tokenizer, prompts: int) -> None:
     rng = Random("evaluate")  # noqa: S311 - chooses prompts, no secret
     groups = {
         "count, held-out pairs": count_turns(rng, prompts),
-        "count from 1 to 2..250": common_counts(),
+        "count from 1 to 2..250": common_counts(prompts),
         "count down, held-out pairs": down_turns(rng, prompts // 4),
         "sums, held-out": sum_turns(rng, prompts),
         "repeat, unseen texts": [corpus.repetition(rng) for _ in range(prompts)],

@@ -1,7 +1,7 @@
 """The sentences of the story grammar: openings, settings, plots and endings.
 
 Slots: {n} the hero's name, {he} {him} {himself} {his} {He} {His} its pronouns; {m} the friend's name, {mhe} {mhim}
-{mhis} {Mhe} its pronouns; {ahero} "a little fox", {afriend} "an old bear"; {o} and {ao} "a red kite" at first and "the
+{mhis} its pronouns; {ahero} "a little fox", {afriend} "an old bear"; {o} and {ao} "a red kite" at first and "the
 red kite" later; {pl} "the forest", {p} "in the forest"; {w} the weather; {food} something to eat; {feel} a feeling.
 Where the friend was introduced before, ", {afriend}," is left out.
 A plot is a list of beats, a beat a tuple of alternatives; a beat whose first entry is "?" may be left out.

@@ -160,7 +160,7 @@ def slots(rng: Random, told: Cast) -> dict[str, str]:
     theirs = ("she", "her", "her") if friend.she else ("he", "him", "his")
     filled = dict(zip(("he", "him", "his"), pronouns, strict=True))
     filled |= {f"m{key}": word for key, word in zip(("he", "him", "his"), theirs, strict=True)}
-    filled |= {key.capitalize(): filled[key].capitalize() for key in ("he", "his", "mhe")}
+    filled |= {key.capitalize(): filled[key].capitalize() for key in ("he", "his")}
     return filled | {
         "n": hero.name, "m": friend.name, "ahero": hero.phrase(),
         "afriend": friend.phrase(), "o": article(told.thing), "ao": article(told.thing), "p": told.place,

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +29,7 @@ from worker.engines.demo.model import Llama
 from worker.engines.demo.shape import Shape
 
 Sample = tuple[list[int], list[float]]
-TOKENS_PER_STEP = 6144
+TOKENS_PER_STEP = 3072
 TOKENS_PER_PASS = 3072
 TOKENIZER_CONVERSATIONS = 20_000
 WARMUP_STEPS = 100
@@ -161,16 +163,19 @@ def begin(options: argparse.Namespace) -> Run:
     return run
 
 
-def train(run: Run, options: argparse.Namespace) -> None:
-    """Step until the budget of steps or of minutes is spent; write checkpoints and lines of progress now and then."""
+def train(run: Run, options: argparse.Namespace, stop: threading.Event) -> None:
+    """Step until the budget of steps or of minutes is spent or `stop` is set.
+
+    Writes a checkpoint at the end and now and then, and lines of progress.
+    """
     mark = saved = time.monotonic()
-    shown = (0.0, 0.0)
-    while (spent := max(run.step / options.steps, run.seconds / 60 / options.minutes)) < 1.0:
+    shown: tuple[float, float] | None = None
+    while not stop.is_set() and (spent := max(run.step / options.steps, run.seconds / 60 / options.minutes)) < 1.0:
         factor = min(1.0, (run.step + 1) / WARMUP_STEPS, (1.0 - spent) / COOLDOWN)
         loss = run.advance(options.rate * factor)
         now = time.monotonic()
         run.seconds, mark = run.seconds + now - mark, now
-        shown = (0.95 * shown[0] + 0.05 * loss[0], 0.95 * shown[1] + 0.05 * loss[1]) if run.step > 20 else loss
+        shown = loss if shown is None else (shown[0] + (loss[0] - shown[0]) / 20, shown[1] + (loss[1] - shown[1]) / 20)
         if run.step % 20 == 0:
             print(
                 f"step {run.step} minutes {run.seconds / 60:.1f} tokens {run.tokens} rate {options.rate * factor:.5f} "
@@ -194,7 +199,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3, help="learning rate at its height")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    train(begin(options), options)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    train(begin(options), options, stop)
 
 
 if __name__ == "__main__":
