@@ -56,7 +56,7 @@ class CountingEngine:
         kv_blocks: int = 1000,
         block: int = 16,
         cached: int = 0,
-        on_step: Callable[[int], None] = lambda tokens: None,
+        on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.slots, self.kv_blocks, self.block, self.cached = slots, kv_blocks, block, cached
         self.on_step = on_step
@@ -128,7 +128,8 @@ class CountingEngine:
                     continue
             events.append(self.decode(sequence_id, sequence))
             decoded += 1
-        self.on_step(prefill_tokens_max - budget + decoded)
+        if self.on_step is not None:
+            self.on_step(prefill_tokens_max - budget + decoded)
         return events
 
     def decode(self, sequence_id: str, sequence: CountingSequence) -> StepEvent:

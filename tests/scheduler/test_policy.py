@@ -41,7 +41,7 @@ class Bench:
 
     def take(self, where: Room | None = None) -> str | None:
         waiting = self.policy.take(self.policy.turn(self.now_s), where or room())
-        return waiting and waiting.id
+        return None if waiting is None else waiting.id
 
     def take_all(self, where: Room | None = None) -> list[str]:
         """Take all in one turn, charging like the loop does."""
@@ -126,7 +126,7 @@ def test_ageing_goes_on_above_the_highest_priority(bench: Bench) -> None:
     bench.add("charged1", principal="charged", priority=9)
     bench.take()
     bench.policy.ledger.charge("charged", decoded=1_000_000)
-    bench.add("anchor", principal="anchor", priority=0, prompt=10_000_000)
+    bench.add("anchor", principal="anchor", priority=0, prompt=10_000)
     for number in range(100):
         bench.add(f"new{number}", principal=f"n{number}", priority=9)
         bench.now_s += 1.0

@@ -128,9 +128,9 @@ class LocalBroker:
         """Tell the sink what the end of an engine process means."""
         if life.ready:
             log.error("engine process %d is lost: %s", life.child.pid, life.reason)
+            self._change(sink, phase="restarting", pid=None, stats=None, restarts=self._state.restarts + 1)
             # What arrived since it died is submitted again with the rest.
             self._held.clear()
-            self._change(sink, phase="restarting", pid=None, stats=None, restarts=self._state.restarts + 1)
             sink.on_lost(life.reason)
             return
         log.error("engine process %d could not start: %s", life.child.pid, life.reason)

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.scheduler.engine import STEP_S, Clock, CountingEngine, make_work
+from worker.engines.base import Broke, Delta, Generation, Prefilled, Prepared
+from worker.scheduler.loop import BARREN_STEPS_MAX, Loop
+from worker.scheduler.messages import Batch, Placed, Refused, Schedule, Started, WorkEvent
+
+SCHEDULE = Schedule(prefill_tokens_per_step=16, ageing_s=10.0, skips_max=2, news_ms=0)
+
+
+class Bench:
+    """A loop over a counting engine, with a clock that steps move on."""
+
+    def __init__(self, schedule: Schedule = SCHEDULE, **engine: int) -> None:
+        self.clock = Clock()
+        self.engine = CountingEngine(on_step=self.pass_time, **engine)
+        self.loop = Loop(self.engine, schedule, self.clock)
+
+    def pass_time(self, tokens: int) -> None:
+        self.clock.now_s += STEP_S * max(tokens, 1)
+
+    def step(self) -> tuple[WorkEvent, ...]:
+        batch = self.loop.step()
+        assert batch is not None
+        return batch.events
+
+    def run(self, steps_max: int = 1000) -> list[WorkEvent]:
+        """Step until idle; return all events."""
+        events: list[WorkEvent] = []
+        for _ in range(steps_max):
+            batch = self.loop.step()
+            if batch is None:
+                return events
+            events += batch.events
+        raise AssertionError("the loop never comes to rest")
+
+
+def started(events: list[WorkEvent]) -> list[str]:
+    return [event.id for event in events if isinstance(event, Started)]
+
+
+def ids_of(events: list[WorkEvent], work_id: str) -> list[int]:
+    return [token for event in events if isinstance(event, Delta) and event.id == work_id for token in event.ids]
+
+
+def test_one_work_from_submission_to_its_end() -> None:
+    bench = Bench()
+    bench.loop.submit(make_work("a", prompt=20, max_tokens=2))
+    assert bench.step() == (Started("a", 20, 0), Prefilled("a", 16, 20))
+    assert bench.step() == (Prefilled("a", 20, 20), Delta("a", (0,), "0 "))
+    assert bench.step() == (Delta("a", (1,), "1 ", finish="length"),)
+    assert bench.loop.step() is None
+    assert bench.loop.idle
+
+
+def test_a_resumed_work_goes_on_at_its_next_token() -> None:
+    bench = Bench(cached=6)
+    bench.loop.submit(make_work("a", prompt=4, max_tokens=5, generated=[0, 1, 2]))
+    events = bench.run()
+    assert events[0] == Started("a", prompt_tokens=4, cached_tokens=4)
+    assert ids_of(events, "a") == [3, 4]
+
+
+def test_works_join_and_leave_at_any_step() -> None:
+    bench = Bench()
+    bench.loop.submit(make_work("a", max_tokens=6))
+    events = list(bench.step())
+    bench.loop.submit(make_work("b", max_tokens=2))
+    events += bench.run()
+    assert ids_of(events, "a") == list(range(6))
+    assert ids_of(events, "b") == [0, 1]
+    b_ended = events.index(Delta("b", (1,), "1 ", finish="length"))
+    assert events.index(Delta("a", (5,), "5 ", finish="length")) > b_ended
+
+
+def test_those_who_wait_hear_their_position_and_those_who_start_at_once_do_not() -> None:
+    bench = Bench(slots=1)
+    for name in "abc":
+        bench.loop.submit(make_work(name, max_tokens=2))
+    first = bench.step()
+    assert [event for event in first if isinstance(event, Placed)] == [Placed("b", 1), Placed("c", 2)]
+    later = bench.run()
+    moved = [event for event in later if isinstance(event, Placed)]
+    assert [(event.id, event.position) for event in moved] == [("c", 1)]
+    assert moved[0].eta_ms is not None
+    assert started(later) == ["b", "c"]
+
+
+def test_one_cold_long_prompt_enters_at_a_time() -> None:
+    bench = Bench()
+    for name in "abc":
+        bench.loop.submit(make_work(name, prompt=40, max_tokens=1))
+    assert started(list(bench.step())) == ["a"]
+    # 24 tokens of a's prompt are left, more than one step's budget of 16; then 8 are left, and b may enter.
+    assert started(list(bench.step())) == []
+    assert started(list(bench.step())) == ["b"]
+
+
+def test_short_prompts_enter_together() -> None:
+    bench = Bench()
+    for name in "abcd":
+        bench.loop.submit(make_work(name, prompt=5))
+    assert started(list(bench.step())) == ["a", "b", "c", "d"]
+
+
+def test_cached_tokens_need_no_prefill_and_cost_the_principal_nothing() -> None:
+    bench = Bench(cached=39)
+    for name in "abc":
+        bench.loop.submit(make_work(name, prompt=40, max_tokens=1))
+    events = bench.step()
+    assert [event for event in events if isinstance(event, Started)] == [Started(name, 40, 39) for name in "abc"]
+
+
+@pytest.mark.parametrize(("prompt", "code"), [("refuse", "invalid_params"), ("stumble", "engine_failed")])
+def test_a_work_that_cannot_be_prepared_is_refused_alone(prompt: str, code: str) -> None:
+    bench = Bench()
+    bench.loop.submit(make_work("bad", prompt=prompt))
+    bench.loop.submit(make_work("good", max_tokens=2))
+    events = bench.run()
+    refused = [event for event in events if isinstance(event, Refused)]
+    assert [(event.id, event.error.code) for event in refused] == [("bad", code)]
+    assert ids_of(events, "good") == [0, 1]
+
+
+def test_a_work_larger_than_the_whole_engine_is_refused_at_once() -> None:
+    bench = Bench(kv_blocks=4, block=16)
+    bench.loop.submit(make_work("large", prompt=32, max_tokens=33))
+    bench.loop.submit(make_work("fits", prompt=32, max_tokens=32))
+    events = bench.run()
+    assert [type(event) for event in events if event.id == "large"] == [Refused]
+    assert len(ids_of(events, "fits")) == 32
+
+
+def test_a_sequence_that_breaks_leaves_the_others_alone() -> None:
+    bench = Bench()
+    bench.loop.submit(make_work("bad", prompt="break"))
+    bench.loop.submit(make_work("good", max_tokens=3))
+    events = bench.run()
+    assert [event for event in events if event.id == "bad"][-1] == Broke("bad", "broken prompt")
+    assert ids_of(events, "good") == [0, 1, 2]
+
+
+def test_a_broken_engine_is_not_hidden() -> None:
+    bench = Bench()
+    bench.loop.submit(make_work("a", prompt="explode"))
+    with pytest.raises(RuntimeError, match="exploded"):
+        bench.run()
+
+
+def test_an_empty_engine_without_room_is_broken_and_says_so() -> None:
+    bench = Bench()
+    bench.engine.leaking = True
+    bench.loop.submit(make_work("a"))
+    with pytest.raises(AssertionError, match="no room"):
+        bench.run(steps_max=BARREN_STEPS_MAX + 10)
+
+
+# ---- cancel ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3], ids=["arrived", "prefill", "prefill 2", "decode"])
+def test_cancel_frees_the_slot_before_the_next_step(steps: int) -> None:
+    bench = Bench(slots=1)
+    bench.loop.submit(make_work("a", prompt=40, max_tokens=10))
+    for _ in range(steps):
+        bench.step()
+    bench.loop.submit(make_work("b", max_tokens=2))
+    bench.loop.cancel("a")
+    assert not bench.engine.sequences
+    events = bench.step()
+    assert started(list(events)) == ["b"]
+    assert not any(event.id == "a" for event in events)
+
+
+def test_cancel_in_the_queue() -> None:
+    bench = Bench(slots=1)
+    for name in "abc":
+        bench.loop.submit(make_work(name, max_tokens=2))
+    bench.step()
+    bench.loop.cancel("b")
+    events = bench.run()
+    assert started(events) == ["c"]
+    assert not any(event.id == "b" for event in events)
+
+
+def test_a_cancelled_id_may_be_used_again() -> None:
+    bench = Bench()
+    bench.loop.submit(make_work("a"))
+    bench.step()
+    bench.loop.cancel("a")
+    bench.loop.submit(make_work("a", max_tokens=1))
+    assert ids_of(bench.run(), "a") == [0]
+
+
+def test_an_id_cannot_be_here_twice() -> None:
+    bench = Bench(slots=1)
+    for name in "ab":
+        bench.loop.submit(make_work(name, max_tokens=9))
+    with pytest.raises(AssertionError):
+        bench.loop.submit(make_work("a"))
+    bench.step()
+    for name in "ab":
+        with pytest.raises(AssertionError):
+            bench.loop.submit(make_work(name))
+
+
+# ---- solo ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_solo_work_starts_alone_and_shares_after_its_first_token() -> None:
+    bench = Bench()
+    bench.loop.submit(make_work("a", principal="a", max_tokens=3))
+    bench.step()
+    bench.loop.submit(make_work("solo", principal="b", prompt=20, max_tokens=9, solo=True))
+    assert started(list(bench.step())) == []
+    assert bench.step()[-1] == Delta("a", (2,), "2 ", finish="length")
+    bench.loop.submit(make_work("c", principal="c", max_tokens=1))
+    assert started(list(bench.step())) == ["solo"]
+    assert bench.step() == (Prefilled("solo", 20, 20), Delta("solo", (0,), "0 "))
+    assert started(list(bench.step())) == ["c"]
+
+
+@pytest.mark.parametrize("end", ["cancel", "break"])
+def test_a_solo_work_that_ends_before_its_first_token_lets_the_others_go_on(end: str) -> None:
+    bench = Bench()
+    bench.loop.submit(make_work("solo", prompt="break" + 30 * "x" if end == "break" else 35, solo=True))
+    bench.step()
+    bench.loop.submit(make_work("next", max_tokens=1))
+    if end == "cancel":
+        bench.loop.cancel("solo")
+    assert ids_of(bench.run(), "next") == [0]
+
+
+# ---- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_update_changes_the_order_of_those_who_wait_and_of_those_who_just_arrived() -> None:
+    bench = Bench(slots=1)
+    for name in "abcd":
+        bench.loop.submit(make_work(name, max_tokens=2))
+    bench.loop.update("d", 9)
+    events = list(bench.step())
+    bench.loop.update("c", 8)
+    bench.loop.update("a", 9)
+    bench.loop.update("unknown", 9)
+    events += bench.run()
+    assert started(events) == ["d", "a", "c", "b"]
+
+
+def test_the_told_positions_are_the_order_of_service() -> None:
+    bench = Bench(slots=1, schedule=Schedule(prefill_tokens_per_step=10_000, ageing_s=1000.0, news_ms=0))
+    bench.loop.submit(make_work("first"))
+    bench.step()
+    for number in range(30):
+        bench.loop.submit(
+            make_work(f"w{number}", f"p{number % 4}", priority=number % 3, prompt=1 + number * 7 % 13, max_tokens=1)
+        )
+    placed = sorted((event.position, event.id) for event in bench.step() if isinstance(event, Placed))
+    bench.engine.slots = 100
+    assert started(list(bench.step())) == [work_id for _, work_id in placed]
+
+
+def test_principals_share_by_tokens_not_by_works() -> None:
+    bench = Bench(slots=2)
+    for number in range(60):
+        bench.loop.submit(make_work(f"short{number}", principal="short", prompt=2, max_tokens=2))
+        bench.loop.submit(make_work(f"long{number}", principal="long", prompt=8, max_tokens=16))
+    tokens = {"short": 0, "long": 0}
+    for _ in range(60):
+        for event in bench.step():
+            if isinstance(event, Delta):
+                tokens[event.id.rstrip("0123456789")] += 1
+    assert tokens["short"] == pytest.approx(tokens["long"], rel=0.35)
+
+
+# ---- what a batch says of the engine ---------------------------------------------------------------------------------
+
+
+def test_every_command_is_answered_by_a_batch() -> None:
+    bench = Bench()
+    assert bench.loop.step() is None
+    bench.loop.cancel("unknown")
+    assert not bench.loop.idle
+    batch = bench.loop.step()
+    assert batch is not None
+    assert (batch.events, batch.heard) == ((), 1)
+    bench.loop.submit(make_work("a"))
+    bench.loop.cancel("a")
+    batch = bench.loop.step()
+    assert batch is not None
+    assert (batch.events, batch.heard, batch.stats.running + batch.stats.waiting) == ((), 3, 0)
+    assert bench.loop.step() is None
+
+
+def test_stats_count_what_is_here() -> None:
+    bench = Bench(slots=2, kv_blocks=100, block=16)
+    for number in range(5):
+        bench.loop.submit(make_work(f"w{number}", prompt=8, max_tokens=16))
+    batch: Batch | None = None
+    for _ in range(5):
+        batch = bench.loop.step()
+    assert batch is not None
+    stats = batch.stats
+    assert (stats.running, stats.waiting, stats.slots_total) == (2, 3, 2)
+    assert (stats.kv_tokens_used, stats.kv_tokens_total) == (2 * 32, 1600)
+    # Five steps: 16 tokens of prompt and 2 of output, then 4 times 2; each takes 1 ms.
+    assert stats.decode_tokens_per_s == pytest.approx(10 / 0.026, rel=0.01)
+    assert stats.step_ms == pytest.approx(26 / 5, rel=0.01)
+    assert stats.prefill_tokens_per_s == pytest.approx(16 / 0.018)
+
+
+def test_tokenizing_a_burst_does_not_hold_up_those_who_run() -> None:
+    bench = Bench(slots=1)
+    prepare = bench.engine.prepare
+
+    def slow_prepare(generation: Generation) -> Prepared:
+        bench.clock.now_s += 0.002
+        return prepare(generation)
+
+    bench.engine.prepare = slow_prepare  # type: ignore[method-assign]
+    bench.loop.submit(make_work("a", max_tokens=50))
+    bench.step()
+    for number in range(30):
+        bench.loop.submit(make_work(f"w{number}"))
+    for step in range(1, 11):
+        batch = bench.loop.step()
+        assert batch is not None
+        assert Delta("a", (step,), f"{step} ") in batch.events
+        assert sum(isinstance(event, Placed) for event in batch.events) == 3
+        assert batch.stats.waiting == 30
