@@ -24,8 +24,10 @@ from worker.config import Settings
 from worker.jobs.service import Jobs
 from worker.observers.heartbeat import Heartbeats
 from worker.observers.narration import narrate
-from worker.operations.base import Limits
+from worker.operations.base import Limits, Operation
 from worker.operations.infer import Infer
+from worker.operations.status import Status
+from worker.operations.worker_check import WorkerCheck
 from worker.protocol.eventstream import FrameSource
 from worker.scheduler.messages import Batch
 from worker.transports import http, listener, sse, websocket
@@ -63,10 +65,10 @@ class Worker:
         self.broker = LocalBroker(settings)
         clock = SystemClock()
         self.jobs = Jobs(self.broker, settings, clock)
-        operations = {Infer.name: Infer()}
+        operations: tuple[Operation, ...] = (Infer(), Status(lambda: self.broker.state), WorkerCheck())
         self.gateway = Gateway(
             self.jobs,
-            operations,
+            {operation.name: operation for operation in operations},
             settings,
             clock,
             narrate,

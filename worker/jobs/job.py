@@ -82,8 +82,9 @@ class Job:
         """Return what the job has consumed until `now_ms` (monotonic)."""
         timing, tokens = self.timing, sum(len(choice.ids) for choice in self.choices)
         rate = None
-        if timing.first_token is not None and timing.last_token is not None and timing.last_token > timing.first_token:
-            rate = round((tokens - 1) * 1000 / (timing.last_token - timing.first_token), 2)
+        first, last = timing.first_token, timing.last_token
+        if tokens > 1 and first is not None and last is not None and last > first:
+            rate = round((tokens - 1) * 1000 / (last - first), 2)
         return Usage(
             prompt_tokens=max(choice.prompt_tokens for choice in self.choices),
             completion_tokens=tokens,
