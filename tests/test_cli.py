@@ -1,0 +1,261 @@
+"""The commands, as people and launchers call them: in processes of their own, judged by output and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.server import Server, serving
+from worker import __version__
+from worker.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE
+
+TIMEOUT_S = 60.0
+COUNT = "Count from 1 to 60"
+COUNTED = ", ".join(str(number) for number in range(1, 61))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment without settings of the worker, and with `variables`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("JOBWIRE_")}
+    return clean | {"COLUMNS": "100"} | variables
+
+
+def jobwire(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "worker", *arguments],
+        input=stdin,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def refusal(*arguments: str, code: int = EXIT_USAGE, **variables: str) -> str:
+    """Run a command that refuses; return the one line that it complains with."""
+    done = jobwire(*arguments, **variables)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("jobwire: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("jobwire: ").rstrip()
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        yield listening.getsockname()[1]
+
+
+# ---- dispatch --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argument", ["--help", "-h", "help"])
+def test_help_names_the_commands(argument: str) -> None:
+    done = jobwire(argument)
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in ("serve", "run", "doctor"):
+        assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
+
+
+def test_without_arguments_it_shows_help_and_fails() -> None:
+    done = jobwire()
+    assert done.returncode == EXIT_USAGE
+    assert done.stdout == jobwire("--help").stdout
+
+
+def test_the_installed_script_is_the_same_program() -> None:
+    script = Path(sys.executable).parent / "jobwire"
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    assert done.stdout == jobwire("--version").stdout == f"jobwire {__version__}\n"
+
+
+def test_an_unknown_command_is_refused_with_the_likeliest_one() -> None:
+    assert refusal("srve") == "srve is not a command. Did you mean serve?"
+    assert refusal("zzz") == "zzz is not a command. `jobwire --help` lists all."
+
+
+@pytest.mark.parametrize("command", ["serve", "run", "doctor"])
+def test_every_command_has_help(command: str) -> None:
+    done = jobwire(command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: jobwire {command} ")
+    assert "--model PATH" in done.stdout
+
+
+def test_help_of_serve_fits_the_terminal() -> None:
+    assert max(len(line) for line in jobwire("serve", "--help").stdout.splitlines()) <= 120
+
+
+# ---- serve -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_setting_is_refused_before_anything_starts() -> None:
+    assert refusal("serve", "--prot", "1") == "--prot (a flag) is not a setting. Did you mean --port?"
+    assert "must be a whole number" in refusal("serve", JOBWIRE_SLOTS="many")
+
+
+def test_an_open_address_without_a_key_is_refused() -> None:
+    assert "no api_key protects it" in refusal("serve", "--host", "0.0.0.0", "--port", "0")
+
+
+def test_a_taken_port_is_refused(busy_port: int) -> None:
+    assert f"Cannot listen on 127.0.0.1 port {busy_port}" in refusal("serve", "--port", str(busy_port))
+
+
+def test_arguments_of_older_launchers_without_a_command_serve() -> None:
+    assert "device is 'x'" in refusal("--worker-id", "w", "--model", "m", "--device", "x", "--port", "0")
+
+
+def test_serve_announces_itself_and_ends_with_0_on_sigterm() -> None:
+    with serving("--worker-id", "w-1", "--local-mode", "--queen-url", "http://127.0.0.1:9", ready=False) as server:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
+        assert server.stop() == 0
+    assert any("curl" in line for line in server.output)
+
+
+# ---- run -------------------------------------------------------------------------------------------------------------
+
+
+def test_run_streams_one_answer_and_nothing_else() -> None:
+    done = jobwire("run", COUNT, "--temperature", "0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert COUNTED in done.stdout
+    assert done.stdout.endswith("\n")
+
+
+def test_run_says_the_same_as_the_server(server: Server) -> None:
+    body = {"prompt": "Tell me a story about a fox", "temperature": 0.8, "seed": 7, "max_tokens": 60}
+    job = server.post("/v1/jobs", body, headers={"Accept": "text/event-stream"})
+    frames = [line.removeprefix("data: ") for line in job.text.splitlines() if line.startswith("data: ")]
+    served = "".join(frame["text"] for frame in map(json.loads, frames) if frame["type"] == "token")
+    done = jobwire("run", str(body["prompt"]), "--temperature", "0.8", "--seed", "7", "--max-tokens", "60")
+    assert done.stdout == served + "\n"
+
+
+@pytest.mark.parametrize("arguments", [("-",), ()])
+def test_run_reads_the_prompt_from_stdin(arguments: tuple[str, ...]) -> None:
+    done = jobwire("run", *arguments, "--temperature", "0", stdin=COUNT)
+    assert COUNTED in done.stdout
+
+
+def test_run_tells_what_happens_on_stderr_when_asked() -> None:
+    done = jobwire("run", COUNT, "--temperature", "0", "--verbose", "--max-tokens", "5")
+    assert done.returncode == 0
+    for part in ("Engine: ", "Ready: ", "Prompt: ", "End: length, 5 tokens"):
+        assert part in done.stderr
+    assert "Engine" not in done.stdout
+
+
+def test_run_with_one_seed_repeats_itself() -> None:
+    once, again = (jobwire("run", "Tell me a story", "--seed", "5", "--max-tokens", "40").stdout for _ in range(2))
+    assert once == again
+
+
+def test_run_ends_before_a_stop_text() -> None:
+    done = jobwire("run", COUNT, "--temperature", "0", "--stop", "17", "--stop", "xyz")
+    assert "16" in done.stdout
+    assert "17" not in done.stdout
+
+
+def test_run_takes_a_system_message_or_no_template_at_all() -> None:
+    assert jobwire("run", COUNT, "--system", "You count.", "--max-tokens", "3").returncode == 0
+    assert jobwire("run", "Once upon a", "--raw", "--max-tokens", "3").returncode == 0
+    assert "give one of them" in refusal("run", "x", "--system", "y", "--raw")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("x", "--temperature", "9"), "temperature"),
+        (("x", "--temperature", "warm"), "invalid float value: 'warm'"),
+        (("x", "--max-tokens", "0"), "max_tokens"),
+        (("",), "prompt"),
+        (("x", "--tempreature", "1"), "Did you mean --temperature?"),
+        (("x", "y"), "'y' is one argument too many"),
+        (("x", "--threads", "-1"), "threads is '-1' (from the flag --threads)"),
+    ],
+)
+def test_run_refuses_what_a_server_would(arguments: tuple[str, ...], message: str) -> None:
+    assert message in refusal("run", *arguments)
+
+
+def test_run_says_what_is_wrong_with_a_model(tmp_path: Path) -> None:
+    missing, broken = tmp_path / "none.gguf", tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(64))
+    for path in (missing, broken):
+        assert str(path) in refusal("run", "x", "--model", str(path), code=EXIT_FAILED)
+
+
+def test_run_stops_cleanly_on_ctrl_c() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker", "run", "Count from 1 to 300", "--temperature", "0", "--max-tokens", "900"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    first = process.stdout.read(4)
+    process.send_signal(signal.SIGINT)
+    rest, complaint = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, complaint) == (EXIT_INTERRUPTED, b"")
+    assert (first + rest).startswith(b"1, 2")
+    assert not (first + rest).rstrip().endswith(b"300")
+
+
+def test_run_ends_quietly_when_nobody_reads() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker", "run", "Count from 1 to 300", "--temperature", "0", "--max-tokens", "900"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(4)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(TIMEOUT_S) == EXIT_PIPE
+    process.stderr.close()
+
+
+# ---- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_finds_that_this_machine_can_serve() -> None:
+    done = jobwire("doctor", "--port", "0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "The worker can serve here."
+    for part in ("ok       Python 3.", "ok       Packages: hypercorn ", "ok       Model: the bundled one", "CPU: "):
+        assert part in done.stdout
+
+
+def test_doctor_says_what_is_missing_and_how_to_get_it(busy_port: int, tmp_path: Path) -> None:
+    done = jobwire("doctor", "--port", str(busy_port), "--model", str(tmp_path / "none.gguf"))
+    assert done.returncode == EXIT_FAILED
+    problems = [line for line in done.stdout.splitlines() if line.startswith("problem")]
+    assert len(problems) == 2
+    assert str(tmp_path / "none.gguf") in problems[0]
+    assert f"port {busy_port}" in problems[1]
+    assert done.stdout.splitlines()[-1] == "The worker cannot serve here yet."
+
+
+def test_doctor_refuses_wrong_settings_like_serve() -> None:
+    assert refusal("doctor", "--prot", "1") == "--prot (a flag) is not a setting. Did you mean --port?"
+
+
+def test_doctor_counts_files_against_connections() -> None:
+    done = jobwire("doctor", "--port", "0", "--connections-max", str(1 << 20))
+    assert re.search(r"^note     Open files: \d+ allowed, 1048640 needed", done.stdout, re.MULTILINE)
+    assert "ulimit -n 1048640" in done.stdout
