@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from worker.engines.sampling import Logits, Shaping, choose, filtered, likeliest, log_softmax, mix, uniform
+from worker.engines.sampling import Logits, Shaping, biases, choose, filtered, likeliest, log_softmax, mix, uniform
 from worker.events import Sampling
 
 VOCAB = 150
@@ -94,7 +94,7 @@ def test_neutral_settings_are_the_model_own_distribution(logits: Logits, number:
     np.testing.assert_allclose(weights / weights.sum(), softmax(logits[0]), rtol=1e-4, atol=1e-7)
     wide = Sampling(top_k=10_000, top_p=1.0, min_p=0.0)
     assert choose(logits, [wide], [number]) == choose(logits, [Sampling()], [number])
-    assert not Shaping.wanted(Sampling())
+    assert not Shaping.wanted(Sampling(), biases(Sampling()))
 
 
 def test_frequencies_follow_the_probabilities() -> None:
@@ -134,14 +134,14 @@ def shaped(
     sampling: Sampling, row: list[float], prompt: tuple[int, ...] = (), output: tuple[int, ...] = ()
 ) -> list[float]:
     logits = np.array(row, np.float32)
-    Shaping(sampling, len(row), prompt, output).apply(logits)
+    Shaping(sampling, biases(sampling), len(row), prompt, output).apply(logits)
     return [float(value) for value in logits]
 
 
 def test_bias_is_added_and_banned_tokens_are_impossible() -> None:
     assert shaped(Sampling(logit_bias={1: 2.5, 2: -100.0}), [1.0, 1.0, 1.0]) == [1.0, 3.5, -99.0]
     logits = np.ones(3, np.float32)
-    Shaping(Sampling(logit_bias={1: 100.0}), 3, (), (), banned=(1,)).apply(logits)
+    Shaping(Sampling(), biases(Sampling(logit_bias={1: 100.0}), banned=(1,)), 3, (), ()).apply(logits)
     assert logits.tolist() == [1.0, -np.inf, 1.0]
 
 
@@ -157,12 +157,12 @@ def test_presence_and_frequency_penalties_count_the_output_only() -> None:
 
 def test_penalties_of_a_resumed_sequence_are_those_of_the_first_attempt() -> None:
     sampling = Sampling(repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.5)
-    first = Shaping(sampling, 10, (1, 2), ())
+    first = Shaping(sampling, {}, 10, (1, 2), ())
     for token in (3, 3, 4):
         first.observe(token)
     one, other = np.ones(10, np.float32), np.ones(10, np.float32)
     first.apply(one)
-    Shaping(sampling, 10, (1, 2), (3, 3, 4)).apply(other)
+    Shaping(sampling, {}, 10, (1, 2), (3, 3, 4)).apply(other)
     assert one.tolist() == other.tolist()
 
 
@@ -173,11 +173,10 @@ def test_penalties_of_a_resumed_sequence_are_those_of_the_first_attempt() -> Non
         Sampling(repetition_penalty=1.1),
         Sampling(presence_penalty=-0.1),
         Sampling(frequency_penalty=0.1),
-        Sampling(ignore_eos=True),
     ],
 )
 def test_settings_that_change_logits_are_known(sampling: Sampling) -> None:
-    assert Shaping.wanted(sampling)
+    assert Shaping.wanted(sampling, biases(sampling))
 
 
 @given(rows())

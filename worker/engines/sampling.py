@@ -112,18 +112,22 @@ def _passed(mass: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[n
     return columns
 
 
+def biases(sampling: Sampling, banned: Iterable[int] = ()) -> dict[int, float]:
+    """Return what is added to the logits of which tokens; `banned` tokens can never be chosen."""
+    return {**sampling.logit_bias, **dict.fromkeys(banned, -np.inf)}
+
+
 class Shaping:
     """What one sequence adds to its logits: bias, and penalties that count its tokens.
 
-    `banned` tokens can never be chosen. The repetition penalty divides positive logits and multiplies negative ones
-    (Keskar et al. 2019, CTRL), for tokens of prompt and output; presence and frequency penalties are subtracted for
-    tokens of the output, once and per occurrence (OpenAI's definition).
+    The repetition penalty divides positive logits and multiplies negative ones (Keskar et al. 2019, CTRL), for tokens
+    of prompt and output; presence and frequency penalties are subtracted for tokens of the output, once and per
+    occurrence (OpenAI's definition).
     """
 
     def __init__(
-        self, sampling: Sampling, vocab: int, prompt: Iterable[int], output: Iterable[int], banned: Iterable[int] = ()
+        self, sampling: Sampling, bias: dict[int, float], vocab: int, prompt: Iterable[int], output: Iterable[int]
     ) -> None:
-        bias = {**sampling.logit_bias, **dict.fromkeys(banned, -np.inf)}
         self._bias_ids = np.fromiter(bias.keys(), np.intp, len(bias))
         self._bias = np.fromiter(bias.values(), np.float32, len(bias))
         self._repetition = np.float32(sampling.repetition_penalty)
@@ -136,10 +140,10 @@ class Shaping:
             self.observe(token)
 
     @staticmethod
-    def wanted(sampling: Sampling) -> bool:
+    def wanted(sampling: Sampling, bias: dict[int, float]) -> bool:
         """Tell whether these settings change logits at all."""
         penalties = (sampling.repetition_penalty - 1.0, sampling.presence_penalty, sampling.frequency_penalty)
-        return bool(sampling.logit_bias) or sampling.ignore_eos or any(penalties)
+        return bool(bias) or any(penalties)
 
     def observe(self, token: int) -> None:
         """Count a token of the output."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from worker.engines.base import Broke, Delta, Prepared
 from worker.engines.guide import Guides
-from worker.engines.sampling import Logits, Shaping, choose, likeliest, log_softmax, uniform
+from worker.engines.sampling import Logits, Shaping, biases, choose, likeliest, log_softmax, uniform
 from worker.engines.text import Piece, TextAssembler
 from worker.engines.vocabulary import Vocabulary
 from worker.events import FinishReason, TopLogprob
@@ -28,8 +28,8 @@ class _Rank(NamedTuple):
 class Sequence:
     """The tokens of one generation and everything that follows from them: text, guide, penalties, its end.
 
-    `tokens` are prompt and output so far, `prompt_tokens` how many of them are prompt. Once `finished`, the engine
-    takes it out of the batch. Raises InvalidParams like `Guides.guide`.
+    `tokens` are prompt and output so far, `prompt_tokens` how many of them are prompt, `bias` is what is added to which
+    logits. Once `finished`, the engine takes it out of the batch. Raises InvalidParams like `Guides.guide`.
     """
 
     def __init__(self, prepared: Prepared, vocabulary: Vocabulary, guides: Guides) -> None:
@@ -45,11 +45,14 @@ class Sequence:
         self._text = TextAssembler(self.sampling.stop, shown)
         self._guide = guides.guide(self.sampling.response_format, generation.generated)
         self._withheld: list[tuple[int, _Rank | None]] = []
+        # A guide says by itself when the output is complete, and then only an end token is left.
+        banned = vocabulary.eos_ids if self.sampling.ignore_eos and self._guide is None else ()
+        self.bias = biases(self.sampling, banned)
         self._shaping: Shaping | None = None
-        if Shaping.wanted(self.sampling):
-            # A guide says by itself when the output is complete, and then only an end token is left.
-            banned = vocabulary.eos_ids if self.sampling.ignore_eos and self._guide is None else ()
-            self._shaping = Shaping(self.sampling, vocabulary.size, prepared.prompt_ids, generation.generated, banned)
+        if Shaping.wanted(self.sampling, self.bias):
+            self._shaping = Shaping(
+                self.sampling, self.bias, vocabulary.size, prepared.prompt_ids, generation.generated
+            )
 
     @property
     def position(self) -> int:
