@@ -1,0 +1,255 @@
+"""Reads GGUF model files: metadata and weights, of versions 2 and 3, little-endian.
+
+Everything in the file is distrusted: each count, length and offset is checked against the bytes that are there before
+it is used, so a broken file gives a ModelError that says what is wrong, never a crash, a hang or an absurd allocation.
+The layout is that of the GGUF specification (ggml, docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import NoReturn, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.errors import ModelError
+
+Bytes = NDArray[np.uint8]
+Matrix = NDArray[np.float32]
+Value: TypeAlias = bool | int | float | str | list[str] | NDArray[np.generic]
+T = TypeVar("T", bool, int, float, str, list[str], NDArray[np.generic])
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+ALIGNMENT_DEFAULT = 32
+DIMENSIONS_MAX = 4
+
+# Type numbers of metadata values, and how the scalars among them are stored.
+BOOL, STRING, ARRAY = 7, 8, 9
+SCALARS = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", BOOL: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"
+}  # fmt: skip
+
+Q8_0_BLOCK = 32
+Q8_0_BYTES = 2 + Q8_0_BLOCK
+OTHER_TENSOR_TYPES = {
+    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K",
+    15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S",
+    23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0",
+    39: "MXFP4",
+}  # fmt: skip
+
+
+def _f32(raw: Bytes) -> Matrix:
+    return raw.view("<f4").astype(np.float32)
+
+
+def _f16(raw: Bytes) -> Matrix:
+    return raw.view("<f2").astype(np.float32)
+
+
+def _bf16(raw: Bytes) -> Matrix:
+    # bfloat16 is the upper half of float32.
+    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def _q8_0(raw: Bytes) -> Matrix:
+    # Blocks of 32 signed bytes behind one float16 that scales them.
+    blocks = raw.reshape(-1, Q8_0_BYTES)
+    weights = blocks[:, 2:].view(np.int8).astype(np.float32)
+    weights *= blocks[:, :2].view("<f2").astype(np.float32)
+    return weights.reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How a type of tensor is stored: `block` weights in `size` bytes. `decode` returns them as float32, flat."""
+
+    name: str
+    block: int
+    size: int
+    decode: Callable[[Bytes], Matrix]
+
+
+STORAGE = {
+    0: Storage("F32", 1, 4, _f32),
+    1: Storage("F16", 1, 2, _f16),
+    8: Storage("Q8_0", Q8_0_BLOCK, Q8_0_BYTES, _q8_0),
+    30: Storage("BF16", 1, 2, _bf16),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Where a tensor is: its shape in numpy's order (outputs, inputs), its type number, its offset in the data."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gguf:
+    """An open GGUF file. `data` are the bytes behind the header, mapped from disk; tensors are decoded when read."""
+
+    path: Path
+    metadata: Mapping[str, Value]
+    tensors: Mapping[str, Tensor]
+    data: Bytes
+
+    def get(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """Return a metadata value that must be of type `kind`. Raises ModelError if it is not, or missing."""
+        value = self.metadata.get(key, default)
+        if value is None:
+            _refuse(self.path, f"{key!r} is missing from its metadata", "Convert the model again.")
+        if kind is float and type(value) is int:
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            _refuse(self.path, f"{key!r} is not a {kind.__name__}", "Convert the model again.")
+        return value
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Matrix:
+        """Return a tensor as float32. Raises ModelError if it is missing, of another shape or of a type not read here.
+
+        Changes nothing: the array is a copy.
+        """
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            _refuse(self.path, f"the tensor {name!r} is missing", "Convert the model again.")
+        if tensor.shape != shape:
+            _refuse(self.path, f"{name!r} has shape {tensor.shape}, expected {shape}", "Convert the model again.")
+        storage = STORAGE.get(tensor.type)
+        if storage is None:
+            kind = OTHER_TENSOR_TYPES.get(tensor.type, f"number {tensor.type}")
+            readable = ", ".join(known.name for known in STORAGE.values())
+            _refuse(
+                self.path,
+                f"{name!r} is stored as {kind}, and the numpy engine reads {readable}",
+                "Use a file of one of these types, or the llama_cpp engine (pip install 'jobwire[gguf]').",
+            )
+        size = prod(shape) // storage.block * storage.size
+        return storage.decode(self.data[tensor.offset : tensor.offset + size]).reshape(shape)
+
+
+def open_gguf(path: Path) -> Gguf:
+    """Open a GGUF file and read its header. Raises ModelError when there is no such file or it is not sound."""
+    content = _content(path)
+    cursor = _Cursor(content, path)
+    if content[: len(MAGIC)] != MAGIC:
+        _refuse(path, "this is not a GGUF file", "Give a .gguf file as --model.")
+    cursor.take(len(MAGIC))
+    version = cursor.integer("<I")
+    if version not in VERSIONS:
+        swapped = " (or the file is big-endian)" if version >> 16 else ""
+        _refuse(path, f"it has GGUF version {version}{swapped}, and 2 and 3 can be read", "Convert the model again.")
+    tensor_count, value_count = cursor.integer("<Q"), cursor.integer("<Q")
+    metadata: dict[str, Value] = {}
+    for _ in range(value_count):
+        key = cursor.string()
+        if key in metadata:
+            _broken(path, f"{key!r} is there twice")
+        metadata[key] = cursor.value(cursor.integer("<I"))
+    infos = [cursor.tensor() for _ in range(tensor_count)]
+    alignment = metadata.get("general.alignment", ALIGNMENT_DEFAULT)
+    if not isinstance(alignment, int) or alignment < 1:
+        _broken(path, "'general.alignment' is not a positive number")
+    data = np.frombuffer(content, np.uint8)[-(-cursor.offset // alignment) * alignment :]
+    return Gguf(path, metadata, _checked(infos, data, path), data)
+
+
+def _content(path: Path) -> mmap.mmap | bytes:
+    """The bytes of a regular file, mapped: a pipe or a device could make us wait for ever."""
+    if path.exists() and not path.is_file():
+        _refuse(path, "this is not a file", "Give a .gguf file as --model.")
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{path}: {reason}. Check the path given as --model.") from error
+
+
+def _checked(infos: list[Tensor], data: Bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors by name, each of which lies within the data."""
+    tensors: dict[str, Tensor] = {}
+    for tensor in infos:
+        if tensor.name in tensors:
+            _broken(path, f"the tensor {tensor.name!r} is there twice")
+        tensors[tensor.name] = tensor
+        storage = STORAGE.get(tensor.type)
+        if storage is None:
+            continue
+        if tensor.shape[-1] % storage.block:
+            _broken(path, f"rows of {tensor.name!r} are no multiple of {storage.block}, which {storage.name} needs")
+        end = tensor.offset + prod(tensor.shape) // storage.block * storage.size
+        if end > len(data):
+            _broken(path, f"{tensor.name!r} ends {end - len(data)} bytes behind the end of the file")
+    return tensors
+
+
+class _Cursor:
+    """Reads the header from front to back. `offset` is how far it has come."""
+
+    def __init__(self, content: mmap.mmap | bytes, path: Path) -> None:
+        self._content = memoryview(content)
+        self._path = path
+        self.offset = 0
+
+    def take(self, size: int) -> memoryview:
+        start, self.offset = self.offset, self.offset + size
+        if self.offset > len(self._content):
+            _broken(self._path, f"it ends within its header, at byte {len(self._content)}")
+        return self._content[start : self.offset]
+
+    def integer(self, form: str) -> int:
+        (number,) = struct.unpack(form, self.take(struct.calcsize(form)))
+        return int(number)
+
+    def string(self) -> str:
+        return str(self.take(self.integer("<Q")), "utf-8", "replace")
+
+    def value(self, kind: int) -> Value:
+        if kind == STRING:
+            return self.string()
+        if kind == ARRAY:
+            return self._array(self.integer("<I"), self.integer("<Q"))
+        scalar: bool | int | float = self._scalars(kind, 1)[0].item()
+        return scalar
+
+    def _array(self, kind: int, count: int) -> Value:
+        if kind == STRING:
+            return [self.string() for _ in range(count)]
+        return self._scalars(kind, count)
+
+    def _scalars(self, kind: int, count: int) -> NDArray[np.generic]:
+        form = SCALARS.get(kind)
+        if form is None:
+            _broken(self._path, f"a metadata value has type {kind}, which does not exist or is a list of lists")
+        numbers = np.frombuffer(self.take(count * np.dtype(form).itemsize), form)
+        return numbers != 0 if kind == BOOL else numbers.copy()
+
+    def tensor(self) -> Tensor:
+        name = self.string()
+        dimensions = self.integer("<I")
+        if not 1 <= dimensions <= DIMENSIONS_MAX:
+            _broken(self._path, f"{name!r} has {dimensions} dimensions")
+        # GGUF names the fastest dimension first, numpy last.
+        shape = tuple(self.integer("<Q") for _ in range(dimensions))[::-1]
+        if not all(shape):
+            _broken(self._path, f"{name!r} has a dimension of size 0")
+        return Tensor(name, shape, self.integer("<I"), self.integer("<Q"))
+
+
+def _broken(path: Path, what: str) -> NoReturn:
+    _refuse(path, f"the file is damaged: {what}", "Download or convert it again.")
+
+
+def _refuse(path: Path, what: str, remedy: str) -> NoReturn:
+    raise ModelError(f"{path}: {what}. {remedy}")
