@@ -12,8 +12,8 @@ The life of a job, told by folder:
 8. ``observers`` fold events into sentences, metrics and traces.
 
 ``events`` and ``errors`` are the words that all of them share, ``config`` the settings, ``app`` the one module that
-knows every part, ``cli`` the commands. Imports go in one direction only: cli > app > transports > protocol | observers >
-jobs > operations > brokers > scheduler > engines > config > events > errors.
+knows every part, ``cli`` the commands. Imports go in one direction only: cli > app > transports > protocol | observers
+> jobs > operations > brokers > scheduler > engines > config > events > errors.
 """
 
 __version__ = "0.1.0"

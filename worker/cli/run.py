@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import secrets
 import signal
 import sys
@@ -21,6 +22,7 @@ from worker.engines.choose import choose
 from worker.errors import ConfigError, EngineFailed, InvalidParams, Problem
 from worker.operations.base import JobRequest, Limits
 from worker.operations.infer import Infer
+from worker.scheduler.launch import environment
 from worker.scheduler.loop import Loop
 from worker.scheduler.messages import Open, Refused, Started, Work, WorkEvent
 
@@ -48,6 +50,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     settings = resolve(given_flags(asked), environ)
     request = Infer().parse(_body(asked), Limits.of(settings))
     say: Say = _say if asked.verbose else lambda _: None
+    # Numerical libraries read these when they are loaded: the same as in an engine process, so that numbers are equal.
+    os.environ.update(environment(settings.threads))
     opening = Open.of(settings)
     engine = _load(opening, say)
     try:

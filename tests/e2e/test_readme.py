@@ -1,0 +1,47 @@
+"""The samples of README.md, run as they stand there against a real worker; only the address is another."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent.parent / "README.md"
+ADDRESS = "127.0.0.1:8080"
+TIMEOUT_S = 60.0
+
+
+def sample(language: str, containing: str) -> str:
+    """Return the one block of README.md in this language that contains a text."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (found,) = [block for block in blocks if containing in block]
+    return str(found)
+
+
+def run(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
+
+
+def test_the_websocket_sample_counts(worker_url: str) -> None:
+    program = sample("python", "websockets").replace(ADDRESS, worker_url.removeprefix("http://"))
+    shown = run([sys.executable, "-c", program])
+    told = [line for line in shown.splitlines() if line.startswith("  --")]
+    text = "".join(line for line in shown.splitlines(keepends=True) if not line.startswith("  --"))
+    assert told
+    assert ", ".join(str(number) for number in range(7, 21)) in text.replace("\n", "")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_sse_sample_streams_to_its_end(worker_url: str) -> None:
+    command = sample("sh", "curl").replace(ADDRESS, worker_url.removeprefix("http://"))
+    events = re.findall(r'^data: \{"type":"(\w+)"', run(["bash", "-c", command]), re.MULTILINE)
+    assert "token" in events
+    assert events[-1] == "end"
+
+
+def test_the_address_in_the_samples_is_the_default() -> None:
+    assert f"http://{ADDRESS}" in README.read_text(encoding="utf-8")
