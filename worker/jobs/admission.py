@@ -36,8 +36,8 @@ class Admission:
         tokens = self.waiting_tokens + request.tokens_estimate
         if self.waiting_jobs and tokens > settings.queue_tokens_max:
             raise QueueFull(
-                f"The queue holds work for {self.waiting_tokens} tokens of at most {settings.queue_tokens_max}, and this "
-                f"job may need {request.tokens_estimate}. Try again later, or with a smaller max_tokens.",
+                f"The queue holds work for {self.waiting_tokens} tokens of at most {settings.queue_tokens_max}, and "
+                f"this job may need {request.tokens_estimate}. Try again later, or with a smaller max_tokens.",
                 retry_after_ms=retry_after_ms,
             )
 

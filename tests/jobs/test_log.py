@@ -1,0 +1,131 @@
+"""The log: compare-and-append, cursors, wakers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.events import Cancelled, Note, Resumed, Token, Usage
+from worker.jobs.log import RECORD_BYTES, JobLog, StaleAppend
+
+USAGE = Usage(prompt_tokens=1, completion_tokens=0, cached_tokens=0, queue_ms=0, total_ms=0)
+
+
+def filled(texts: int, epoch: str = "k3f9") -> JobLog:
+    """Return a log of so many tokens."""
+    log = JobLog(epoch)
+    for number in range(texts):
+        log.append(Token(f"t{number} "), at_ms=number, tail=number, attempt=1)
+    return log
+
+
+def test_records_are_numbered_from_one() -> None:
+    log = filled(3)
+    assert [record.n for record in log.records] == [1, 2, 3]
+    assert [record.at_ms for record in log.records] == [0, 1, 2]
+    assert (log.tail, log.ended) == (3, False)
+
+
+@pytest.mark.parametrize(("tail", "attempt"), [(1, 1), (3, 1), (2, 2), (2, 0)])
+def test_an_append_that_believes_something_else_is_refused_and_writes_nothing(tail: int, attempt: int) -> None:
+    log = filled(2)
+    woken: list[int] = []
+    log.add_waker(lambda: woken.append(1))
+    with pytest.raises(StaleAppend, match="the log is at 2, attempt 1"):
+        log.append(Token("x"), at_ms=9, tail=tail, attempt=attempt)
+    assert (log.tail, woken) == (2, [])
+
+
+def test_a_resumed_record_fences_off_the_attempt_before() -> None:
+    log = filled(1)
+    log.append(Resumed(2), at_ms=1, tail=1, attempt=1)
+    assert log.attempt == 2
+    with pytest.raises(StaleAppend):
+        log.append(Token("late"), at_ms=2, tail=2, attempt=1)
+    log.append(Token("new"), at_ms=2, tail=2, attempt=2)
+    assert log.tail == 3
+
+
+def test_nothing_follows_a_terminal_record() -> None:
+    log = filled(1)
+    log.append(Cancelled("client", USAGE), at_ms=1, tail=1, attempt=1)
+    assert log.ended
+    with pytest.raises(StaleAppend):
+        log.append(Note(actor="a", action="b", human="c"), at_ms=2, tail=2, attempt=1)
+
+
+def test_read_returns_what_follows_a_position() -> None:
+    log = filled(5)
+    assert [record.n for record in log.read(0)] == [1, 2, 3, 4, 5]
+    assert [record.n for record in log.read(3)] == [4, 5]
+    assert [record.n for record in log.read(1, 2)] == [2, 3]
+    assert log.read(5) == []
+
+
+@given(tail=st.integers(0, 20), n=st.integers(0, 40))
+def test_a_cursor_leads_back_to_its_position_unless_it_is_past_the_log(tail: int, n: int) -> None:
+    log = filled(tail)
+    assert log.position(log.cursor(n)) == (n if n <= tail else None)
+    assert filled(tail, epoch="other").position(log.cursor(n)) is None
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        "-",
+        "k3f9",
+        "k3f9-",
+        "-1",
+        "k3f9--1",
+        "k3f9-1.0",
+        "k3f9-1e0",
+        "k3f9- 1",
+        "k3f9-٣",
+        "k3f9-" + "0" * 13,
+        "K3F9-1",
+    ],
+)
+def test_what_is_no_cursor_of_this_log_is_no_position(cursor: str) -> None:
+    assert filled(3).position(cursor) is None
+
+
+def test_wakers_are_called_after_every_append_until_removed() -> None:
+    log, tails = JobLog("k3f9"), list[int]()
+
+    def wake() -> None:
+        tails.append(log.tail)
+
+    log.add_waker(wake)
+    log.append(Token("a"), at_ms=0, tail=0, attempt=1)
+    log.append(Token("b"), at_ms=0, tail=1, attempt=1)
+    log.remove_waker(wake)
+    log.remove_waker(wake)
+    log.append(Token("c"), at_ms=0, tail=2, attempt=1)
+    assert tails == [1, 2]
+
+
+def test_a_waker_may_remove_itself_and_others() -> None:
+    log, woken = JobLog("k3f9"), list[str]()
+
+    def first() -> None:
+        woken.append("first")
+        log.remove_waker(first)
+        log.remove_waker(second)
+
+    def second() -> None:
+        woken.append("second")
+
+    log.add_waker(first)
+    log.add_waker(second)
+    log.append(Token("a"), at_ms=0, tail=0, attempt=1)
+    log.append(Token("b"), at_ms=0, tail=1, attempt=1)
+    assert woken == ["first", "second"]
+
+
+def test_bytes_count_text_and_records() -> None:
+    log = JobLog("k3f9")
+    log.append(Token("abcd"), at_ms=0, tail=0, attempt=1)
+    log.append(Note(actor="a", action="b", human="c"), at_ms=0, tail=1, attempt=1)
+    assert log.bytes == 2 * RECORD_BYTES + 4

@@ -1,0 +1,137 @@
+"""What time does to jobs: deadlines, abandonment, retention."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.jobs.scripted import LIMITS, Stage
+from worker.errors import JobLost, JobNotFound
+from worker.events import Cancelled, Expired
+from worker.operations.infer import Infer
+
+ID = "a-job-to-wait-for"
+
+
+def nothing() -> None:
+    """A watcher that does nothing."""
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_a_deadline_ends_a_job_in_every_live_state(state: str) -> None:
+    stage = Stage()
+    job = stage.create(ID, prompt="Hi", deadline_ms=500)
+    stage.jobs.watch(job, nothing)
+    if state == "running":
+        stage.start(job)
+        stage.tokens(job, "a")
+    stage.clock.advance(499)
+    stage.jobs.sweep()
+    assert job.state == state
+    stage.clock.advance(1)
+    stage.jobs.sweep()
+    end = job.log.records[-1].event
+    assert isinstance(end, Expired)
+    assert (job.state, end.error.code) == ("expired", "deadline_exceeded")
+    assert stage.broker.cancelled == [stage.broker.submitted[0].generation.id]
+
+
+def test_an_unwatched_job_is_abandoned_after_its_time() -> None:
+    stage = Stage(orphan_ttl_s=60)
+    job = stage.create(ID)
+    stage.jobs.watch(job, nothing)
+    stage.clock.advance(100_000)
+    stage.jobs.sweep()
+    assert job.state == "queued"
+    stage.jobs.unwatch(job, nothing)
+    stage.clock.advance(59_999)
+    stage.jobs.sweep()
+    assert job.state == "queued"
+    stage.clock.advance(1)
+    stage.jobs.sweep()
+    end = job.log.records[-1].event
+    assert isinstance(end, Cancelled)
+    assert end.reason == "abandoned"
+
+
+def test_a_job_that_nobody_ever_watched_is_abandoned_too() -> None:
+    stage = Stage(orphan_ttl_s=60)
+    job = stage.create(ID)
+    stage.clock.advance(30_000)
+    stage.jobs.touch(job)
+    stage.clock.advance(59_999)
+    stage.jobs.sweep()
+    assert not job.ended
+    stage.clock.advance(1)
+    stage.jobs.sweep()
+    assert job.state == "cancelled"
+
+
+def test_one_of_two_watchers_is_enough() -> None:
+    stage = Stage(orphan_ttl_s=1)
+    job = stage.create(ID)
+    heard: list[int] = []
+    stage.jobs.watch(job, nothing)
+    stage.jobs.watch(job, lambda: heard.append(job.log.tail))
+    stage.jobs.unwatch(job, nothing)
+    stage.clock.advance(5000)
+    stage.jobs.sweep()
+    assert job.state == "queued"
+
+
+def test_a_detached_job_goes_on_alone() -> None:
+    stage = Stage(orphan_ttl_s=1)
+    job = stage.create(ID, prompt="Hi", detach=True)
+    stage.clock.advance(3_600_000)
+    stage.jobs.sweep()
+    assert job.state == "queued"
+
+
+def test_an_ended_job_is_kept_for_its_retention_and_then_unknown() -> None:
+    stage = Stage(retention_s=300)
+    job = stage.run(stage.create(ID, prompt="Hi"), "a")
+    stage.clock.advance(299_999)
+    stage.jobs.sweep()
+    assert stage.jobs.get("ann", ID) is job
+    stage.clock.advance(1)
+    stage.jobs.sweep()
+    with pytest.raises(JobNotFound):
+        stage.jobs.get("ann", ID)
+    request = Infer().parse({"prompt": "Hi"}, LIMITS)
+    with pytest.raises(JobLost):
+        stage.jobs.create("ann", ID, request, resuming=True)
+    again, found = stage.jobs.create("ann", ID, request)
+    assert not found
+    assert again.log.epoch != job.log.epoch
+
+
+def test_a_live_job_is_never_forgotten() -> None:
+    stage = Stage(retention_s=0, retention_bytes_max=0, orphan_ttl_s=100_000)
+    job = stage.create(ID)
+    stage.start(job)
+    stage.clock.advance(1e7)
+    stage.jobs.sweep()
+    assert stage.jobs.get("ann", ID) is job
+    stage.tokens(job, "a")
+    stage.finish(job)
+    stage.jobs.sweep()
+    assert stage.jobs.list("ann") == []
+
+
+def test_memory_for_ended_logs_is_bounded() -> None:
+    stage = Stage(retention_bytes_max=20_000)
+    for _ in range(50):
+        stage.run(stage.create(), *(["word "] * 10))
+        stage.jobs.sweep()
+        assert sum(job.log.bytes for job in stage.jobs.list("ann")) <= 20_000
+    assert stage.jobs.list("ann")
+
+
+def test_cancel_all_ends_every_live_job() -> None:
+    stage = Stage()
+    jobs = [stage.create() for _ in range(3)]
+    stage.run(jobs[0], "a")
+    idle: list[str] = []
+    stage.jobs.drain(lambda: idle.append("idle"))
+    stage.jobs.cancel_all("shutdown")
+    assert [job.state for job in jobs] == ["completed", "cancelled", "cancelled"]
+    assert idle == ["idle"]
