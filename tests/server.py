@@ -66,6 +66,7 @@ class Server:
         self._pump = threading.Thread(target=self._read, daemon=True)
         self._pump.start()
         self.url = self._wait_for_line(r"Jobwire listens on (\S+)")
+        self.port = int(self.url.rpartition(":")[2])
         self.ws_url = self.url.replace("http", "ws", 1) + "/v1/ws"
 
     def _read(self) -> None:

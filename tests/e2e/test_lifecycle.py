@@ -1,0 +1,219 @@
+"""The worker starts, loads, serves what waited, drains and ends; and says why when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.e2e.client import Socket, counting, expected_count, http, post_job, read_sse
+from tests.server import Server, alive, serving, wait_until
+from worker.engines import demo
+
+MODEL = Path(demo.__file__).with_name("model.gguf")
+JSON = {"Accept": "application/json"}
+
+
+async def _wait(what: str, condition: object, timeout_s: float = 30.0) -> None:
+    """Wait without standing in the way of this loop's own connections."""
+    await asyncio.to_thread(wait_until, what, condition, timeout_s)  # type: ignore[arg-type]
+
+
+async def _wait_exit(server: Server) -> int:
+    await _wait("the worker to end", lambda: server.process.poll() is not None)
+    return server.process.wait()
+
+
+async def _wait_draining(server: Server) -> None:
+    await _wait("the drain", lambda: server.get("/v1/ready").json().get("state") == "draining")
+
+
+async def _closing_code(socket: Socket) -> int:
+    with pytest.raises(ConnectionClosed):
+        while True:
+            await socket.receive()
+    code: int | None = socket.raw.close_code
+    assert code is not None
+    return code
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+async def test_jobs_created_while_loading_run_when_loaded() -> None:
+    with serving(ready=False) as server:
+        await _wait("the engine process", lambda: bool(server.engine_pids()))
+        async with http(server) as client:
+            with server.frozen_engine():
+                answer = await client.get("/v1/ready")
+                assert answer.status_code == 503
+                expected = {"ready": False, "state": "loading", "progress_url": "/v1/loading/progress"}
+                assert expected.items() <= answer.json().items()
+                assert (await client.get("/health")).json()["status"] == "healthy"
+                async with client.stream("GET", "/v1/loading/progress") as progress, Socket(server) as socket:
+                    over_websocket = await socket.create(**counting())
+                    assert socket.readings[over_websocket].accepted[0]["state"] == "queued"
+                    job_id = await post_job(client, **counting())
+                    server.kill_engine(signal.SIGCONT)
+                    stages = [line async for line in progress.aiter_lines() if line]
+                    await socket.finish(over_websocket)
+            over_sse = await read_sse(client, job_id)
+            ready = await client.get("/v1/ready")
+    assert socket.readings[over_websocket].text() == over_sse.text() == expected_count(1, 60)
+    assert ready.status_code == 200
+    assert {"ready": True, "model_loaded": True}.items() <= ready.json().items()
+    assert stages[-2:] == ['data: {"stage":"ready"}', "data: [DONE]"]
+    assert all("stage" in json.loads(stage.removeprefix("data: ")) for stage in stages[:-1])
+
+
+@pytest.mark.parametrize("kind", ["missing", "garbage", "truncated", "empty"])
+async def test_without_a_usable_model_the_worker_says_why(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "weights.gguf"
+    if kind != "missing":
+        broken = {"garbage": b"not a model " * 100, "truncated": MODEL.read_bytes()[:-5000], "empty": b""}
+        path.write_bytes(broken[kind])
+    with serving("--model", str(path), ready=False) as server:
+        await _wait("the failure", lambda: server.get("/v1/ready").json()["state"] == "failed")
+        ready, health = server.get("/v1/ready"), server.get("/health")
+        assert ready.status_code == health.status_code == 503
+        assert health.json()["status"] == "unhealthy"
+        assert str(path) in ready.json()["error"]["detail"]
+        assert ready.json()["error"]["code"] == "model_unavailable"
+        assert ready.json()["error"]["detail"] in health.json()["message"]
+        refused = server.post("/v1/jobs", counting(), headers=JSON)
+        assert refused.status_code == 503
+        assert refused.json()["code"] == "model_unavailable"
+        assert str(path) in refused.json()["detail"]
+        async with Socket(server) as socket:
+            reply = await socket.ask("create", **counting())
+        assert reply["error"]["code"] == "model_unavailable"
+        assert server.get("/v1/loading/progress").text.endswith("data: [DONE]\n\n")
+        assert any("Not ready" in line and str(path) in line for line in server.output)
+        assert server.stop() == 0
+
+
+async def test_a_model_that_arrives_later_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "weights.gguf"
+    flags = ("--engine-restart-backoff-s", "0.1", "--engine-restart-backoff-max-s", "0.1")
+    with serving("--model", str(path), *flags, ready=False) as server:
+        await _wait("the failure", lambda: server.get("/v1/ready").json()["state"] == "failed")
+        os.link(MODEL, path)
+        await asyncio.to_thread(server.wait_ready)
+        async with Socket(server) as socket:
+            assert (await socket.run(**counting())).text() == expected_count(1, 60)
+
+
+async def test_jobs_that_wait_for_a_model_in_vain_fail(tmp_path: Path) -> None:
+    with serving("--model", str(tmp_path / "none.gguf"), ready=False) as server:
+        await _wait("the engine process", lambda: bool(server.engine_pids()))
+        async with Socket(server) as socket:
+            with server.frozen_engine():
+                job_id = await socket.create(**counting())
+            await socket.finish(job_id)
+    end = socket.readings[job_id].end
+    assert (end["status"], end["error"]["code"]) == ("failed", "model_unavailable")
+
+
+# ---- shutting down ---------------------------------------------------------------------------------------------------
+
+
+async def test_sigterm_lets_running_jobs_finish_and_refuses_new_ones() -> None:
+    with serving() as server:
+        family = server.engine_pids()
+        async with Socket(server) as socket, http(server) as client:
+            ids = [await socket.create(**counting(1, 100)) for _ in range(4)]
+            await socket.until(lambda: all(socket.readings[job_id].tokens for job_id in ids))
+            with server.frozen_engine():
+                over_sse = asyncio.create_task(read_sse(client, ids[0]))
+                server.process.send_signal(signal.SIGTERM)
+                await _wait_draining(server)
+                refused = await client.post("/v1/jobs", json=counting(), headers=JSON)
+                assert refused.status_code == 503
+                assert refused.json()["code"] == "draining"
+                assert int(refused.headers["retry-after"]) >= 1
+                assert refused.json()["retry_after_ms"] > 0
+                reply = await socket.ask("create", **counting())
+                assert (reply["error"]["code"], reply["error"]["status"]) == ("draining", 503)
+                async with Socket(server) as late:
+                    assert (await late.ask("create", **counting()))["error"]["code"] == "draining"
+                assert server.process.poll() is None
+            readings = await socket.finish(*ids)
+            since = time.monotonic()
+            assert (await over_sse).text() == expected_count(1, 100)
+            assert await _closing_code(socket) == 1012
+            assert await _wait_exit(server) == 0
+            took_s = time.monotonic() - since
+    assert {reading.text() for reading in readings} == {expected_count(1, 100)}
+    assert took_s < 10
+    assert not any(map(alive, family))
+    assert server.output[-1] == "Stopped."
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_an_idle_worker_ends_at_once(number: signal.Signals) -> None:
+    with serving() as server:
+        family = server.engine_pids()
+        async with Socket(server) as socket, http(server) as client:
+            # A connection that is kept open without a request does not hold the worker up.
+            await client.get("/health")
+            server.process.send_signal(number)
+            assert await _closing_code(socket) == 1012
+            assert await _wait_exit(server) == 0
+    assert not any(map(alive, family))
+
+
+async def test_what_does_not_finish_in_time_is_cancelled() -> None:
+    with serving("--drain-timeout-s", "0.3") as server:
+        async with Socket(server) as socket:
+            job_id = await socket.create(**counting(1, 300))
+            reading = socket.readings[job_id]
+            await socket.until(lambda: len(reading.tokens) >= 5)
+            with server.frozen_engine():
+                family = server.engine_pids()
+                server.process.send_signal(signal.SIGTERM)
+                await socket.finish(job_id)
+                assert (reading.end["status"], reading.end["reason"]) == ("cancelled", "shutdown")
+                assert await _closing_code(socket) == 1012
+                assert await _wait_exit(server) == 0
+    assert not any(map(alive, family))
+
+
+async def test_a_second_signal_ends_it_at_once() -> None:
+    with serving() as server:
+        async with Socket(server) as socket:
+            job_id = await socket.create(**counting(1, 300))
+            await socket.until(lambda: len(socket.readings[job_id].tokens) >= 5)
+            with server.frozen_engine():
+                family = server.engine_pids()
+                server.process.send_signal(signal.SIGTERM)
+                await _wait_draining(server)
+                server.process.send_signal(signal.SIGTERM)
+                assert await _wait_exit(server) == 130
+                await _wait("the engine to end", lambda: not any(map(alive, family)))
+
+
+async def test_it_ends_while_the_model_loads_and_somebody_watches() -> None:
+    with serving(ready=False) as server:
+        await _wait("the engine process", lambda: bool(server.engine_pids()))
+        async with http(server) as client:
+            with server.frozen_engine():
+                family = server.engine_pids()
+                async with client.stream("GET", "/v1/loading/progress") as progress:
+                    lines = progress.aiter_lines()
+                    assert (await anext(lines)).startswith("data: ")
+                    server.process.send_signal(signal.SIGTERM)
+                    assert await _wait_exit(server) == 0
+    assert not any(map(alive, family))
+
+
+def test_the_banner_has_a_line_to_copy() -> None:
+    with serving() as server:
+        output = "\n".join(server.output)
+    assert f"curl -N {server.url}/v1/jobs" in output
+    assert "Ready: " in output
