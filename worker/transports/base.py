@@ -16,7 +16,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from worker.config import Settings
-from worker.errors import Forbidden, Unauthorized
+from worker.errors import Forbidden, Overloaded, Unauthorized
 from worker.jobs.service import Clock, Jobs
 from worker.operations.base import Limits, Operation
 from worker.protocol.eventstream import FrameSource, Narrate
@@ -26,6 +26,9 @@ WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with,
 
 YIELD_EVERY = 64
 """A reader that is far behind lets the others run after so many sends: a send to an idle socket does not wait."""
+
+CONNECTIONS_RETRY_MS = 2000
+"""When to come back if there are too many connections: nobody knows when one of them ends."""
 
 
 class Connection(Protocol):
@@ -88,6 +91,11 @@ class Gateway:
         if not hmac.compare_digest(token.strip().encode(errors="replace"), key.encode()):
             raise Unauthorized("The API key is wrong.")
         return "key"
+
+    def check_room(self) -> None:
+        """Raise Overloaded if there are as many open connections as there may be."""
+        if len(self.connections) >= self.settings.connections_max:
+            raise Overloaded("Too many connections are open. Try again later.", retry_after_ms=CONNECTIONS_RETRY_MS)
 
     def check_host(self, host: str | None) -> None:
         """Raise Forbidden unless the Host header names this worker."""

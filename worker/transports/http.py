@@ -95,10 +95,14 @@ class _Routes:
     async def create(self) -> Response:
         """POST a job: its description, or its stream at once for a client that asks for one."""
         gateway, principal = self._gateway, self._principal()
+        streams = EVENT_STREAM in request.headers.get("Accept", "") and not _is_legacy_path()
+        if streams:
+            # Refused before there is a job.
+            gateway.check_room()
         frame = frames.create_of(await self._body(), request.headers.get("Idempotency-Key"))
         job, _ = commands.create(gateway.jobs, gateway.operations, gateway.limits, principal, frame)
         gateway.jobs.touch(job)
-        if EVENT_STREAM in request.headers.get("Accept", "") and not _is_legacy_path():
+        if streams:
             return self._job_stream(job, frame.after)
         return Response(views.created(job), content_type=JSON)
 
@@ -118,6 +122,7 @@ class _Routes:
     async def stream(self, job_id: str) -> Response:
         """Stream a job, in the dialect that the client speaks."""
         job = self._job(job_id)
+        self._gateway.check_room()
         if _is_legacy_path() or EVENT_STREAM not in request.headers.get("Accept", ""):
             return self._streams.legacy_response(self._gateway, job, self._legacy_stream(job))
         return self._job_stream(job, request.args.get("after"))

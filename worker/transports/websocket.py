@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeAlias
 
-from worker.errors import Forbidden, RequestError
+from worker.errors import Forbidden, Overloaded, RequestError
 from worker.protocol.frames import PROTOCOL
 from worker.protocol.session import Close, CloseCode, Session
 from worker.transports.base import YIELD_EVERY, Gateway, Wake
@@ -71,14 +71,15 @@ def _refusal(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> C
         gateway.check_host(headers.get("host"))
         gateway.check_origin(headers.get("origin"), headers.get("host"))
         gateway.authenticate(_authorization(headers, offered))
+        gateway.check_room()
     except Forbidden as error:
         return Close(CloseCode.FORBIDDEN, error.detail)
     except RequestError as error:
         return Close(CloseCode.UNAUTHORIZED, error.detail)
+    except Overloaded as error:
+        return Close(CloseCode.OVERLOADED, error.detail)
     if versions and PROTOCOL not in versions:
         return Close(CloseCode.VERSION, f"This worker speaks {PROTOCOL}.")
-    if len(gateway.connections) >= gateway.settings.connections_max:
-        return Close(CloseCode.OVERLOADED, "Too many connections. Try again later.")
     return None
 
 
