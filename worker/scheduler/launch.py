@@ -1,7 +1,8 @@
-"""The other side of `host`: starts an engine process, kills it, and says how it ended. Nothing here waits."""
+"""The other side of `host`: starts an engine process, kills it, and says how it ended."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ HOST_COMMAND = (sys.executable, "-P", "-m", "worker.scheduler.host")
 """-P: a folder named worker in the user's current directory must not be taken for this package."""
 
 OUTPUT_LINES_KEPT = 20
+# A killed process is gone at once, unless it is inside a driver.
+REAP_TIMEOUT_S = 1.0
 # Variables that numerical libraries read once, when they are loaded.
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -41,6 +44,7 @@ class Child:
                 start_new_session=True,
             )
         self.lines: deque[str] = deque(maxlen=OUTPUT_LINES_KEPT)
+        self._ended = False
 
     @property
     def pid(self) -> int:
@@ -49,26 +53,35 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Tell whether it still runs; one that has ended is reaped by asking."""
-        return self.process.poll() is None
+        """Tell whether it still runs. What an ended one has started is ended with it, as soon as somebody asks."""
+        if not self._ended and self.process.poll() is not None:
+            self._ended = True
+            self._kill_group()
+        return not self._ended
 
     def kill(self) -> None:
         """End it now, and all that it started. It may take the kernel a moment."""
         if self.alive:
-            os.killpg(self.pid, signal.SIGKILL)
+            self._kill_group()
 
     def close(self) -> None:
-        """Kill it and close this side's files."""
+        """Kill it and close this side's files. Waits only for the kernel, and not long even for that."""
         self.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(REAP_TIMEOUT_S)
         self.socket.close()
         if self.process.stdout is not None:
             self.process.stdout.close()
 
+    def _kill_group(self) -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     def ending(self) -> str:
         """Say how it ended, in words for a sentence."""
-        code = self.process.poll()
-        if code is None:
+        if self.alive:
             return "the engine process closed its connection"
+        code = self.process.returncode
         if code < 0:
             return f"the engine process was killed by signal {-code}"
         last = next((line for line in reversed(self.lines) if line.strip()), "")
