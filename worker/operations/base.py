@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
 
 from worker.config import Settings
+from worker.errors import FieldError
 from worker.events import Event, Prompt, Sampling
 
 DELIVERY_FIELDS = frozenset({"type", "job_id", "after", "ref", "window", "channels", "coalesce_ms"})
@@ -73,3 +75,16 @@ def fingerprint(body: Mapping[str, object]) -> bytes:
     """Return 16 bytes that identify what a body asks for, whatever the order of its fields and its delivery."""
     relevant = {key: value for key, value in body.items() if key not in DELIVERY_FIELDS and value is not None}
     return hashlib.blake2b(msgspec.json.encode(relevant, order="deterministic"), digest_size=16).digest()
+
+
+def field_error(error: msgspec.ValidationError, pointer: str = "") -> FieldError:
+    """Return what msgspec found wrong in the value at `pointer`, as a pointer to the very place and what is allowed."""
+    reason, path = str(error), ""
+    found = _PLACE.search(reason)
+    if found is not None:
+        reason, path = reason[: found.start()], found[1]
+    return FieldError(pointer + re.sub(r"\[|\.", "/", path).replace("]", ""), reason)
+
+
+_PLACE = re.compile(r" - at `(?:key` in `)?\$([^`]*)`$")
+"""How msgspec ends a message: "... - at `$.messages[0].role`"."""

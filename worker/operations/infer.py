@@ -10,12 +10,13 @@ from msgspec import Meta
 
 from worker.errors import FieldError, InvalidParams
 from worker.events import Message, Prompt, ResponseFormat, Sampling
-from worker.operations.base import JobRequest, Limits, fingerprint
+from worker.operations.base import JobRequest, Limits, field_error, fingerprint
 
 TOP_LOGPROBS_DEFAULT = 5
 STOPS_MAX = 16
 STOP_CHARS_MAX = 256
 LOGIT_BIASES_MAX = 4096
+INT_MAX = (1 << 31) - 1
 
 Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
@@ -27,21 +28,21 @@ FIELDS: dict[str, Any] = {
     "max_tokens": Annotated[int, Meta(ge=1)],
     "temperature": Annotated[float, Meta(ge=0, le=2)],
     "top_p": Annotated[float, Meta(gt=0, le=1)],
-    "top_k": Annotated[int, Meta(ge=0)],
+    "top_k": Annotated[int, Meta(ge=0, le=INT_MAX)],
     "min_p": Annotated[float, Meta(ge=0, le=1)],
     "repetition_penalty": Annotated[float, Meta(gt=0, le=10)],
     "presence_penalty": Penalty,
     "frequency_penalty": Penalty,
     "seed": int,
     "stop": Stop | Annotated[list[Stop], Meta(max_length=STOPS_MAX)],
-    "logit_bias": dict[int, Annotated[float, Meta(ge=-100, le=100)]],
+    "logit_bias": dict[Annotated[int, Meta(ge=0, le=INT_MAX)], Annotated[float, Meta(ge=-100, le=100)]],
     "response_format": ResponseFormat,
     "logprobs": Annotated[int, Meta(ge=0, le=20)],
     "include": list[Literal["ids", "logprobs", "top_logprobs"]],
     "ignore_eos": bool,
     "n": Annotated[int, Meta(ge=1)],
     "priority": Annotated[int, Meta(ge=0, le=9)],
-    "deadline_ms": Annotated[int, Meta(ge=1)],
+    "deadline_ms": Annotated[int, Meta(ge=1, le=INT_MAX)],
     "detach": bool,
 }
 """Every field that means something here, and what is allowed. null is the same as absent."""
@@ -57,10 +58,14 @@ class Infer:
     def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
         """Check a body against FIELDS and the limits. Raises InvalidParams that names every wrong field."""
         values, errors = _convert(body)
-        errors += _check_limits(values, limits)
+        wrong = {error.pointer.split("/")[1] for error in errors}
+        if "messages" in wrong:
+            # Without them a prompt seems to be missing, which would mislead.
+            wrong.add("prompt")
+        errors += [error for error in _check_limits(values, limits) if error.pointer[1:] not in wrong]
         if errors:
-            wrong = "; ".join(f"{error.pointer[1:]}: {error.detail}" for error in errors)
-            raise InvalidParams(f"Fix these fields and send it again: {wrong}.", errors=tuple(errors))
+            named = "; ".join(f"{error.pointer[1:]}: {error.detail}" for error in errors)
+            raise InvalidParams(f"Fix these fields and send it again: {named}.", errors=tuple(errors))
         return JobRequest(
             operation=self.name,
             prompt=_prompt(values),
@@ -89,9 +94,7 @@ def _convert(body: Mapping[str, object]) -> tuple[dict[str, Any], list[FieldErro
         try:
             values[name] = msgspec.convert(raw, kind, str_keys=True)
         except msgspec.ValidationError as error:
-            reason, _, path = str(error).partition(" - at `$")
-            pointer = "/" + name + path.rstrip("`").replace("[", "/").replace("]", "").replace(".", "/")
-            errors.append(FieldError(pointer, reason.removesuffix(".")))
+            errors.append(field_error(error, "/" + name))
     return values, errors
 
 
@@ -125,7 +128,17 @@ def _check_limits(values: dict[str, Any], limits: Limits) -> list[FieldError]:
     wanted = values.get("response_format", ResponseFormat())
     field = needs.get(wanted.type)
     check(field is None or getattr(wanted, field) is not None, "/response_format", f"Expected `{field}` with this type")
+    check(_is_portable(wanted), "/response_format", "Expected integers of at most 64 bits")
     return errors
+
+
+def _is_portable(wanted: ResponseFormat) -> bool:
+    """Tell whether a schema can travel to the engine: JSON's integers have no bound, msgpack's do."""
+    try:
+        msgspec.msgpack.encode(wanted)
+    except OverflowError:
+        return False
+    return True
 
 
 def _is_unicode(prompt: str | None, messages: list[Message] | None) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from worker.errors import FieldError, InvalidParams, UnsupportedOperation
+from worker.errors import FieldError, UnsupportedOperation
 from worker.jobs.job import Job
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits, Operation
-from worker.protocol.frames import Create, Subscribe
+from worker.protocol.frames import Create, Subscribe, invalid
 
 
 def create(
@@ -20,7 +20,7 @@ def create(
     """
     check_delivery(frame)
     if frame.after is not None and frame.job_id is None:
-        raise _invalid("/after", "Expected `after` only together with `job_id`")
+        raise invalid(FieldError("/after", "Expected `after` only together with `job_id`"))
     operation = operations.get(frame.operation)
     if operation is None:
         raise UnsupportedOperation(
@@ -33,10 +33,6 @@ def create(
 def check_delivery(frame: Create | Subscribe) -> None:
     """Refuse ways of delivery that are not offered, rather than pass over them. Raises InvalidParams."""
     if frame.window:
-        raise _invalid("/window", "Expected no `window`: `hello.limits.max_window` is 0")
+        raise invalid(FieldError("/window", "Expected no `window`: `hello.limits.max_window` is 0"))
     if frame.coalesce_ms:
-        raise _invalid("/coalesce_ms", "Expected no `coalesce_ms`: `hello.limits.max_coalesce_ms` is 0")
-
-
-def _invalid(pointer: str, detail: str) -> InvalidParams:
-    return InvalidParams(f"Fix this field and send it again: {detail}.", errors=(FieldError(pointer, detail),))
+        raise invalid(FieldError("/coalesce_ms", "Expected no `coalesce_ms`: `hello.limits.max_coalesce_ms` is 0"))

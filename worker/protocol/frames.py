@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from worker.errors import BadFrame, FieldError, FrameTooLarge, InvalidParams, Problem, UnsupportedOperation
 from worker.events import Usage
+from worker.operations.base import field_error
 
 PROTOCOL = "jobwire.v1"
 DEPTH_MAX = 64
@@ -230,12 +231,12 @@ ServerFrame: TypeAlias = Hello | Accepted | Narration | TokenFrame | End | Error
 _encoder = msgspec.json.Encoder()
 
 
-def encode(frame: msgspec.Struct) -> bytes:
-    """Return a frame, or any other struct, as JSON in UTF-8. Half surrogate pairs become question marks."""
+def encode(value: object) -> bytes:
+    """Return a frame, or anything else made of JSON's types, as UTF-8. Half surrogate pairs become question marks."""
     try:
-        return _encoder.encode(frame)
+        return _encoder.encode(value)
     except UnicodeEncodeError:
-        return _encoder.encode(_whole(msgspec.to_builtins(frame)))
+        return _encoder.encode(_whole(msgspec.to_builtins(value)))
 
 
 def _whole(value: Any) -> Any:
@@ -307,11 +308,15 @@ def create_of(body: dict[str, Any], idempotency_key: str | None = None) -> Creat
     envelope = {name: body[name] for name in Create.__struct_fields__ if name in body and name != "body"}
     if idempotency_key is not None and envelope.setdefault("job_id", idempotency_key) != idempotency_key:
         detail = "Expected the same as the Idempotency-Key, or none"
-        raise InvalidParams(
-            f"Fix this field and send it again: job_id: {detail}.", errors=(FieldError("/job_id", detail),)
-        )
+        raise invalid(FieldError("/job_id", detail))
     frame = _convert(envelope, Create)
     return msgspec.structs.replace(frame, body=body)
+
+
+def invalid(wrong: FieldError) -> InvalidParams:
+    """Return the error for one wrong field."""
+    sentence = f"{wrong.pointer[1:]}: {wrong.detail}" if wrong.pointer else wrong.detail
+    return InvalidParams(f"Fix this field and send it again: {sentence}.", errors=(wrong,))
 
 
 def _convert(fields: dict[str, Any], kind: type[F]) -> F:
@@ -319,12 +324,10 @@ def _convert(fields: dict[str, Any], kind: type[F]) -> F:
     try:
         return msgspec.convert({"type": kind.__struct_config__.tag, **present}, kind)
     except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `$")
-        pointer = path.rstrip("`").replace("[", "/").replace("]", "").replace(".", "/")
-        reason = REASONS.get(pointer, reason)
-        detail = f"{pointer[1:]}: {reason}" if pointer else reason
-        wrong = (FieldError(pointer, reason),)
-        raise InvalidParams(f"Fix this field and send it again: {detail}.", errors=wrong) from None
+        wrong = field_error(error)
+        if wrong.pointer in REASONS:
+            wrong = FieldError(wrong.pointer, REASONS[wrong.pointer])
+        raise invalid(wrong) from None
 
 
 def _is_deep(value: object) -> bool:
