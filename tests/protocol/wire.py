@@ -1,0 +1,120 @@
+"""A session, or several, over a scripted engine, spoken to in frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from tests.jobs.scripted import LIMITS, Stage
+from worker.observers.narration import narrate
+from worker.operations.base import Operation
+from worker.operations.infer import Infer
+from worker.operations.status import Status
+from worker.operations.worker_check import WorkerCheck
+from worker.protocol.eventstream import EventStream, Frame, FrameSource
+from worker.protocol.session import Session
+
+Sent: TypeAlias = dict[str, Any]
+
+ID = "3f2c9a7e-5b1d-4c8e-9f00-aa12bb34cc56"
+OTHER = "another-job-of-ours"
+
+
+class Wire:
+    """A stage and its frames. `source` makes streams, `connect` sessions."""
+
+    def __init__(self, stage: Stage | None = None, **settings: Any) -> None:
+        self.stage = stage or Stage(**settings)
+        self.source = FrameSource(narrate, self.stage.settings.frame_bytes_max)
+
+    def connect(self, principal: str = "ann") -> Client:
+        """Open a connection."""
+        return Client(self, principal)
+
+
+class Client:
+    """One connection as its client sees it: `send` a frame, `pull` or `pull_all` what comes back."""
+
+    def __init__(self, wire: Wire, principal: str) -> None:
+        self.stage = wire.stage
+        self.wakes = 0
+        broker = self.stage.broker
+        operations: dict[str, Operation] = {
+            "infer": Infer(),
+            "status": Status(lambda: broker.state),
+            "worker_check": WorkerCheck(),
+        }
+        self.session = Session(
+            self.stage.jobs, operations, self.stage.settings, LIMITS, wire.source, principal, self._wake
+        )
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Send one frame."""
+        self.send_text(json.dumps({"type": kind, **fields}))
+
+    def send_text(self, text: str | bytes) -> None:
+        """Send one message as it stands."""
+        self.session.receive(text, self.stage.clock.monotonic_ms())
+
+    def pull(self) -> Sent | None:
+        """Take the next frame, checked to be what every frame is: one flat JSON object without nulls."""
+        data = self.session.pull()
+        return None if data is None else parsed(data)
+
+    def pull_all(self) -> list[Sent]:
+        """Take all frames that there are now."""
+        found = []
+        while (frame := self.pull()) is not None:
+            found.append(frame)
+        return found
+
+    def ask(self, kind: str, **fields: Any) -> Sent:
+        """Send a frame when nothing waits, and return its reply, the next frame there is."""
+        self.send(kind, **fields)
+        reply = self.pull()
+        assert reply is not None
+        return reply
+
+
+def parsed(data: bytes) -> Sent:
+    """Return a frame's object; it has a type first, and no null anywhere."""
+    frame: Sent = json.loads(data.decode())
+    assert next(iter(frame)) == "type"
+    assert not _has_null(frame)
+    assert b"\n" not in data
+    return frame
+
+
+def _has_null(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_has_null(item) for item in value.values())
+    if isinstance(value, list):
+        return any(_has_null(item) for item in value)
+    return value is None
+
+
+def drain(stream: EventStream) -> list[Frame]:
+    """Take all frames that a stream has now."""
+    found = []
+    while (frame := stream.next()) is not None:
+        found.append(frame)
+    return found
+
+
+def text(frames: Iterable[Sent], index: int = 0) -> str:
+    """Return the text of one choice in these frames."""
+    return "".join(frame["text"] for frame in frames if frame["type"] == "token" and frame.get("index", 0) == index)
+
+
+def types(frames: Iterable[Sent]) -> list[str]:
+    """Return the types of these frames."""
+    return [frame["type"] for frame in frames]
+
+
+def number(cursor: str) -> int:
+    """Return a cursor's number. Tests may look into it, clients may not."""
+    return int(cursor.rpartition("-")[2])
