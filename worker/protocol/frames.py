@@ -330,16 +330,12 @@ def _convert(fields: dict[str, Any], kind: type[F]) -> F:
         raise invalid(wrong) from None
 
 
-def _is_deep(value: object) -> bool:
-    """Tell whether a JSON value is nested deeper than DEPTH_MAX, without recursion."""
-    level: list[object] = [value]
-    for _ in range(DEPTH_MAX + 1):
-        level = [
-            item
-            for outer in level
-            if isinstance(outer, dict | list)
-            for item in (outer.values() if isinstance(outer, dict) else outer)
-        ]
+def _is_deep(value: dict[str, Any]) -> bool:
+    """Tell whether a JSON object is nested deeper than DEPTH_MAX, without recursion."""
+    level: list[dict[str, object] | list[object]] = [value]
+    for _ in range(DEPTH_MAX):
+        inner = [item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [item for item in inner if isinstance(item, dict | list)]
         if not level:
             return False
     return True
