@@ -1,0 +1,54 @@
+"""Chooses the engine for a model, and says why. Engines are imported only when they are chosen."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias, cast
+
+import msgspec
+
+from worker.engines.base import Engine, EngineSpec, OnLoad
+from worker.errors import ModelError
+
+Load: TypeAlias = Callable[[EngineSpec, OnLoad], Engine]
+
+MODULES = {"numpy": "worker.engines.numpy_llama", "llama_cpp": "worker.engines.llama_cpp"}
+"""Engines by the name that `--engine` takes. Each module has a function `load`."""
+
+
+def bundled_model() -> str:
+    """Return the path of the model that comes with Jobwire."""
+    return str(importlib.resources.files("worker.engines.demo") / "model.gguf")
+
+
+def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
+    """Return the function that loads a model, what exactly to load, and a sentence why that engine.
+
+    Raises ModelError for an engine that does not exist, or a model that none of them can run.
+    """
+    resolved = msgspec.structs.replace(spec, model=spec.model or bundled_model())
+    name, why = _pick(spec)
+    module = MODULES.get(name)
+    if module is None:
+        raise ModelError(f"There is no engine {name!r}. There are: auto, {', '.join(MODULES)}.")
+    load = cast(Load, importlib.import_module(module).load)
+    return load, msgspec.structs.replace(resolved, engine=name), why
+
+
+def _pick(spec: EngineSpec) -> tuple[str, str]:
+    if spec.engine != "auto":
+        return spec.engine, "it was asked for"
+    if spec.model is None:
+        return "numpy", "the bundled model runs everywhere on numpy"
+    if Path(spec.model).is_dir():
+        raise ModelError(
+            f"{spec.model} is a folder, as models for ExLlamaV2 are, and that engine is not part of this version. "
+            "Give the path of a GGUF file."
+        )
+    if importlib.util.find_spec("cyllama") is not None:
+        return "llama_cpp", "llama.cpp is installed and fastest for GGUF files"
+    return "numpy", 'llama.cpp is not installed (pip install "jobwire[gguf]" brings it)'
