@@ -1,0 +1,215 @@
+/** Client for Jobwire: create a job, read its text as it is made, cancel it, and survive every cut in between. */
+
+/** What a job took. Times are in milliseconds. */
+export interface Usage {
+  prompt_tokens: number;
+  completion_tokens: number;
+  cached_tokens: number;
+  queue_ms: number;
+  ttft_ms: number;
+  total_ms: number;
+  tokens_per_s: number;
+}
+
+/** The worker's error object (RFC 9457). */
+export interface Problem {
+  type?: string;
+  title?: string;
+  status?: number;
+  detail?: string;
+  code: string;
+  retriable?: boolean;
+  retry_after_ms?: number;
+  errors?: {pointer: string; detail: string}[];
+}
+
+/** A piece of text: `n` (default 1) tokens of the choice `index` (default 0). */
+export interface TokenEvent {
+  type: "token";
+  job_id: string;
+  cursor: string;
+  text: string;
+  n?: number;
+  index?: number;
+  kind?: "text" | "reasoning";
+  ids?: number[];
+  logprobs?: number[];
+  top_logprobs?: unknown[];
+}
+
+/** What happens to the job, in one sentence for people (`human`). */
+export interface NarrationEvent {
+  type: "narration";
+  job_id: string;
+  cursor: string;
+  actor: string;
+  action: string;
+  target: string;
+  human: string;
+  phase?: string;
+  queue?: {position: number; eta_ms?: number};
+  /** 0 to 1 */
+  progress?: number;
+  metrics?: Record<string, number>;
+  cute?: string;
+  story?: string;
+  level?: string;
+  duration_ms?: number;
+  tokens_in?: number;
+  tokens_out?: number;
+  [field: string]: unknown;
+}
+
+/** The last event of every job. */
+export interface EndEvent {
+  type: "end";
+  job_id: string;
+  cursor: string;
+  status: "completed" | "cancelled" | "failed" | "expired";
+  finish_reason?: string;
+  reason?: string;
+  usage?: Partial<Usage>;
+  error?: Problem;
+}
+
+/** The worker lost its log of the job and starts it over: forget all text so far. Rare. */
+export interface ResetEvent {
+  type: "reset";
+  job_id: string;
+}
+
+/** Reading also throws: Refused, JobFailed instead of a failed or expired end, ConnectionFailed. */
+export type JobEvent = TokenEvent | NarrationEvent | EndEvent | ResetEvent;
+
+export interface Message {
+  role: string;
+  content: string;
+}
+
+/** How to watch a job. */
+export interface WatchParams {
+  /** Go on from this cursor; never runs a job again. */
+  after?: string;
+  /** Aborting cancels the job, and reading rejects with the signal's reason. */
+  signal?: AbortSignal;
+  channels?: ("token" | "narration")[];
+}
+
+/** What a job may ask for, as on the wire; the worker checks it and says what is wrong with it. */
+export interface RunParams extends WatchParams {
+  /** 16 to 64 of A-Z a-z 0-9 _ -. Makes it idempotent: the same request again is the same job. */
+  job_id?: string;
+  operation?: string;
+  model?: string;
+  max_tokens?: number;
+  temperature?: number;
+  top_p?: number;
+  top_k?: number;
+  min_p?: number;
+  repetition_penalty?: number;
+  presence_penalty?: number;
+  frequency_penalty?: number;
+  seed?: number;
+  stop?: string | string[];
+  logit_bias?: Record<string, number>;
+  response_format?: Record<string, unknown>;
+  logprobs?: number;
+  raw?: boolean;
+  ignore_eos?: boolean;
+  n?: number;
+  /** 0 to 9, higher first; 5 if absent. */
+  priority?: number;
+  include?: ("ids" | "logprobs" | "top_logprobs")[];
+  coalesce_ms?: number;
+  detach?: boolean;
+  deadline_ms?: number;
+}
+
+/** The worker's answer to a request. */
+export interface Accepted {
+  job_id: string;
+  state: "queued" | "running" | "ended";
+  queue?: {position: number; eta_ms?: number};
+  replayed?: boolean;
+  reset?: boolean;
+  sse_url: string;
+}
+
+/**
+ * The events of one job in order, for one reader: iterate, or await `text()`, or first one and then the other.
+ * Leaving a loop early leaves the job as it is: iterate again, `cancel()` it, or `close()` to stop watching it.
+ */
+export interface Job extends AsyncIterable<JobEvent> {
+  readonly id: string;
+  /** Where the reader is: give it to `subscribe(id, {after})`, anywhere, to go on from there. */
+  readonly cursor: string | null;
+  readonly end: EndEvent | null;
+  readonly accepted: Accepted | null;
+  /** Wait until the worker has accepted the job; resolves to the job. Rejects with Refused. */
+  waitAccepted(): Promise<Job>;
+  /**
+   * Wait for the end and return the whole text of a choice (default 0): what was read before and the rest.
+   * Rejects with JobCancelled when there is no whole text, and with what iterating throws.
+   */
+  text(index?: number): Promise<string>;
+  /** Cancel the job; resolves when the worker has heard it, and the end follows. A job that has ended is success. */
+  cancel(): Promise<void>;
+  /** Stop watching the job, which goes on. */
+  close(): void;
+}
+
+export interface Options {
+  /** The key, for workers that want one. */
+  token?: string;
+  /** "auto" (default): a WebSocket, or SSE where there is none or none gets through. */
+  transport?: "auto" | "websocket" | "sse";
+  /** How long one outage may last: 60000. */
+  retryTimeoutMs?: number;
+  /** The first and the longest pause between two attempts: [250, 10000]. */
+  backoffMs?: [first: number, most: number];
+  /** How much of a job may wait for its reader here, roughly: 4 MiB. */
+  unreadBytesMax?: number;
+  /** A constructor like the browser's, for places without one. */
+  WebSocket?: new (url: string, protocols?: string[]) => any;
+  fetch?: typeof fetch;
+}
+
+/** The jobs of one program at one worker. It connects with the first job; `close()` ends it. */
+export interface Jobwire {
+  /** What carries the jobs now. */
+  readonly transport: "websocket" | "sse";
+  /** Start a job and return at once; a refusal meets its reader. */
+  run(prompt: string | Message[], params?: RunParams): Job;
+  /** Start a job like `run` and wait until the worker has accepted it. Rejects with Refused. */
+  create(prompt: string | Message[], params?: RunParams): Promise<Job>;
+  /** Watch a job that was created elsewhere, from its beginning or after a cursor. */
+  subscribe(job_id: string, params?: WatchParams): Job;
+  /** Close the connection. Jobs go on at the worker; who waits for one here gets ConnectionFailed. */
+  close(): void;
+}
+
+/** Return a client for the worker at `url` (http, https, ws or wss; in a page by default its own origin). */
+export function connect(url?: string, options?: Options): Jobwire;
+
+/** Base of all errors here. `code` is stable; `retryAfterMs` is set exactly when a retry makes sense. */
+export class JobwireError extends Error {
+  readonly code: string;
+  readonly detail: string;
+  readonly status?: number;
+  readonly retryAfterMs?: number;
+  readonly problem: Partial<Problem>;
+}
+
+/** The worker said no to a request. */
+export class Refused extends JobwireError {}
+
+/** The job ended as failed or expired. */
+export class JobFailed extends JobwireError {}
+
+/** The whole text was asked for, but the job was cancelled; `text` is what there is. */
+export class JobCancelled extends JobwireError {
+  readonly text: string;
+}
+
+/** Gone for good: a wrong key, no answer for `retryTimeoutMs`, or closed by the program. Jobs go on at the worker. */
+export class ConnectionFailed extends JobwireError {}
