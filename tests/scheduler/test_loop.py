@@ -275,6 +275,24 @@ def test_principals_share_by_tokens_not_by_works() -> None:
     assert tokens["short"] == pytest.approx(tokens["long"], rel=0.35)
 
 
+@pytest.mark.parametrize("end", ["finish", "break", "cancel"])
+def test_a_principal_whose_works_are_gone_counts_no_more(end: str) -> None:
+    """A newcomer starts level with b, who was served much, and not with a, who was served little and is gone."""
+    bench = Bench(slots=1)
+    bench.loop.submit(make_work("a", principal="a", prompt="break" if end == "break" else 5, max_tokens=2))
+    bench.step()
+    if end == "cancel":
+        bench.loop.cancel("a")
+    bench.run()
+    bench.loop.submit(make_work("b1", principal="b", max_tokens=52))
+    for _ in range(50):
+        bench.step()
+    bench.loop.submit(make_work("b2", principal="b"))
+    for name in ("c1", "c2"):
+        bench.loop.submit(make_work(name, principal="c", max_tokens=20))
+    assert started(bench.run()) == ["c1", "b2", "c2"]
+
+
 # ---- what a batch says of the engine ---------------------------------------------------------------------------------
 
 
