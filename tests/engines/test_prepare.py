@@ -73,8 +73,9 @@ def test_an_enormous_prompt_is_refused_before_it_is_tokenized() -> None:
             raise AssertionError(f"tokenized {len(text)} characters, special={special}")
 
     pointer, detail = refused(text("é" * 1_000_000), vocabulary=Untouched())
-    assert pointer == "/prompt" and "2000000 bytes" in detail and "64 tokens" in detail
-    assert refused(Prompt(messages=(Message("user", "a" * 1_000_000),)), vocabulary=Untouched())[0] == "/messages"
+    assert pointer == "/prompt" and "384 bytes" in detail and "64 tokens" in detail
+    chat = Prompt(messages=(Message("user", "a" * 1_000_000),))
+    assert refused(chat, vocabulary=Untouched()) == ("/messages", detail)
 
 
 def test_an_empty_prompt_is_refused() -> None:

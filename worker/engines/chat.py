@@ -46,17 +46,17 @@ class ChatTemplate:
     def render(self, messages: tuple[Message, ...], text_bytes_max: int) -> str:
         """Return the prompt that asks for the next assistant message.
 
-        Raises InvalidParams when the template refuses the messages or cannot be rendered, and as soon as the text is
-        longer than `text_bytes_max` (UTF-8).
+        Rendering ends once the text is longer than `text_bytes_max`, and then it is the beginning of it. Raises
+        InvalidParams when the template refuses the messages or cannot be rendered.
         """
         parts: list[str] = []
         size = 0
         try:
             for part in self._template.generate(self._variables(messages)):
+                parts.append(part)
                 size += len(part.encode("utf-8", "replace"))
                 if size > text_bytes_max:
-                    raise _refusal(f"the prompt is longer than {text_bytes_max} bytes")
-                parts.append(part)
+                    break
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise _refusal(f"{type(error).__name__}: {error}") from error
         except (MemoryError, RecursionError) as error:

@@ -8,11 +8,6 @@ freeing the model before its context.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import platform
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +20,6 @@ from worker.engines.base import (
     EngineInfo,
     EngineSpec,
     Generation,
-    LoadProgress,
     OnLoad,
     Prefilled,
     Prepared,
@@ -33,53 +27,30 @@ from worker.engines.base import (
 )
 from worker.engines.chat import ChatTemplate
 from worker.engines.guide import Guides
-from worker.engines.machine import cores, lacks_avx2, memory_bytes
+from worker.engines.llama_library import LlamaVocabulary, affordable_slots, library, load_model, make_context
+from worker.engines.machine import cores
 from worker.engines.prepare import prepare
 from worker.engines.sampling import Logits, log_softmax, mix
 from worker.engines.sequence import Sequence
 from worker.engines.slots import Slots
 from worker.errors import ModelError
 
-BUNDLED_MODEL = Path(__file__).parent / "demo" / "model.gguf"
 CONTEXT_TOKENS_DEFAULT = 4096
 PREFILL_TOKENS_MAX = 512  # per step, whatever the scheduler allows
-SLOTS_MAX = 256  # llama.cpp's own limit
 SMALL_PARAMETERS = 50_000_000  # below, threads wait for each other longer than they compute
 TEMPERATURE_MIN = 1e-4  # below, logits divided by it overflow
 
 
-def missing() -> str | None:
-    """Say why this engine cannot run here, None if it can. Imports nothing of it."""
-    if sys.version_info < (3, 12):
-        return f"llama.cpp needs Python 3.12 or newer, this is {platform.python_version()}"
-    if importlib.util.find_spec("cyllama") is None:
-        return 'llama.cpp is not installed: pip install "jobwire[gguf]"'
-    if lacks_avx2():
-        # Its wheels would end the process with an illegal instruction.
-        return "llama.cpp needs a CPU with AVX2"
-    return None
-
-
 def load(spec: EngineSpec, on_load: OnLoad) -> LlamaCppEngine:
-    """Load a GGUF model, the bundled one if `spec.model` is None, and reserve the KV cache of all its slots.
+    """Load the GGUF file `spec.model`, which must be given, and reserve the KV cache of all its slots.
 
-    Fewer slots than asked are made when their cache would take more than half of the machine's memory. Raises
-    ModelError when the engine cannot run here, and for a file that is missing, broken or of an unsupported kind.
+    Fewer slots than asked are made when their cache would take more than half of the memory that the weights leave.
+    Raises ModelError when the engine cannot run here, and for a file that is missing, broken or of an unsupported kind.
     """
-    reason = missing()
-    if reason is not None:
-        raise ModelError(reason)
-    path = Path(spec.model) if spec.model is not None else BUNDLED_MODEL
-    if not path.is_file():
-        raise ModelError(f"There is no model file {path}.")
-    # Both are read when the library loads. Waiting threads that spin take the core from those that compute; a failed
-    # assertion would start a debugger.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-    lib: Any = importlib.import_module("cyllama.llama.llama_cpp")
-    lib.disable_logging()
-    lib.llama_backend_init()
-    model = _load_model(lib, path, on_load)
+    assert spec.model is not None, "whoever chose this engine knows the model"
+    lib = library()
+    path = Path(spec.model)
+    model = load_model(lib, path, on_load)
     try:
         return LlamaCppEngine(lib, model, path.name, spec)
     except (RuntimeError, ValueError, MemoryError) as error:
@@ -95,24 +66,26 @@ class LlamaCppEngine:
         self._model = model
         if model.has_encoder() or not model.has_decoder():
             raise ValueError("encoder models are not supported")
-        self._vocabulary = _Vocabulary(model.get_vocab())
+        self._vocabulary = LlamaVocabulary(model.get_vocab())
         self._guides = Guides(self._vocabulary)
-        template = spec.chat_template or model.metadata().get("tokenizer.chat_template")
+        metadata = model.metadata()
+        template = spec.chat_template or metadata.get("tokenizer.chat_template") or None
         self._chat = ChatTemplate(
             template, bos_token=self._vocabulary.name(self._vocabulary.bos_id), eos_token=self._vocabulary.eos_name
         )
         self._context_tokens = min(model.n_ctx_train, spec.context_tokens or CONTEXT_TOKENS_DEFAULT)
-        slots = _slots(model, spec.slots, self._context_tokens)
+        slots = affordable_slots(model, spec.slots, self._context_tokens)
         threads = spec.threads or (1 if model.n_params < SMALL_PARAMETERS else cores())
-        self._context = _make_context(lib, model, slots, self._context_tokens, threads)
-        self._batch = lib.LlamaBatch(n_tokens=PREFILL_TOKENS_MAX + slots, embd=0, n_seq_max=1)
+        batch_tokens = PREFILL_TOKENS_MAX + slots
+        self._context = make_context(lib, model, slots, self._context_tokens, batch_tokens, threads)
+        self._batch = lib.LlamaBatch(n_tokens=batch_tokens, embd=0, n_seq_max=1)
         self._slots = Slots(slots)
         # A model whose state is not a cache of tokens cannot go back to a prefix of it.
         self._reuse = not (model.is_recurrent() or model.is_hybrid())
         self._running: dict[str, _Row] = {}  # in order of admission
         self._info = EngineInfo(
             engine="llama_cpp",
-            model=name,
+            model=metadata.get("general.name", name),
             device=f"CPU, {threads} thread{'s' if threads > 1 else ''}",
             context_tokens=self._context_tokens,
             vocab_size=self._vocabulary.size,
@@ -308,93 +281,3 @@ class _Sampler:
         """Count a token of the output."""
         if self._penalized:
             self._chain.accept(token)
-
-
-class _Vocabulary:
-    """A model's tokens, see worker.engines.vocabulary."""
-
-    def __init__(self, vocab: Any) -> None:
-        self._vocab = vocab
-        self.size: int = vocab.n_vocab
-        self.bos_id: int | None = _token(vocab.token_bos())
-        self.add_bos: bool = vocab.get_add_bos()
-        self.eos_ids = frozenset(token for token in range(self.size) if vocab.is_eog(token))
-        self.special_ids = frozenset(token for token in range(self.size) if vocab.is_control(token))
-        self._bytes = [b"" if t in self.special_ids else vocab.token_to_bytes(t) for t in range(self.size)]
-        names = max((len(self.name(token).encode()) for token in self.special_ids), default=0)
-        self.token_text_max = max(names, *map(len, self._bytes), 1)
-
-    @property
-    def eos_name(self) -> str:
-        """The name of the end token."""
-        return self.name(_token(self._vocab.token_eos()))
-
-    def name(self, token: int | None) -> str:
-        """The text that stands for a special token in a prompt, "" for None."""
-        return "" if token is None else str(self._vocab.get_text(token))
-
-    def encode(self, text: str, *, special: bool) -> list[int]:
-        """Return the ids of `text`, without a begin token."""
-        ids: list[int] = self._vocab.tokenize(text, False, special)
-        return ids
-
-    def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one token."""
-        return self._bytes[token]
-
-
-def _load_model(lib: Any, path: Path, on_load: OnLoad) -> Any:
-    size = path.stat().st_size
-    told = -1
-
-    def progress(share: float) -> bool:
-        nonlocal told
-        percent = int(share * 100)
-        if percent > told:
-            told = percent
-            on_load(LoadProgress("weights", percent, 100, int(share * size)))
-        return True
-
-    params = lib.LlamaModelParams()
-    params.progress_callback = progress
-    reasons: list[str] = []
-    lib.set_log_callback(lambda level, text: reasons.append(text.strip()) if level == 4 else None)
-    try:
-        return lib.LlamaModel(str(path), params, False)
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        # llama.cpp's own first line of error says more than the exception.
-        raise ModelError(f"{path.name} cannot be loaded: {next(iter(reasons), str(error))}") from error
-    finally:
-        lib.disable_logging()
-
-
-def _make_context(lib: Any, model: Any, slots: int, context_tokens: int, threads: int) -> Any:
-    params = lib.LlamaContextParams()
-    params.n_seq_max = params.n_outputs_max = slots
-    params.n_ctx = slots * context_tokens
-    # A cache for each slot: twice as fast at 64 sequences, and one sequence cannot fill another's.
-    params.kv_unified = False
-    params.n_batch = params.n_ubatch = PREFILL_TOKENS_MAX + slots
-    params.n_threads = params.n_threads_batch = threads
-    params.no_perf = True
-    context = lib.LlamaContext(model, params, False)
-    assert context.n_ctx_seq >= context_tokens, "llama.cpp made slots smaller than asked"
-    return context
-
-
-def _slots(model: Any, asked: int, context_tokens: int) -> int:
-    """As many slots as asked, if their cache (16 bits a value) fits half of the memory that the weights leave."""
-    limit = min(asked, SLOTS_MAX)
-    memory = memory_bytes()
-    if memory is None:
-        return limit
-    metadata = model.metadata()
-    head = metadata.get(f"{metadata.get('general.architecture')}.attention.key_length")
-    head_values = int(head) if head else model.n_embd // max(model.n_head, 1)
-    slot_bytes = context_tokens * model.n_layer * model.n_head_kv * head_values * 2 * 2
-    return max(1, min(limit, (memory - int(model.size)) // 2 // max(int(slot_bytes), 1)))
-
-
-def _token(token: int) -> int | None:
-    """llama.cpp says -1 for a special token that the model has not."""
-    return None if token < 0 else token

@@ -19,8 +19,8 @@ def prepare(
     """
     _check_sampling(generation, vocabulary)
     guides.guide(generation.sampling.response_format, generation.generated)
-    ids = _tokenize(generation, vocabulary, chat, context_tokens)
     pointer = "/messages" if generation.prompt.messages else "/prompt"
+    ids = _tokenize(_text(generation, vocabulary, chat, context_tokens, pointer), vocabulary)
     if not ids:
         raise _refusal(pointer, "must not be empty")
     if len(ids) >= context_tokens:
@@ -31,19 +31,20 @@ def prepare(
     return Prepared(generation, tuple(ids), max_tokens)
 
 
-def _tokenize(generation: Generation, vocabulary: Vocabulary, chat: ChatTemplate, context_tokens: int) -> list[int]:
-    # No prompt with more bytes can fit: refuse it before the work of tokenizing it.
-    text_max = context_tokens * vocabulary.token_text_max
+def _text(generation: Generation, vocabulary: Vocabulary, chat: ChatTemplate, context_tokens: int, pointer: str) -> str:
+    """The prompt's text, refused before the work of tokenizing it if so many bytes cannot fit."""
+    bytes_max = context_tokens * vocabulary.token_text_max
     prompt = generation.prompt
-    if prompt.messages:
-        text = chat.render(prompt.messages, text_max)
-    else:
-        text = prompt.text
-        size = len(text.encode("utf-8", "replace"))
-        if size > text_max:
-            raise _refusal("/prompt", f"has {size} bytes, but the context holds {context_tokens} tokens")
-        if not text:
-            return []
+    text = chat.render(prompt.messages, bytes_max) if prompt.messages else prompt.text
+    size = len(text.encode("utf-8", "replace"))
+    if size > bytes_max:
+        raise _refusal(pointer, f"has more than {bytes_max} bytes, but the context holds {context_tokens} tokens")
+    return text
+
+
+def _tokenize(text: str, vocabulary: Vocabulary) -> list[int]:
+    if not text:
+        return []
     # A lone surrogate, which JSON can carry, is no text that a tokenizer could encode.
     ids = vocabulary.encode(text.encode("utf-8", "replace").decode(), special=True)
     if vocabulary.add_bos and vocabulary.bos_id is not None and ids[:1] != [vocabulary.bos_id]:

@@ -1,0 +1,147 @@
+"""What the contract suites need to drive an engine: which are here, generations, and what came of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+import worker.engines.demo
+from worker.engines.base import Broke, Delta, Engine, EngineSpec, Generation, LoadProgress, OnLoad, Prefilled
+from worker.engines.llama_library import missing
+from worker.events import Message, Prompt, Sampling, TopLogprob
+
+MODEL = Path(worker.engines.demo.__file__).with_name("model.gguf")
+GREEDY = Sampling(temperature=0.0)
+SLOTS = 4
+CONTEXT = 256
+# Rounding depends on which rows are computed together. Where two tokens are this close in natural-log probability,
+# either may be the likeliest.
+TIE = 0.05
+
+
+def found() -> list[str]:
+    """The engines that can run in this environment."""
+    return ["numpy_llama", *([] if missing() else ["llama_cpp"])]
+
+
+def unheard(_progress: LoadProgress) -> None:
+    """For tests that do not care how far loading is."""
+
+
+def load(name: str, spec: EngineSpec, on_load: OnLoad = unheard) -> Engine:
+    """Load an engine by the name of its module, with the bundled model unless `spec` names another."""
+    module = importlib.import_module(f"worker.engines.{name}")
+    spec = msgspec.structs.replace(spec, model=spec.model or str(MODEL))
+    return cast(Callable[[EngineSpec, OnLoad], Engine], module.load)(spec, on_load)
+
+
+@dataclass
+class Outcome:
+    """Everything that an engine told of one sequence."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    logprobs: list[float] = field(default_factory=list)
+    top: list[tuple[TopLogprob, ...]] = field(default_factory=list)
+    finish: str | None = None
+    stop_sequence: str | None = None
+    broke: str | None = None
+    deltas: list[Delta] = field(default_factory=list)
+    prefilled: list[Prefilled] = field(default_factory=list)
+    cached: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.finish is not None or self.broke is not None
+
+
+class Driver:
+    """Admits generations, steps the engine and keeps what it tells, checking what must hold of every event."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.outcomes: dict[str, Outcome] = {}
+
+    def admit(self, generation: Generation) -> Outcome:
+        prepared = self.engine.prepare(generation)
+        assert self.engine.capacity().fits(prepared.tokens_max)
+        outcome = self.outcomes[generation.id] = Outcome()
+        outcome.cached = self.engine.admit(prepared)
+        assert 0 <= outcome.cached < len(prepared.prompt_ids) + len(generation.generated)
+        return outcome
+
+    def step(self, prefill_tokens_max: int = 64) -> list[Prefilled | Delta | Broke]:
+        events = self.engine.step(prefill_tokens_max)
+        for event in events:
+            outcome = self.outcomes[event.id]
+            assert not outcome.ended, "an event after the end"
+            if isinstance(event, Prefilled):
+                outcome.prefilled.append(event)
+            elif isinstance(event, Broke):
+                outcome.broke = event.reason
+            else:
+                self._add(outcome, event)
+        return events
+
+    def _add(self, outcome: Outcome, delta: Delta) -> None:
+        assert delta.ids or delta.text or delta.finish, "a delta without anything to tell"
+        outcome.deltas.append(delta)
+        outcome.text += delta.text
+        outcome.ids += delta.ids
+        outcome.finish = delta.finish
+        outcome.stop_sequence = delta.stop_sequence
+        if delta.logprobs is not None:
+            assert len(delta.logprobs) == len(delta.ids)
+            outcome.logprobs += delta.logprobs
+        if delta.top_logprobs is not None:
+            assert len(delta.top_logprobs) == len(delta.ids)
+            outcome.top += delta.top_logprobs
+
+    def run(self, generations: Iterable[Generation] = (), prefill_tokens_max: int = 64) -> dict[str, Outcome]:
+        """Admit these and step until every sequence has ended."""
+        for generation in generations:
+            self.admit(generation)
+        for _ in range(3 * CONTEXT):
+            if all(outcome.ended for outcome in self.outcomes.values()):
+                return self.outcomes
+            self.step(prefill_tokens_max)
+        raise AssertionError("sequences that never end")
+
+
+def chat(words: str, *, system: str | None = None) -> Prompt:
+    """A conversation of one question."""
+    first = (Message("system", system),) if system is not None else ()
+    return Prompt(messages=(*first, Message("user", words)))
+
+
+def generation(
+    prompt: str | Prompt,
+    sampling: Sampling = GREEDY,
+    *,
+    name: str = "s",
+    max_tokens: int = 24,
+    generated: tuple[int, ...] = (),
+) -> Generation:
+    """A question for the model, or a prompt as it is."""
+    whole = chat(prompt) if isinstance(prompt, str) else prompt
+    return Generation(id=name, prompt=whole, sampling=sampling, max_tokens=max_tokens, generated=generated)
+
+
+def run_one(engine: Engine, wanted: Generation, prefill_tokens_max: int = 64) -> Outcome:
+    """Run one sequence alone, to its end."""
+    return Driver(engine).run([wanted], prefill_tokens_max)[wanted.id]
+
+
+def assert_alike(first: Outcome, other: Outcome) -> None:
+    """Two greedy outcomes are equal, up to a token where rounding decides; `first` needs its top log-probabilities."""
+    for position, (one, two) in enumerate(zip(first.ids, other.ids, strict=False)):
+        if one != two:
+            top = {each.id: each.logprob for each in first.top[position]}
+            assert two in top and abs(top[one] - top[two]) < TIE, (position, first.text, other.text)
+            return
+    assert (first.text, first.finish) == (other.text, other.finish)

@@ -1,0 +1,138 @@
+"""llama.cpp itself, as cyllama brings it: whether it can run here, its models, contexts and vocabularies."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from worker.engines.base import LoadProgress, OnLoad
+from worker.engines.machine import lacks_avx2, memory_bytes
+from worker.errors import ModelError
+
+SLOTS_MAX = 256  # llama.cpp's own limit
+
+
+def missing() -> str | None:
+    """Say why this engine cannot run here, None if it can. Imports nothing of it."""
+    if sys.version_info < (3, 12):
+        return f"llama.cpp needs Python 3.12 or newer, this is {platform.python_version()}"
+    if importlib.util.find_spec("cyllama") is None:
+        return 'llama.cpp is not installed: pip install "jobwire[gguf]"'
+    if lacks_avx2():
+        # Its wheels would end the process with an illegal instruction.
+        return "llama.cpp needs a CPU with AVX2"
+    return None
+
+
+def library() -> Any:
+    """Import llama.cpp, or raise ModelError saying why it cannot run here."""
+    reason = missing()
+    if reason is not None:
+        raise ModelError(reason)
+    # Both are read when the library loads. Waiting threads that spin take the core from those that compute; a failed
+    # assertion would start a debugger.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    lib: Any = importlib.import_module("cyllama.llama.llama_cpp")
+    lib.disable_logging()
+    lib.llama_backend_init()
+    return lib
+
+
+def load_model(lib: Any, path: Path, on_load: OnLoad) -> Any:
+    """Load a GGUF file. Raises ModelError when it is missing, broken or of a kind that llama.cpp does not know."""
+    if not path.is_file():
+        raise ModelError(f"There is no model file {path}.")
+    size = path.stat().st_size
+    told = -1
+
+    def progress(share: float) -> bool:
+        nonlocal told
+        percent = int(share * 100)
+        if percent > told:
+            told = percent
+            on_load(LoadProgress("weights", percent, 100, int(share * size)))
+        return True
+
+    params = lib.LlamaModelParams()
+    params.progress_callback = progress
+    reasons: list[str] = []
+    lib.set_log_callback(lambda level, text: reasons.append(text.strip()) if level == 4 else None)
+    try:
+        return lib.LlamaModel(str(path), params, False)
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        # llama.cpp's own first line of error says more than the exception.
+        raise ModelError(f"{path.name} cannot be loaded: {next(iter(reasons), str(error))}") from error
+    finally:
+        lib.disable_logging()
+
+
+def make_context(lib: Any, model: Any, slots: int, context_tokens: int, batch_tokens: int, threads: int) -> Any:
+    """Make a context whose KV cache has `slots` slots of `context_tokens`, for batches of up to `batch_tokens`."""
+    params = lib.LlamaContextParams()
+    params.n_seq_max = params.n_outputs_max = slots
+    params.n_ctx = slots * context_tokens
+    # A cache for each slot: twice as fast at 64 sequences, and one sequence cannot fill another's.
+    params.kv_unified = False
+    params.n_batch = params.n_ubatch = batch_tokens
+    params.n_threads = params.n_threads_batch = threads
+    params.no_perf = True
+    context = lib.LlamaContext(model, params, False)
+    assert context.n_ctx_seq >= context_tokens, "llama.cpp made slots smaller than asked"
+    return context
+
+
+def affordable_slots(model: Any, asked: int, context_tokens: int) -> int:
+    """Return as many slots as asked, if their cache, 16 bits a value, fits half of what the weights leave of memory."""
+    limit = min(asked, SLOTS_MAX)
+    memory = memory_bytes()
+    if memory is None:
+        return limit
+    metadata = model.metadata()
+    head = metadata.get(f"{metadata.get('general.architecture')}.attention.key_length")
+    head_values = int(head) if head else model.n_embd // max(model.n_head, 1)
+    slot_bytes = context_tokens * model.n_layer * model.n_head_kv * head_values * 2 * 2
+    return max(1, min(limit, (memory - int(model.size)) // 2 // max(int(slot_bytes), 1)))
+
+
+class LlamaVocabulary:
+    """A model's tokens, see worker.engines.vocabulary."""
+
+    def __init__(self, vocab: Any) -> None:
+        self._vocab = vocab
+        self.size: int = vocab.n_vocab
+        self.bos_id: int | None = _token(vocab.token_bos())
+        self.add_bos: bool = vocab.get_add_bos()
+        self.eos_ids = frozenset(token for token in range(self.size) if vocab.is_eog(token))
+        self.special_ids = frozenset(token for token in range(self.size) if vocab.is_control(token))
+        self._bytes = [b"" if t in self.special_ids else vocab.token_to_bytes(t) for t in range(self.size)]
+        names = max((len(self.name(token).encode()) for token in self.special_ids), default=0)
+        self.token_text_max = max(names, *map(len, self._bytes), 1)
+
+    @property
+    def eos_name(self) -> str:
+        """The name of the end token."""
+        return self.name(_token(self._vocab.token_eos()))
+
+    def name(self, token: int | None) -> str:
+        """The text that stands for a special token in a prompt, "" for None."""
+        return "" if token is None else str(self._vocab.get_text(token))
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Return the ids of `text`, without a begin token."""
+        ids: list[int] = self._vocab.tokenize(text, False, special)
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one token."""
+        return self._bytes[token]
+
+
+def _token(token: int) -> int | None:
+    """llama.cpp says -1 for a special token that the model has not."""
+    return None if token < 0 else token
