@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.client import count_prompt, expected_count
 from tests.server import Server, serving
 from worker import __version__
 from worker.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE
 
 TIMEOUT_S = 60.0
-COUNT = "Count from 1 to 60"
-COUNTED = ", ".join(str(number) for number in range(1, 61))
+COUNT, COUNTED = count_prompt(1, 60), expected_count(1, 60)
+LONG = [count_prompt(1, 120), "--temperature", "0", "--max-tokens", "900"]
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -114,6 +115,11 @@ def test_a_taken_port_is_refused(busy_port: int) -> None:
     assert f"Cannot listen on 127.0.0.1 port {busy_port}" in refusal("serve", "--port", str(busy_port))
 
 
+def test_an_unknown_engine_is_refused_with_those_that_there_are() -> None:
+    assert refusal("serve", "--engine", "nupmy") == "engine is 'nupmy', but must be one of auto, numpy, llama_cpp."
+    assert "There are: auto, numpy, llama_cpp." in refusal("run", "x", "--engine", "nupmy", code=EXIT_FAILED)
+
+
 def test_arguments_of_older_launchers_without_a_command_serve() -> None:
     assert "device is 'x'" in refusal("--worker-id", "w", "--model", "m", "--device", "x", "--port", "0")
 
@@ -200,7 +206,7 @@ def test_run_says_what_is_wrong_with_a_model(tmp_path: Path) -> None:
 
 def test_run_stops_cleanly_on_ctrl_c() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker", "run", "Count from 1 to 300", "--temperature", "0", "--max-tokens", "900"],
+        [sys.executable, "-m", "worker", "run", *LONG],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -210,13 +216,13 @@ def test_run_stops_cleanly_on_ctrl_c() -> None:
     process.send_signal(signal.SIGINT)
     rest, complaint = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, complaint) == (EXIT_INTERRUPTED, b"")
-    assert (first + rest).startswith(b"1, 2")
-    assert not (first + rest).rstrip().endswith(b"300")
+    assert (first + rest).startswith(b"1 2 ")
+    assert not (first + rest).rstrip().endswith(b"120")
 
 
 def test_run_ends_quietly_when_nobody_reads() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "worker", "run", "Count from 1 to 300", "--temperature", "0", "--max-tokens", "900"],
+        [sys.executable, "-m", "worker", "run", *LONG],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -88,11 +88,17 @@ def check_packages(_settings: Settings) -> Iterator[Finding]:
 def check_engine(settings: Settings) -> Iterator[Finding]:
     """Is there an engine for the model?"""
     try:
-        _, spec, why = choose(Open.of(settings).spec)
+        _, chosen, why = choose(Open.of(settings).spec)
     except JobwireError as error:
         yield Finding("problem", error.detail)
     else:
-        yield Finding("ok", f"Model: {spec.model or 'the bundled one'}. Engine: {why}")
+        what = f"Model: {settings.model or 'the bundled one'}. Engine: {chosen.engine}, because {why}"
+        if chosen.model and not Path(chosen.model).is_file():
+            yield Finding(
+                "problem", f"There is no model file {chosen.model}", "Give the path of a GGUF file: --model PATH"
+            )
+        else:
+            yield Finding("ok", what)
 
 
 def check_llama_cpp(_settings: Settings) -> Iterator[Finding]:

@@ -106,7 +106,7 @@ def _load(opening: Open, say: Say) -> Engine:
         say(f"Loading: {progress.stage}, {progress.done} of {progress.total}")
 
     load, spec, why = choose(msgspec.structs.replace(opening.spec, slots=1))
-    say(f"Engine: {why}")
+    say(f"Engine: {spec.engine}, because {why}")
     engine = load(spec, on_load)
     say(f"Ready: {engine.info.model} on {engine.info.engine} ({engine.info.device})")
     return engine

@@ -8,11 +8,16 @@ from collections.abc import Mapping, Sequence
 
 from worker import app
 from worker.config import load
+from worker.engines.choose import MODULES
+from worker.errors import ConfigError
 
 
 def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Serve until told to stop; return the exit code. Raises ConfigError for wrong settings or a taken port."""
     settings = load(argv, environ)
+    engines = ("auto", *MODULES)
+    if settings.engine not in engines:
+        raise ConfigError(f"engine is {settings.engine!r}, but must be one of {', '.join(engines)}.")
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.getLevelName(settings.log_level.upper())
     )
