@@ -9,14 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.client import count_prompt, expected_count
-from tests.server import Server, serving
+from tests.server import Server, serving, wait_until
 from worker import __version__
 from worker.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE
 
@@ -129,6 +131,34 @@ def test_serve_announces_itself_and_ends_with_0_on_sigterm() -> None:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
         assert server.stop() == 0
     assert any("curl" in line for line in server.output)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_heartbeats_go_to_the_coordinator_unless_in_local_mode(local: bool) -> None:
+    posted: list[tuple[str, dict[str, str]]] = []
+
+    class Coordinator(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            posted.append((self.path, json.loads(body)))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Coordinator) as coordinator:
+        threading.Thread(target=coordinator.serve_forever).start()
+        url = f"http://127.0.0.1:{coordinator.server_port}"
+        arguments = ["--worker-id", "w-1", "--queen-url", url, "--heartbeat-post-s", "0.05"]
+        with serving(*arguments, *(["--local-mode"] if local else []), ready=local):
+            if not local:
+                wait_until("two heartbeats", lambda: len(posted) >= 2)
+        coordinator.shutdown()
+    paths, bodies = {path for path, _ in posted}, [body for _, body in posted]
+    assert paths == (set() if local else {"/v1/worker-heartbeat"})
+    assert all(body.keys() == {"worker_id", "timestamp", "health_status"} for body in bodies)
+    assert all((body["worker_id"], body["health_status"]) == ("w-1", "healthy") for body in bodies)
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
