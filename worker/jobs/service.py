@@ -357,7 +357,8 @@ class Jobs:
         first_token = isinstance(event, Token) and job.timing.first_token is None
         if isinstance(event, Token):
             job.timing.last_token = now
-            job.timing.first_token = job.timing.first_token or now
+            if first_token:
+                job.timing.first_token = now
         if (before == "queued") != (job.state == "queued"):
             job.position = job.eta_ms = None
             count = self._admission.waits if job.state == "queued" else self._admission.waits_no_more
