@@ -53,6 +53,9 @@ class Recorder:
             token for event in self.events if isinstance(event, Delta) and event.id == work_id for token in event.ids
         ]
 
+    def text(self, work_id: str) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, Delta) and event.id == work_id)
+
     def started(self) -> list[str]:
         return [event.id for event in self.events if isinstance(event, Started)]
 

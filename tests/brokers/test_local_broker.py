@@ -303,6 +303,17 @@ async def test_a_process_that_is_no_engine_is_tried_a_few_times_then_failed(
     assert sink.lost == []
 
 
+async def test_a_system_that_starts_no_process_is_tried_a_few_times_then_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local, "DEAD_STARTS_MAX", 3)
+    broker, sink = LocalBroker(SETTINGS, ("/nowhere/python",)), Recorder()
+    async with running(broker, sink):
+        failed = await sink.until_phase("failed")
+    assert failed.error is not None
+    assert failed.error.detail.startswith("Loading was tried 3 times: no engine process can be started ([Errno 2]")
+
+
 async def test_garbage_from_an_engine_that_was_ready_is_a_loss() -> None:
     broker, sink = make_broker("garbage_later"), Recorder()
     async with running(broker, sink):

@@ -89,10 +89,14 @@ class LocalBroker:
         in_a_row = 0
         try:
             while True:
-                life = await self._live(sink)
-                ready_s = life.ready_s
-                in_a_row = 1 if ready_s > self._settings.engine_restart_backoff_max_s else in_a_row + 1
-                self._mourn(life, sink)
+                in_a_row += 1
+                try:
+                    life = await self._live(sink)
+                except OSError as error:
+                    self._not_started(f"no engine process can be started ({error})", None, sink)
+                else:
+                    in_a_row = 1 if life.ready_s > self._settings.engine_restart_backoff_max_s else in_a_row
+                    self._mourn(life, sink)
                 await asyncio.sleep(self._pause_s(in_a_row))
         finally:
             self._engine = None
@@ -126,18 +130,20 @@ class LocalBroker:
 
     def _mourn(self, life: _Life, sink: Sink) -> None:
         """Tell the sink what the end of an engine process means."""
-        if life.ready:
-            log.error("engine process %d is lost: %s", life.child.pid, life.reason)
-            self._change(sink, phase="restarting", pid=None, stats=None, restarts=self._state.restarts + 1)
-            # What arrived since it died is submitted again with the rest.
-            self._held.clear()
-            sink.on_lost(life.reason)
+        if not life.ready:
+            self._not_started(life.reason, life.problem, sink)
             return
-        log.error("engine process %d could not start: %s", life.child.pid, life.reason)
+        log.error("engine process %d is lost: %s", life.child.pid, life.reason)
+        self._change(sink, phase="restarting", pid=None, stats=None, restarts=self._state.restarts + 1)
+        # What arrived since it died is submitted again with the rest.
+        self._held.clear()
+        sink.on_lost(life.reason)
+
+    def _not_started(self, reason: str, problem: Problem | None, sink: Sink) -> None:
+        log.error("the engine could not be started: %s", reason if problem is None else problem.detail)
         self._dead_starts += 1
-        problem = life.problem
         if problem is None and self._dead_starts >= DEAD_STARTS_MAX:
-            problem = ModelError(f"Loading was tried {self._dead_starts} times: {life.reason}.").problem()
+            problem = ModelError(f"Loading was tried {self._dead_starts} times: {reason}.").problem()
         if problem is None:
             self._change(sink, pid=None, progress=None)
         else:
@@ -197,15 +203,12 @@ class _Life:
         """Hand on every message until the process is gone, for whatever reason."""
         messages = wire.upward()
         try:
-            while data := await self._reader.read(READ_BYTES):
+            while data := await self._read():
                 for message in messages.feed(data):
                     self._note(message)
                     take(message)
         except wire.Garbage as garbage:
             self.kill(f"the engine process cannot be understood: {garbage}")
-        except OSError:
-            # A process that dies with unread commands resets the connection: an end like any other.
-            pass
         self._ended_at_s = asyncio.get_running_loop().time()
 
     def kill(self, reason: str) -> None:
@@ -268,6 +271,13 @@ class _Life:
         while self.child.alive and loop.time() < until_s:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return not self.child.alive
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._reader.read(READ_BYTES)
+        except OSError:
+            # A process that dies with unread commands resets the connection: an end like any other.
+            return b""
 
     def _note(self, message: Up) -> None:
         self._spoke = True

@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-import worker
-
 HOST_COMMAND = (sys.executable, "-P", "-m", "worker.scheduler.host")
 """-P: a folder named worker in the user's current directory must not be taken for this package."""
 
@@ -28,21 +26,17 @@ THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 class Child:
     """An engine process. It leads its own session and group, so that it is killed with whatever it starts.
 
-    `socket` is this side of its socket pair; `process.stdout` has its output and errors in one.
+    `socket` is this side of its socket pair; `process.stdout` has its output and errors in one. Raises OSError when the
+    system starts no process.
     """
 
     def __init__(self, command: Sequence[str], threads: int) -> None:
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [*command, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=environment(threads),
-                start_new_session=True,
-            )
+        with contextlib.ExitStack() as on_error:
+            self.socket, theirs = socket.socketpair()
+            on_error.enter_context(self.socket)
+            with theirs:
+                self.process = _start(command, theirs, environment(threads))
+            on_error.pop_all()
         self.lines: deque[str] = deque(maxlen=OUTPUT_LINES_KEPT)
         self._ended = False
 
@@ -88,6 +82,18 @@ class Child:
         return f"the engine process exited with code {code}" + (f" ({last.strip()})" if last else "")
 
 
+def _start(command: Sequence[str], theirs: socket.socket, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        [*command, str(theirs.fileno()), str(os.getpid())],
+        pass_fds=(theirs.fileno(),),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=variables,
+        start_new_session=True,
+    )
+
+
 def environment(threads: int) -> dict[str, str]:
     """Return the variables of an engine process: `threads` for numerical libraries, 0 for the user's choice or one.
 
@@ -99,7 +105,7 @@ def environment(threads: int) -> dict[str, str]:
     for name in THREAD_VARIABLES:
         variables[name] = str(threads) if threads else variables.get(name, "1")
     # The child runs this very code, be it installed or a checkout.
-    root = Path(worker.__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if str(root) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), variables.get("PYTHONPATH"))))
     return variables
