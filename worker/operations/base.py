@@ -82,7 +82,8 @@ def field_error(error: msgspec.ValidationError, pointer: str = "") -> FieldError
     reason, path = str(error), ""
     found = _PLACE.search(reason)
     if found is not None:
-        reason, path = reason[: found.start()], found[1]
+        # msgspec does not say which key of a mapping: then the pointer is to the mapping.
+        reason, path = reason[: found.start()], found[1].partition("[...]")[0]
     return FieldError(pointer + re.sub(r"\[|\.", "/", path).replace("]", ""), reason)
 
 

@@ -1,0 +1,76 @@
+"""Frames as server-sent events, read back by a parser that follows the standard."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.jobs.scripted import Stage
+from tests.protocol.wire import ID, Wire, drain
+from worker.protocol import sse
+
+
+def read(body: bytes) -> tuple[list[tuple[str | None, str]], str]:
+    """Parse an event stream (HTML standard, 9.2.6): return (last event id, data) of each event, and the retry time."""
+    events: list[tuple[str | None, str]] = []
+    last_id, data, retry = None, list[str](), ""
+    text = body.decode().replace("\r\n", "\n").replace("\r", "\n")
+    for line in text.split("\n"):
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                events.append((last_id, "\n".join(data)))
+            data = []
+        elif field == "id":
+            last_id = value
+        elif field == "data":
+            data.append(value)
+        elif field == "retry":
+            retry = value
+        else:
+            assert line.startswith(":"), f"unexpected field {field}"
+    return events, retry
+
+
+def test_a_stream_from_its_prologue_to_its_end() -> None:
+    wire = Wire()
+    job = wire.stage.run(wire.stage.create(ID), "Hel", "lo")
+    frames = drain(wire.source.stream(job))
+    events, retry = read(sse.prologue(reset=False) + b"".join(map(sse.encode, frames)))
+    assert retry == "1000"
+    assert [data.encode() for _, data in events] == [frame.data for frame in frames]
+    assert [last_id for last_id, _ in events] == [json.loads(data)["cursor"] for _, data in events]
+
+
+@given(st.text(max_size=50))
+def test_any_text_arrives_as_it_was(text: str) -> None:
+    wire = Wire()
+    job = wire.stage.run(wire.stage.create(ID), text)
+    events, _ = read(b"".join(map(sse.encode, drain(wire.source.stream(job, channels=["token"])))))
+    assert "".join(json.loads(data).get("text", "") for _, data in events) == text
+
+
+def test_a_reset_is_told_first_and_has_no_id() -> None:
+    events, _ = read(sse.prologue(reset=True))
+    assert events == [(None, '{"type":"accepted","reset":true}')]
+    assert read(sse.prologue(reset=False))[0] == []
+
+
+def test_a_heartbeat_is_no_event() -> None:
+    assert read(sse.HEARTBEAT) == ([], "")
+
+
+def test_last_event_id_wins_over_the_query() -> None:
+    stage = Stage()
+    job = stage.run(stage.create(ID), "a", "b")
+    first, second, end = job.log.cursor(1), job.log.cursor(2), job.log.cursor(job.log.tail)
+    assert sse.start(job, first, second).after == 1
+    assert sse.start(job, None, second).after == 2
+    assert sse.start(job, "", second).after == 2
+    assert sse.start(job, None, None).after == 0
+    assert sse.start(job, "gone-1", second).reset
+    assert sse.start(job, end, first).over
+    assert not sse.start(job, first, end).over
