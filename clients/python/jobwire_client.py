@@ -264,6 +264,13 @@ class Stream(ABC):
         self._done = False
         self._texts: dict[int, list[str]] = {}
 
+    async def __aenter__(self) -> Self:
+        """Use `async with` to have it closed whenever the block is left."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
     def __aiter__(self) -> Self:
         return self
 
@@ -751,7 +758,14 @@ class SseJob(Stream):
 
     async def _wait_next(self) -> Event | None:
         self._events = self._events or self._read()
-        return await anext(self._events, None)
+        try:
+            event = await anext(self._events, None)
+        except BaseException:
+            self._events = None  # it is spent; whoever reads on goes on at the cursor
+            raise
+        if isinstance(event, End):
+            await self._events.aclose()
+        return event
 
     async def _read(self) -> AsyncGenerator[Event]:
         async with self._http() as http:

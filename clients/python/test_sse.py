@@ -181,6 +181,28 @@ async def test_an_outage_is_bounded_in_time() -> None:
 
 
 @in_loop
+async def test_a_read_that_was_given_up_can_be_taken_up() -> None:
+    """A timeout around a read spends the stream under it; reading on must not look like the end of the job."""
+    given_up = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await exchange.stream(sse(token(1, "a")))
+        await given_up.wait()
+
+    async def second(exchange: Exchange) -> None:
+        assert exchange.headers["last-event-id"] == "e-1"
+        await exchange.stream(sse(token(2, "b"), end(3)))
+
+    async with scripted_http(created, slow, second) as (url, _):
+        job = stream_sse(url, "Hi", job_id=ID)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await job.text()
+        given_up.set()
+        assert await job.text() == "ab"
+
+
+@in_loop
 async def test_silence_is_a_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobwire_client.HEARTBEAT_S", 0.05)
     silenced = asyncio.Event()
@@ -243,9 +265,8 @@ async def test_aclose_closes_the_connection() -> None:
         closed.set()
 
     async with scripted_http(created, stream) as (url, _):
-        job = stream_sse(url, "Hi", job_id=ID)
-        await anext(job)
-        await job.aclose()
+        async with stream_sse(url, "Hi", job_id=ID) as job:
+            await anext(job)
         await closed.wait()
         assert [event async for event in job] == []
 

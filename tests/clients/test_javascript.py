@@ -1,0 +1,47 @@
+"""The JavaScript client: its own tests against scripted peers, and the same program against the real worker."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from tests.clients.conftest import CLIENTS
+from tests.clients.cutting import cutting
+
+FOLDER = CLIENTS / "javascript"
+
+
+def test_scripted_peers(node: Callable[..., str]) -> None:
+    shown = node("--test", "jobwire.test.js", cwd=FOLDER)
+    assert "\n# fail 0\n" in shown
+    assert "\n# skipped 0\n" in shown
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+def test_worker(node: Callable[..., str], worker_url: str, transport: str) -> None:
+    shown = node("--test", "worker.test.js", cwd=FOLDER, JOBWIRE_URL=worker_url, JOBWIRE_TRANSPORT=transport)
+    assert "\n# fail 0\n" in shown
+    assert "\n# skipped 0\n" in shown
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+def test_worker_behind_cuts(node: Callable[..., str], worker_url: str, transport: str) -> None:
+    """All connections but the last ones are cut, in the handshake or anywhere later."""
+    random = Random(transport)
+    with cutting(worker_url, [random.randrange(8_000) for _ in range(60)]) as url:
+        env = {"JOBWIRE_URL": url, "JOBWIRE_DIRECT_URL": worker_url, "JOBWIRE_TRANSPORT": transport}
+        assert "\n# fail 0\n" in node("--test", "worker.test.js", cwd=FOLDER, **env)
+
+
+def test_the_package_holds_the_module_and_its_types() -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm is not installed")
+    packed = subprocess.run([npm, "pack", "--dry-run", "--json"], cwd=FOLDER, capture_output=True, check=True).stdout
+    (package,) = json.loads(packed)
+    assert {file["path"] for file in package["files"]} == {"jobwire.js", "jobwire.d.ts", "package.json"}

@@ -1,0 +1,197 @@
+"""The Python client against the real worker, directly and behind a proxy that cuts connections at any byte."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Any
+
+import httpx
+import pytest
+from jobwire_client import (
+    Client,
+    ConnectionFailed,
+    End,
+    Event,
+    JobCancelled,
+    Narration,
+    Refused,
+    Stream,
+    Token,
+    connect,
+    stream_sse,
+)
+
+from tests.clients.cutting import cutting
+from tests.server import Server, serving
+
+COUNT: dict[str, Any] = {"temperature": 0, "max_tokens": 200}
+LONG: dict[str, Any] = {"temperature": 0, "max_tokens": 1500}
+QUICK: dict[str, Any] = {"backoff_s": (0.005, 0.05)}
+
+
+async def text_at(worker_url: str, job: Stream) -> str:
+    """The text of a job as the worker has it."""
+    async with httpx.AsyncClient(headers={"Accept": "application/json"}) as http:
+        return str((await http.get(f"{worker_url}/v1/jobs/{job.id}")).json()["text"])
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Token))
+
+
+async def test_a_job_tells_its_text_its_narration_and_its_end(worker_url: str) -> None:
+    async with connect(worker_url) as jw:
+        job = await jw.create("Count from 1 to 60", **COUNT)
+        events = [event async for event in job]
+        assert text_of(events).startswith("1 2 3 4 5")
+        assert text_of(events) == await text_at(worker_url, job) == await job.text()
+        last = events[-1]
+        assert isinstance(last, End)
+        assert last.status == "completed"
+        assert last.usage["completion_tokens"] == sum(event.n for event in events if isinstance(event, Token))
+        assert "admitted" in [event.action for event in events if isinstance(event, Narration)]
+
+
+async def test_websocket_and_sse_tell_the_same(worker_url: str) -> None:
+    async with connect(worker_url) as jw:
+        over_websocket = await jw.run("Count from 1 to 60", **COUNT).text()
+    assert await stream_sse(worker_url, "Count from 1 to 60", **COUNT).text() == over_websocket
+
+
+async def test_sixty_four_jobs_on_one_connection(worker_url: str) -> None:
+    async with connect(worker_url) as jw:
+        jobs = [jw.run(f"Count from {n} to 99", temperature=0, max_tokens=40) for n in range(1, 65)]
+        texts = await asyncio.gather(*(job.text() for job in jobs))
+        assert texts == [await text_at(worker_url, job) for job in jobs]
+        assert len(set(texts)) > 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_websocket_cut_anywhere_loses_and_doubles_nothing(worker_url: str, seed: int) -> None:
+    random = Random(seed)
+    cuts = [1_500, *(random.randrange(5_000) for _ in range(12))]  # the first connection must stand
+    with cutting(worker_url, cuts) as url:
+        async with connect(url, **QUICK) as jw:
+            jobs = [jw.run("Count from 1 to 60", **COUNT) for _ in range(3)]
+            texts = await asyncio.gather(*(job.text() for job in jobs))
+        assert texts == [await text_at(worker_url, job) for job in jobs]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_stream_cut_anywhere_loses_and_doubles_nothing(worker_url: str, seed: int) -> None:
+    random = Random(seed)
+    with cutting(worker_url, [random.randrange(4_000) for _ in range(10)]) as url:
+        job = stream_sse(url, "Count from 1 to 60", **COUNT, **QUICK)
+        assert await job.text() == await text_at(worker_url, job)
+
+
+async def test_a_job_goes_on_over_the_other_transport_and_back(worker_url: str) -> None:
+    seen: list[Event] = []
+    async with connect(worker_url) as jw:
+        job: Stream = jw.run("Count from 1 to 60", **COUNT)
+        hops = 0
+        while job.end is None:
+            async for event in job:
+                seen.append(event)
+                if isinstance(event, Token):
+                    break
+            hops += 1
+            await job.aclose()
+            job = await _hop(worker_url, jw, job, hops)
+        assert text_of(seen) == await text_at(worker_url, job)
+        assert hops > 2
+
+
+async def _hop(worker_url: str, jw: Client, job: Stream, hops: int) -> Stream:
+    """The same job at the same place, over SSE or over a WebSocket in turn."""
+    if job.end is not None:
+        return job
+    if hops % 2:
+        return stream_sse(worker_url, job_id=job.id, after=job.cursor)
+    return jw.subscribe(job.id, after=job.cursor)
+
+
+async def test_a_second_reader_joins_in_the_middle_and_a_third_comes_late(worker_url: str) -> None:
+    async with connect(worker_url) as jw, connect(worker_url) as elsewhere:
+        job = jw.run("Count from 1 to 60", **COUNT)
+        head: list[Event] = []
+        while not text_of(head):
+            head.append(await anext(job))
+        tail = await elsewhere.subscribe(job.id, after=job.cursor).text()
+        assert await job.text() == text_of(head) + tail
+        assert await elsewhere.subscribe(job.id).text() == text_of(head) + tail
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+async def test_cancel_ends_the_job(worker_url: str, transport: str) -> None:
+    async with connect(worker_url) as jw:
+        job: Stream = (
+            jw.run("Count from 1 to 99", **LONG)
+            if transport == "websocket"
+            else stream_sse(worker_url, "Count from 1 to 99", **LONG)
+        )
+        while not isinstance(await anext(job), Token):
+            pass
+        await job.cancel()
+        with pytest.raises(JobCancelled) as cancelled:
+            await job.text()
+        assert cancelled.value.text == await text_at(worker_url, job)
+        await job.cancel()
+
+
+async def test_the_same_id_is_the_same_job(worker_url: str) -> None:
+    job_id = "idempotent-0123456789"
+    async with connect(worker_url) as jw, connect(worker_url) as elsewhere:
+        first = await jw.create("Count from 1 to 20", job_id=job_id, **COUNT)
+        again = await elsewhere.create("Count from 1 to 20", job_id=job_id, **COUNT)
+        assert again.accepted["replayed"]
+        assert await first.text() == await again.text()
+        with pytest.raises(Refused) as refused:
+            await elsewhere.create("Count from 1 to 21", job_id=job_id, **COUNT)
+        assert (refused.value.code, refused.value.status) == ("idempotency_mismatch", 422)
+
+
+async def test_what_is_wrong_is_said(worker_url: str) -> None:
+    async with connect(worker_url) as jw:
+        for job in (jw.run("Hi", top_p=7), stream_sse(worker_url, "Hi", top_p=7)):
+            with pytest.raises(Refused) as refused:
+                await job.text()
+            assert (refused.value.code, refused.value.status) == ("invalid_params", 422)
+            assert refused.value.problem["errors"][0]["pointer"] == "/top_p"
+        for unknown in (jw.subscribe("no-such-job-anywhere"), stream_sse(worker_url, job_id="no-such-job-anywhere")):
+            with pytest.raises(Refused, match="job_not_found"):
+                await unknown.text()
+        with pytest.raises(Refused, match="job_lost"):
+            await jw.create("Hi", job_id="never-run-here-0123456789", after="lost-1")
+
+
+async def test_a_job_left_unread_is_whole_when_it_is_read(worker_url: str) -> None:
+    async with connect(worker_url, unread_bytes_max=2_000) as jw:
+        unread = await jw.create("Count from 1 to 60", **COUNT)
+        await jw.run("Count from 1 to 60", **COUNT).text()
+        assert await unread.text() == await text_at(worker_url, unread)
+
+
+async def test_a_key_and_a_worker_that_forgets() -> None:
+    """A wrong key is said at once. A worker that comes back without the job never runs it again by itself."""
+    with serving("--api-key", "secret") as first, serving("--api-key", "secret") as second:
+        for token in ("wrong", None):
+            with pytest.raises(ConnectionFailed) as failed:
+                await connect(first.url, token).__aenter__()
+            assert failed.value.code == "unauthorized"
+        await _lose_the_worker(first, second)
+
+
+async def _lose_the_worker(first: Server, second: Server) -> None:
+    with cutting(first.url, []) as url:
+        client = connect(url, "secret", **QUICK)
+        jw = await client.__aenter__()
+        job = jw.run("Count from 1 to 99", **LONG)
+        while not isinstance(await anext(job), Token):
+            pass
+        port = int(url.rpartition(":")[2])
+    with cutting(second.url, [], port) as _:
+        with pytest.raises(Refused, match="job_lost"):
+            await job.text()
+        await jw.aclose()
