@@ -103,8 +103,8 @@ async def test_one_batch_per_step() -> None:
     assert len(sink.batches) < 70
 
 
-async def test_the_loop_is_never_blocked_while_an_engine_loads_and_works() -> None:
-    broker, sink, longest_s = make_broker(), Recorder(), 0.0
+async def test_the_loop_is_never_blocked_not_even_by_an_engine_that_does_not_close() -> None:
+    broker, sink, longest_s = make_broker(model="clingy"), Recorder(), 0.0
     loop = asyncio.get_running_loop()
 
     async def feel_the_pulse() -> None:
@@ -116,10 +116,12 @@ async def test_the_loop_is_never_blocked_while_an_engine_loads_and_works() -> No
 
     pulse = asyncio.create_task(feel_the_pulse())
     async with running(broker, sink):
-        broker.submit(make_work("a", max_tokens=100))
+        broker.submit(make_work("a", max_tokens=20))
         await sink.until_finished("a")
+        begun_s = loop.time()
+    assert loop.time() - begun_s > local.CLOSE_GRACE_S * 0.9
     pulse.cancel()
-    assert longest_s < 0.5
+    assert longest_s < local.CLOSE_GRACE_S / 2
 
 
 async def test_what_the_engine_prints_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -194,7 +196,7 @@ async def test_work_submitted_between_death_and_its_discovery_is_not_run_twice()
 
 
 async def test_a_stopped_engine_with_work_is_found_out_and_replaced() -> None:
-    broker, sink = make_broker(engine_stall_timeout_s=0.4), Recorder()
+    broker, sink = make_broker(engine_stall_timeout_s=1.0), Recorder()
     async with running(broker, sink):
         state = await sink.until_phase("ready")
         assert state.pid is not None
@@ -205,11 +207,11 @@ async def test_a_stopped_engine_with_work_is_found_out_and_replaced() -> None:
         await sink.until_phase("ready")
         broker.submit(make_work("b"))
         await sink.until_finished("b")
-    assert sink.lost == ["the engine process made no step for 0.4 s"]
+    assert sink.lost == ["the engine process made no step for 1 s"]
 
 
 async def test_an_engine_that_stops_in_the_middle_of_work_is_found_out() -> None:
-    broker, sink = make_broker(engine_stall_timeout_s=0.4), Recorder()
+    broker, sink = make_broker(engine_stall_timeout_s=1.0), Recorder()
     async with running(broker, sink):
         state = await sink.until_phase("ready")
         assert state.pid is not None
@@ -217,20 +219,20 @@ async def test_an_engine_that_stops_in_the_middle_of_work_is_found_out() -> None
         await sink.until("tokens", lambda: len(sink.ids("a")) > 3)
         os.kill(state.pid, signal.SIGSTOP)
         await sink.until("the loss", lambda: bool(sink.lost))
-    assert sink.lost == ["the engine process made no step for 0.4 s"]
+    assert sink.lost == ["the engine process made no step for 1 s"]
 
 
 async def test_an_engine_that_hangs_in_a_step_is_found_out() -> None:
-    broker, sink = make_broker(engine_stall_timeout_s=0.4), Recorder()
+    broker, sink = make_broker(engine_stall_timeout_s=1.0), Recorder()
     async with running(broker, sink):
         await sink.until_phase("ready")
         broker.submit(make_work("a", prompt="hang"))
         await sink.until("the loss", lambda: bool(sink.lost))
-    assert sink.lost == ["the engine process made no step for 0.4 s"]
+    assert sink.lost == ["the engine process made no step for 1 s"]
 
 
 async def test_an_idle_engine_may_be_silent_for_as_long_as_it_likes() -> None:
-    broker, sink = make_broker(engine_stall_timeout_s=0.2), Recorder()
+    broker, sink = make_broker(engine_stall_timeout_s=0.6), Recorder()
     async with running(broker, sink):
         state = await sink.until_phase("ready")
         broker.submit(make_work("a"))
@@ -238,7 +240,7 @@ async def test_an_idle_engine_may_be_silent_for_as_long_as_it_likes() -> None:
         broker.submit(make_work("b"))
         broker.cancel("b")
         broker.cancel("unknown")
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(1.5)
         assert broker.state.pid == state.pid
     assert sink.lost == []
 
