@@ -150,6 +150,10 @@ def test_the_repetition_penalty_counts_prompt_and_output_once() -> None:
     assert shaped(sampling, [4.0, -4.0, 4.0, 4.0], prompt=(0, 1, 1), output=(2, 2)) == [2.0, -8.0, 2.0, 4.0]
 
 
+def test_the_smallest_repetition_penalty_divides_by_no_zero() -> None:
+    assert shaped(Sampling(repetition_penalty=1e-300), [1.0, -1.0], prompt=(0, 1)) == pytest.approx([100.0, -0.01])
+
+
 def test_presence_and_frequency_penalties_count_the_output_only() -> None:
     sampling = Sampling(presence_penalty=1.0, frequency_penalty=0.25)
     assert shaped(sampling, [4.0, 4.0, 4.0], prompt=(0,), output=(1, 2, 2)) == [4.0, 2.75, 2.5]

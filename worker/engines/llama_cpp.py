@@ -30,7 +30,7 @@ from worker.engines.guide import Guides
 from worker.engines.llama_library import LlamaVocabulary, affordable_slots, library, load_model, make_context
 from worker.engines.machine import cores
 from worker.engines.prepare import prepare
-from worker.engines.sampling import Logits, log_softmax, mix
+from worker.engines.sampling import REPETITION_PENALTY_MIN, Logits, log_softmax, mix
 from worker.engines.sequence import Sequence
 from worker.engines.slots import Slots
 from worker.errors import ModelError
@@ -246,7 +246,7 @@ class _Sampler:
         output = sequence.tokens[sequence.prompt_tokens :]
         # Repetition counts prompt and output, the others the output alone: two links with a memory each.
         for counted, penalties in (
-            (sequence.tokens, (sampling.repetition_penalty, 0.0, 0.0)),
+            (sequence.tokens, (max(sampling.repetition_penalty, REPETITION_PENALTY_MIN), 0.0, 0.0)),
             (output, (1.0, sampling.frequency_penalty, sampling.presence_penalty)),
         ):
             if penalties != (1.0, 0.0, 0.0):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from worker.events import Sampling
 
 Logits = NDArray[np.float32]
+REPETITION_PENALTY_MIN = 0.01  # smaller ones, which would divide by zero, are taken for this
 BLOCK = 64  # tokens
 _TINY = float(np.finfo(np.float32).tiny)
 _MASK = (1 << 64) - 1
@@ -130,7 +131,7 @@ class Shaping:
     ) -> None:
         self._bias_ids = np.fromiter(bias.keys(), np.intp, len(bias))
         self._bias = np.fromiter(bias.values(), np.float32, len(bias))
-        self._repetition = np.float32(sampling.repetition_penalty)
+        self._repetition = np.float32(max(sampling.repetition_penalty, REPETITION_PENALTY_MIN))
         self._presence = np.float32(sampling.presence_penalty)
         self._frequency = np.float32(sampling.frequency_penalty)
         self._seen = np.zeros(vocab, np.bool_)
