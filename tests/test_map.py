@@ -6,10 +6,12 @@ Every rule here is a promise of worker/README.md. What may import what is checke
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import statistics
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,10 +55,12 @@ WORKER = [path for path in SOURCE if path.parts[0] == "worker"]
 TESTS = [path for path in PYTHON if is_test(path)]
 
 
+@cache
 def text(path: Path) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(text(path), str(path))
 
@@ -160,15 +164,19 @@ def test_nothing_is_marked_as_unfinished() -> None:
     )
 
 
-def test_every_excuse_has_a_reason() -> None:
-    """A `noqa` or `type: ignore` names its rule and says why, on its line or in the comment above."""
-    excuse = re.compile(r"#\s*(noqa|type: ignore)(?P<rule>: [A-Z]+\d+(, ?[A-Z]+\d+)*|\[[a-z, -]+\])?(?P<reason>.*)")
+def test_every_excuse_names_its_rule_and_a_lint_excuse_its_reason() -> None:
+    """The reason stands on the line, or in a comment above."""
+    excuse = re.compile(r"#\s*(?:noqa(?P<lint>: [A-Z]+\d+(, ?[A-Z]+\d+)*)(?P<reason>.*)|type: ignore\[[a-z, -]+\])")
+
+    def holds(above: str, line: str) -> bool:
+        found = excuse.search(line)
+        return found is not None and bool(not found["lint"] or found["reason"].strip() or above.lstrip()[:1] == "#")
+
     offending(
         f"{path}:{number} {line.strip()}"
         for path in SOURCE
-        for number, line in enumerate(text(path).splitlines(), 1)
-        if (found := excuse.search(line))
-        if not found["rule"] or not (found["reason"].strip() or text(path).splitlines()[number - 2].lstrip()[:1] == "#")
+        for number, (above, line) in enumerate(itertools.pairwise(["", *text(path).splitlines()]), 1)
+        if re.search(r"#\s*(noqa|type: ignore)", line) and not holds(above, line)
     )
 
 
@@ -176,13 +184,21 @@ def test_every_excuse_has_a_reason() -> None:
 
 # What only a few may touch, and who: the rest has it passed in.
 RESERVED = {
-    "os.environ": {"cli/__init__.py", "cli/bench/bare.py", "cli/run.py", "scheduler/launch.py"},
+    "os.environ": {
+        "cli/__init__.py",
+        "cli/bench/bare.py",
+        "cli/run.py",
+        "engines/llama_library.py",
+        "scheduler/launch.py",
+    },
     "os.getenv": set[str](),
     "sys.argv": {"cli/__init__.py", "cli/bench/bare.py", "scheduler/host.py"},
     "tomllib.loads": {"config/sources.py"},
     "time.time": set[str](),
     "time.time_ns": {"app.py"},
     "datetime.now": {"app.py", "engines/chat.py"},
+    # Where an import is hidden from lint-imports.
+    "importlib.import_module": {"cli/doctor.py", "engines/choose.py", "engines/llama_library.py"},
     "asyncio.create_task": set[str](),
     "asyncio.ensure_future": set[str](),
     "asyncio.get_event_loop": set[str](),
