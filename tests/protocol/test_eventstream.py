@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.jobs.scripted import Stage
 from tests.protocol.wire import Sent, Wire, drain, number, parsed, text, types
-from worker.events import Record, Token
+from worker.events import Record, Token, TopLogprob
 from worker.jobs.job import Job
 from worker.observers.narration import Fields, narrate
 from worker.protocol.eventstream import CACHE_BYTES_MAX, CACHE_FRAMES_MAX, EventStream, FrameSource, locate
@@ -33,6 +33,11 @@ def one(stream: EventStream) -> Sent:
     frame = stream.next()
     assert frame is not None
     return parsed(frame.data)
+
+
+def append(job: Job, token: Token) -> None:
+    """Write what the scripted engine does not produce."""
+    job.log.append(token, at_ms=0, tail=job.log.tail, attempt=job.log.attempt)
 
 
 # ---- merging ---------------------------------------------------------------------------------------------------------
@@ -104,6 +109,29 @@ def test_a_merged_frame_stays_within_its_bytes(word: str) -> None:
     assert max(len(frame.data) for frame in frames) <= 2048
     assert len(frames) < 50
     assert text(parsed(frame.data) for frame in frames) == word * 100
+
+
+def test_ids_and_likely_tokens_count_too() -> None:
+    wire = Wire(frame_bytes_max=4096)
+    job, stream = running(wire, include=["ids", "top_logprobs"])
+    likely = (TopLogprob(2**31 - 1, "\x00" * 4, -123.45678901234567),) * 5
+    token = Token("", ids=(2**31 - 1,) * 9, logprobs=(-123.45678901234567,) * 9, top_logprobs=(likely,))
+    for _ in range(40):
+        append(job, token)
+    frames = drain(stream)
+    assert max(len(frame.data) for frame in frames) <= 4096
+    assert len(frames) < 40
+    assert sum(len(parsed(frame.data)["ids"]) for frame in frames) == 9 * 40
+
+
+def test_only_tokens_of_one_kind_merge() -> None:
+    wire = Wire()
+    job, stream = running(wire)
+    kinds: tuple[Literal["reasoning", "text"], ...] = ("reasoning", "reasoning", "text")
+    for kind in kinds:
+        append(job, Token("x", kind=kind))
+    frames = [parsed(frame.data) for frame in drain(stream)]
+    assert [(frame["text"], frame.get("kind")) for frame in frames] == [("xx", "reasoning"), ("x", None)]
 
 
 def test_a_token_larger_than_a_frame_is_sent_whole() -> None:
@@ -230,7 +258,10 @@ def test_readers_share_frames() -> None:
     wire.stage.start(job)
     wire.stage.tokens(job, "a")
     second = [drain(stream) for stream in streams]
-    for frames in (first, second):
+    wire.stage.tokens(job, "b")
+    third = [drain(stream) for stream in streams]
+    assert len(third[0]) == 1
+    for frames in (first, second, third):
         for other in frames[1:]:
             assert [id(frame) for frame in other] == [id(frame) for frame in frames[0]]
     assert narrated == [1, 2, 4]
@@ -243,6 +274,18 @@ def test_late_readers_of_an_ended_job_share_its_merged_frames() -> None:
     found = [drain(stream) for stream in streams]
     assert len({tuple(id(frame) for frame in frames) for frames in found}) == 1
     assert sorted(narrated) == sorted(set(narrated))
+
+
+def test_a_sentence_is_encoded_once_however_far_apart_its_readers_are() -> None:
+    wire, narrated = counted()
+    job = wire.stage.create()
+    fast, slow = wire.source.stream(job), wire.source.stream(job)
+    drain(fast)
+    wire.stage.start(job)
+    wire.stage.tokens(job, "a", "b")
+    drain(fast)
+    drain(slow)
+    assert narrated == [1, 2, 4]
 
 
 def test_a_frame_that_can_still_grow_does_grow() -> None:

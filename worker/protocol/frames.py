@@ -161,7 +161,7 @@ class Narration(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, t
     phase: str
     queue: Queue | None = None
     progress: float | None = None
-    metrics: dict[str, float] | None = None
+    metrics: dict[str, int | float] | None = None
     cute: str | None = None
     story: str | None = None
     level: str | None = None
