@@ -6,13 +6,14 @@ older clients) and every call under /v1/inference speak the legacy one.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from typing import Any, Protocol
 
 import msgspec
-from quart import Quart, Response, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from quart import Quart, Response, g, has_request_context, request
+from werkzeug.exceptions import HTTPException, RequestTimeout
 
 from worker import __version__
 from worker.errors import FrameTooLarge, JobwireError, UnsupportedMediaType
@@ -26,6 +27,11 @@ JSON = "application/json"
 PROBLEM = "application/problem+json"
 MODERN = re.compile(r"text/event-stream|application/(problem\+)?json")
 EVENT_STREAM = "text/event-stream"
+
+BODY_TIMEOUT_S = 60.0
+DISCARD_BYTES_MAX = 64 << 20
+DISCARD_TIMEOUT_S = 2.0
+"""How much of a refused body is still read. If nobody did, the connection would be reset before the answer is seen."""
 
 INDEX = f"""Jobwire {__version__}, the realtime LLM worker.
 
@@ -60,7 +66,8 @@ class Streams(Protocol):
 def build(gateway: Gateway, streams: Streams) -> Quart:
     """Return the Quart application with all routes."""
     app = Quart("worker", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = gateway.settings.frame_bytes_max
+    # The limit is ours, see `_body`: Quart's answer to a large body does not arrive.
+    app.config["MAX_CONTENT_LENGTH"] = None
     routes = _Routes(gateway, streams)
     for method, rule, view in (
         ("GET", "/", routes.index),
@@ -144,15 +151,21 @@ class _Routes:
         return job
 
     async def _body(self) -> dict[str, Any]:
-        """Return the JSON object in the body. Raises UnsupportedMediaType, FrameTooLarge, BadFrame."""
+        """Return the JSON object in the body. Raises UnsupportedMediaType, FrameTooLarge, BadFrame, RequestTimeout."""
         if not request.is_json:
             raise UnsupportedMediaType("Send the body as JSON, with the header `Content-Type: application/json`.")
         limit = self._gateway.settings.frame_bytes_max
+        data = bytearray()
         try:
-            data = await request.get_data(as_text=False)
-        except RequestEntityTooLarge:
-            raise FrameTooLarge(f"The body may have at most {limit} bytes.") from None
-        return frames.load(data, limit)
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for part in request.body:
+                    data += part
+                    if len(data) > limit:
+                        raise FrameTooLarge(f"The body may have at most {limit} bytes.")
+        except TimeoutError:
+            raise RequestTimeout from None
+        g.body = frames.load(bytes(data), limit)
+        return g.body  # type: ignore[no-any-return]
 
     def _principal(self) -> str:
         return self._gateway.authenticate(request.headers.get("Authorization"))
@@ -187,10 +200,12 @@ class _Routes:
 
     async def on_error(self, error: JobwireError) -> Response:
         """Answer an error of the tree in the client's dialect."""
+        await _discard_body()
         return self._problem(error, error.status)
 
     async def on_http_exception(self, error: HTTPException) -> Response:
         """Answer what Quart refuses (unknown path, wrong method, slow body) with a problem object too."""
+        await _discard_body()
         status = error.code or 500
         fields = {
             "type": "about:blank",
@@ -216,9 +231,25 @@ class _Routes:
             headers["WWW-Authenticate"] = "Bearer"
         if not _is_legacy_path() and MODERN.search(request.headers.get("Accept", "")):
             return Response(views.problem(error.problem()), status, headers, content_type=PROBLEM)
-        fields = legacy.legacy_problem(error, has_key="Authorization" in request.headers)
+        fields = legacy.legacy_problem(error, g.get("body"), has_key="Authorization" in request.headers)
         return Response(msgspec.json.encode(fields), legacy.legacy_status(error), headers, content_type=PROBLEM)
 
 
 def _is_legacy_path() -> bool:
     return request.path.startswith("/v1/inference")
+
+
+async def _discard_body() -> None:
+    """Read what the client still sends of a refused request, up to a bound."""
+    if not has_request_context():
+        # A WebSocket at a path that is none.
+        return
+    size = 0
+    try:
+        async with asyncio.timeout(DISCARD_TIMEOUT_S):
+            async for part in request.body:
+                size += len(part)
+                if size > DISCARD_BYTES_MAX:
+                    return
+    except TimeoutError:
+        return
