@@ -63,7 +63,7 @@ class Bpe:
         rule: PreTokenizer,
         *,
         bos_id: int | None = None,
-        end_ids: Iterable[int] = (),
+        end_ids: Sequence[int] = (),
         add_bos: bool = False,
     ) -> None:
         if not tokens:
@@ -71,9 +71,10 @@ class Bpe:
         self.size = len(tokens)
         self.bos_id = bos_id
         self.add_bos = add_bos
-        end_ids = frozenset(end_ids)
-        self.special_ids = frozenset(i for i, kind in enumerate(types) if kind in (UNKNOWN, CONTROL, UNUSED)) | end_ids
-        self.eos_ids = end_ids | {i for i in self.special_ids if tokens[i] in END_NAMES}
+        self.end_id = end_ids[0] if end_ids else None
+        unspoken = {i for i, kind in enumerate(types) if kind in (UNKNOWN, CONTROL, UNUSED)}
+        self.special_ids = frozenset(unspoken.union(end_ids))
+        self.eos_ids = frozenset(end_ids) | {i for i in self.special_ids if tokens[i] in END_NAMES}
         self._tokens = tokens
         self._rule = rule
         self._ids = {text: i for i, text in reversed(list(enumerate(tokens)))}

@@ -94,6 +94,11 @@ class Tensor:
     type: int
     offset: int
 
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return prod(self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Gguf:
@@ -134,7 +139,7 @@ class Gguf:
                 f"{name!r} is stored as {kind}, and the numpy engine reads {readable}",
                 "Use a file of one of these types, or the llama_cpp engine (pip install 'jobwire[gguf]').",
             )
-        size = prod(shape) // storage.block * storage.size
+        size = tensor.size // storage.block * storage.size
         return storage.decode(self.data[tensor.offset : tensor.offset + size]).reshape(shape)
 
 
@@ -188,7 +193,7 @@ def _checked(infos: list[Tensor], data: Bytes, path: Path) -> dict[str, Tensor]:
             continue
         if tensor.shape[-1] % storage.block:
             _broken(path, f"rows of {tensor.name!r} are no multiple of {storage.block}, which {storage.name} needs")
-        end = tensor.offset + prod(tensor.shape) // storage.block * storage.size
+        end = tensor.offset + tensor.size // storage.block * storage.size
         if end > len(data):
             _broken(path, f"{tensor.name!r} ends {end - len(data)} bytes behind the end of the file")
     return tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,17 @@ def lacks_avx2() -> bool:
     """Tell whether this is an x86-64 CPU without AVX2, from what numpy found; its newer releases say X86_V3."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
+    return {"AVX2", "X86_V3"}.isdisjoint(_found())
+
+
+@cache
+def has_avx512() -> bool:
+    """Tell whether numpy found AVX-512 as in Skylake servers and later; its newer releases say X86_V4."""
+    return not {"AVX512_SKX", "X86_V4"}.isdisjoint(_found())
+
+
+def _found() -> list[str]:
+    """The names of the instruction sets that numpy was built for or found."""
     config: Any = np.show_config(mode="dicts")
     found = config["SIMD Extensions"]
-    return {"AVX2", "X86_V3"}.isdisjoint([*found["baseline"], *found["found"]])
+    return [*found["baseline"], *found["found"]]

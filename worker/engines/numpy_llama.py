@@ -1,0 +1,180 @@
+"""The numpy engine: runs GGUF models of the Llama family on any CPU, with nothing but numpy.
+
+It is part of every installation, runs the bundled model, and is the oracle that other engines are compared with. The
+mathematics is in `llama_forward`; here is the continuous batching around it: sequences join and leave between any two
+steps, and every step is one forward pass over a token of each sequence in decode and chunks of the prompts in prefill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.engines.base import (
+    Capacity,
+    EngineInfo,
+    EngineSpec,
+    Generation,
+    LoadProgress,
+    OnLoad,
+    Prefilled,
+    Prepared,
+    StepEvent,
+)
+from worker.engines.bpe import Bpe, load_bpe
+from worker.engines.chat import ChatTemplate
+from worker.engines.gguf import Gguf, open_gguf
+from worker.engines.guide import Guides
+from worker.engines.kv_cache import KvCache
+from worker.engines.llama_forward import Chunk, Forward
+from worker.engines.llama_weights import Shape, Weights, load_weights
+from worker.engines.machine import memory_bytes
+from worker.engines.prepare import prepare
+from worker.engines.sequence import Sequence, advance
+from worker.engines.slots import Slots
+from worker.errors import ModelError
+
+CONTEXT_TOKENS_DEFAULT = 4096
+
+
+def load(spec: EngineSpec, on_load: OnLoad) -> NumpyLlama:
+    """Load the GGUF file `spec.model`, which must be given.
+
+    Fewer slots than asked are made when their cache could take more than half of the memory that the weights leave.
+    Raises ModelError for a file that is missing, broken, or not a Llama that can be computed here.
+    """
+    assert spec.model is not None, "choose() resolves the bundled model"
+    file = open_gguf(Path(spec.model))
+    on_load(LoadProgress("tokenizer", 0, 1))
+    vocabulary = load_bpe(file)
+    weights = load_weights(file, on_load)
+    return NumpyLlama(file, spec, vocabulary, weights)
+
+
+class NumpyLlama:
+    """The engine port over numpy. Made by `load`."""
+
+    def __init__(self, file: Gguf, spec: EngineSpec, vocabulary: Bpe, weights: Weights) -> None:
+        shape = weights.shape
+        self._context_tokens = min(shape.context, spec.context_tokens or CONTEXT_TOKENS_DEFAULT)
+        slots = _slots(shape, spec.slots, self._context_tokens, weights.nbytes)
+        try:
+            self._cache = KvCache(shape.layers, slots, shape.kv_heads, self._context_tokens, shape.head_dim)
+        except MemoryError as error:
+            raise ModelError(f"{file.path}: no memory for a context of {self._context_tokens} tokens.") from error
+        self._vocabulary = vocabulary
+        self._guides = Guides(vocabulary)
+        template = spec.chat_template or file.get("tokenizer.chat_template", str, "") or None
+        end = vocabulary.name(vocabulary.end_id)
+        self._chat = ChatTemplate(template, bos_token=vocabulary.name(vocabulary.bos_id), eos_token=end)
+        self._forward = Forward(weights, self._cache, self._context_tokens)
+        self._slots = Slots(slots)
+        self._running: dict[str, _Row] = {}  # in order of admission
+        self._info = EngineInfo(
+            engine="numpy",
+            model=file.get("general.name", str, file.path.name),
+            device="CPU",
+            context_tokens=self._context_tokens,
+            vocab_size=vocabulary.size,
+            parameters=sum(tensor.size for tensor in file.tensors.values()),
+            slots=slots,
+            weights_bytes=weights.nbytes,
+            has_chat_template=template is not None,
+            details={"weights": "float32", "kv_bytes_max": str(self._cache.nbytes), "slots_asked": str(spec.slots)},
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts about the engine, constant after loading."""
+        return self._info
+
+    def prepare(self, generation: Generation) -> Prepared:
+        """Render, tokenize and check a generation, see `worker.engines.prepare`."""
+        return prepare(generation, self._vocabulary, self._chat, self._guides, self._context_tokens)
+
+    def capacity(self) -> Capacity:
+        """Return the slots that are free now; each has the cache of a whole context."""
+        free, context = self._slots.free, self._context_tokens
+        return Capacity(free, self._info.slots, free * context, self._info.slots * context, context)
+
+    def admit(self, prepared: Prepared) -> int:
+        """Give a sequence a slot; return how many of its tokens any slot had in its cache."""
+        assert self.capacity().fits(prepared.tokens_max), "admitted without room"
+        assert prepared.id not in self._running, "admitted twice"
+        sequence = Sequence(prepared, self._vocabulary, self._guides)
+        busy = {row.slot: row.sequence.tokens[: row.cached] for row in self._running.values()}
+        slot, donor, shared = self._slots.place(sequence.tokens, busy)
+        if donor != slot:
+            self._cache.copy(donor, slot, shared)
+        self._running[sequence.id] = _Row(sequence, slot, shared, len(sequence.tokens))
+        return shared
+
+    def step(self, prefill_tokens_max: int) -> list[StepEvent]:
+        """Advance all sequences: prompt tokens in order of admission within the limit, one token for those in decode."""
+        work = self._plan(prefill_tokens_max)
+        if not work:
+            return []
+        hidden = self._forward([row.chunk(count) for row, count in work])
+        events: list[StepEvent] = []
+        ready: list[int] = []
+        for number, (row, count) in enumerate(work):
+            if row.prefilling:
+                events.append(Prefilled(row.sequence.id, row.cached + count, row.prefill_tokens))
+            row.cached += count
+            if not row.prefilling:
+                ready.append(number)
+        if ready:
+            sequences = [work[number][0].sequence for number in ready]
+            events += advance(sequences, self._forward.logits(hidden[ready]))
+            for sequence in sequences:
+                if sequence.finished:
+                    self.leave(sequence.id)
+        return events
+
+    def leave(self, sequence_id: str) -> None:
+        """Take a sequence out of the batch. What its slot holds is kept for prompts that begin alike."""
+        row = self._running.pop(sequence_id, None)
+        if row is not None:
+            self._slots.give_back(row.slot, row.sequence.tokens[: row.cached])
+
+    def close(self) -> None:
+        """Forget all sequences. Memory is freed with the object."""
+        self._running.clear()
+
+    def _plan(self, budget: int) -> list[tuple[_Row, int]]:
+        """How many tokens of each sequence this step computes."""
+        work = []
+        for row in self._running.values():
+            count = 1
+            if row.prefilling:
+                count = min(row.prefill_tokens - row.cached, budget)
+                budget -= count
+            if count > 0:
+                work.append((row, count))
+        return work
+
+
+@dataclass(slots=True)
+class _Row:
+    """A sequence in the batch: `cached` of its tokens are in `slot`; the first `prefill_tokens` were there to begin."""
+
+    sequence: Sequence
+    slot: int
+    cached: int
+    prefill_tokens: int
+
+    @property
+    def prefilling(self) -> bool:
+        return self.cached < self.prefill_tokens
+
+    def chunk(self, count: int) -> Chunk:
+        return Chunk(self.slot, self.cached, self.sequence.tokens[self.cached : self.cached + count])
+
+
+def _slots(shape: Shape, asked: int, context_tokens: int, weights_bytes: int) -> int:
+    """As many slots as asked, if their cache fits half of the memory that the weights leave."""
+    memory = memory_bytes()
+    if memory is None:
+        return asked
+    slot_bytes = context_tokens * KvCache.bytes_per_token(shape.layers, shape.kv_heads, shape.head_dim)
+    return max(1, min(asked, (memory - weights_bytes) // 2 // slot_bytes))
