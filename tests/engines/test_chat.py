@@ -43,6 +43,10 @@ def test_a_template_is_rendered_with_trimmed_blocks() -> None:
     assert render(CHATML, TALK[1:2]) == "<|im_start|>user\n Hi <b>é</b> <|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_lines_with_nothing_but_a_block_leave_no_trace() -> None:
+    assert render("a\n  {% if true %}\n  b\n  {% endif %}\nc") == "a\n  b\nc"
+
+
 def test_special_tokens_and_python_methods_are_there() -> None:
     expected = "<s>[INST] <<SYS>>Be brief.<</SYS>>Hi <b>é</b> [/INST] Hello </s>[INST] Bye [/INST]"
     assert render(LLAMA2) == expected

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from worker.engines.sampling import Logits, Shaping, biases, choose, filtered, likeliest, log_softmax, mix, uniform
+from worker.engines.sampling import (
+    BLOCK,
+    Logits,
+    Shaping,
+    biases,
+    choose,
+    filtered,
+    likeliest,
+    log_softmax,
+    mix,
+    uniform,
+)
 from worker.events import Sampling
 
 VOCAB = 150
@@ -110,6 +121,27 @@ def test_the_largest_number_never_chooses_an_impossible_token() -> None:
     logits[0, [3, 70, 500]] = 0.0
     for number, token in ((0.0, 3), (0.4, 70), (1.0 - 2.0**-53, 500)):
         assert choose(logits, [Sampling()], [number])[0] == token
+
+
+def test_top_p_keeps_no_more_than_reaches_the_mass() -> None:
+    logits = np.log(np.array([[0.5, 0.25, 0.125, 0.125]], np.float32))
+    for top_p, count in ((0.4, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.76, 4), (1.0, 4)):
+        assert np.count_nonzero(filtered(logits, [Sampling(top_p=top_p)])) == count
+
+
+def test_numbers_on_the_border_of_two_blocks_never_choose_an_impossible_token() -> None:
+    """A block's sum and the running sum inside it are rounded differently."""
+    logits = np.full((1, 3 * BLOCK), -np.inf, np.float32)
+    logits[0, -1] = 0.0
+    tried = 0
+    for seed in range(300):
+        logits[0, :BLOCK] = np.random.default_rng(seed).normal(-9.0, 7.0, BLOCK)
+        weights = filtered(logits, [Sampling()])[0].astype(np.float64)
+        border = weights[:BLOCK].sum() / weights.sum()
+        for number in (border, np.nextafter(border, 0.0), np.nextafter(border, 1.0)):
+            assert weights[choose(logits, [Sampling()], [number])[0]] > 0.0
+            tried += 1
+    assert tried == 900
 
 
 @given(st.integers(0, 2**63), st.integers(0, 10_000), st.integers(0, 1))
