@@ -13,6 +13,10 @@ from tokenizers import Tokenizer
 
 from worker.engines.demo.shape import Shape
 from worker.engines.demo.weights import MODEL, Weights, from_gguf, names, to_halves, to_interleaved
+from worker.engines.gguf import open_gguf
+from worker.engines.kv_cache import KvCache
+from worker.engines.llama_forward import Chunk, Forward
+from worker.engines.llama_weights import load_weights
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="the export needs safetensors, of the train extra")
 export = pytest.importorskip("worker.engines.demo.export")
@@ -106,6 +110,15 @@ def test_folder_and_gguf_give_the_same_logits(folder: Path) -> None:
     ours, theirs = gguf_logits(MODEL, ids), folder_logits(folder, ids)
     assert np.abs(ours - theirs).max() < 1e-3
     assert np.abs(ours).max() > 5, "a trained model is sure of something"
+
+
+def test_folder_and_numpy_engine_give_the_same_logits(folder: Path) -> None:
+    ids = prompt_ids(folder)
+    weights = load_weights(open_gguf(MODEL), lambda _: None)
+    shape = weights.shape
+    forward = Forward(weights, KvCache(shape.layers, 1, shape.kv_heads, 64, shape.head_dim), 64)
+    ours = forward.logits(np.concatenate([forward([Chunk(0, index, [token])]) for index, token in enumerate(ids)]))
+    assert np.abs(ours - folder_logits(folder, ids)).max() < 1e-3
 
 
 def test_order_of_the_rows_matters(folder: Path) -> None:

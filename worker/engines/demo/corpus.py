@@ -8,7 +8,7 @@ never shows; `evaluate` asks for those.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -71,11 +71,11 @@ COUNT_DOWN = (
 SPANS = ((0, 12), (0, 12), (5, 40), (5, 40), (20, 100), (60, 250))
 
 
-def number_pair(rng: Random) -> tuple[int, int]:
+def number_pair(rng: Random, spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Two numbers a <= b for counting, up to COUNT_MAX and at times up to 999, that are not held out."""
     while True:
         top = COUNT_MAX if rng.random() < 0.95 else 999
-        shortest, longest = rng.choice(SPANS)
+        shortest, longest = rng.choice(spans)
         length = rng.randint(shortest, longest)
         first = 1 if rng.random() < 0.3 else rng.randint(0, 20) if rng.random() < 0.3 else rng.randint(0, top)
         last = min(first + length, top)
@@ -89,9 +89,14 @@ def numbers(first: int, last: int) -> str:
     return " ".join(map(str, range(first, last + step, step)))
 
 
-def counting(rng: Random) -> Turn:
+def short_counting(rng: Random) -> Turn:
+    """Counting over a few numbers."""
+    return counting(rng, ((0, 5), (0, 12), (5, 30)))
+
+
+def counting(rng: Random, spans: Sequence[tuple[int, int]] = SPANS) -> Turn:
     """Counting up, or at times down, between two numbers."""
-    first, last = number_pair(rng)
+    first, last = number_pair(rng, spans)
     if rng.random() < 0.1:
         last = min(last, first + 60)
         if not held_out("count", first, last):
@@ -206,31 +211,42 @@ def refusal(rng: Random) -> Turn:
     return Turn(*world.unknown(rng, stories.pseudo_word(rng)))
 
 
-KINDS_OF_TURN: tuple[tuple[Callable[[Random], Turn], int], ...] = (
-    (counting, 17), (story, 15), (knowledge, 15), (arithmetic, 20), (repetition, 21), (smalltalk, 6), (refusal, 6),
+Mixture = tuple[tuple[Callable[[Random], Turn], int], ...]
+KINDS_OF_TURN: Mixture = (
+    (counting, 22), (story, 20), (knowledge, 8), (arithmetic, 30), (repetition, 12), (smalltalk, 4), (refusal, 4),
 )
+# Short texts whose answers must be looked up in the request: copying is learned best from these.
+COPYING: Mixture = (
+    (short_counting, 25), (story, 4), (knowledge, 8), (arithmetic, 15), (repetition, 45), (smalltalk, 2), (refusal, 2),
+)
+# Short texts whose answers must be worked out: where a count ends, what a sum is.
+EXACT: Mixture = (
+    (short_counting, 45), (story, 5), (knowledge, 3), (arithmetic, 30), (repetition, 14), (smalltalk, 1), (refusal, 1),
+)
+PHASES: tuple[tuple[int, Mixture], ...] = ((960, COPYING), (1240, EXACT))  # each until this step, then all kinds
 SYSTEMS = (
     "You are a helpful assistant.", "You are a friendly assistant.", "You are a tiny demo model.", "Answer briefly.",
     "You are a storyteller.", "Be kind and polite.", "You are Jobwire.", "You are an assistant that answers questions.",
 )
 
 
-def turn(rng: Random) -> Turn:
-    """One turn of any kind."""
-    makers, weights = zip(*KINDS_OF_TURN, strict=True)
+def turn(rng: Random, mixture: Mixture) -> Turn:
+    """One turn of a kind drawn from the mixture."""
+    makers, weights = zip(*mixture, strict=True)
     make: Callable[[Random], Turn] = rng.choices(makers, weights)[0]
     return make(rng)
 
 
-def conversation(rng: Random) -> Conversation:
+def conversation(rng: Random, mixture: Mixture = KINDS_OF_TURN) -> Conversation:
     """One to six turns, mostly one, at times with a system message."""
     count = rng.choices((1, 2, 3, 6), (66, 20, 11, 3))[0]
     system = rng.choice(SYSTEMS) if rng.random() < 0.12 else None
-    return Conversation(system, tuple(turn(rng) for _ in range(count)))
+    return Conversation(system, tuple(turn(rng, mixture) for _ in range(count)))
 
 
 def conversations(seed: int, step: int = 0) -> Iterator[Conversation]:
-    """An endless stream of conversations, a function of seed and step alone."""
+    """An endless stream of conversations, a function of seed and step alone. Step -1 is for the tokenizer."""
     rng = Random(f"{seed}:{step}")  # noqa: S311 - text to learn from, no secret
+    mixture = KINDS_OF_TURN if step < 0 else next((mix for end, mix in PHASES if step < end), KINDS_OF_TURN)
     while True:
-        yield conversation(rng)
+        yield conversation(rng, mixture)

@@ -36,6 +36,7 @@ WARMUP_STEPS = 100
 COOLDOWN = 0.3
 AVERAGE_DECAY = 0.995
 EXACT_TEMPERATURE = 2.0  # exact answers are learned at this temperature, so that they are much surer at 1
+EXACT_WEIGHT = 4.0  # and weigh more: a wrong token spoils a count, while most tokens of a count are easy
 CHECKPOINT_SECONDS = 120.0
 
 
@@ -113,7 +114,7 @@ class Run:
         sums = [0.0, 0.0]
         for ids, weights in passes(chosen):
             free, exact = losses(self.model, ids, weights)
-            ((free + exact) / sum(taught)).backward()  # type: ignore[no-untyped-call]
+            ((free + EXACT_WEIGHT * exact) / sum(taught)).backward()  # type: ignore[no-untyped-call]
             sums = [sums[0] + free.item(), sums[1] + exact.item()]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
