@@ -38,7 +38,7 @@ def expected_count(first: int, last: int) -> str:
 
 def counting(first: int = 1, last: int = 60, **fields: Any) -> Frame:
     """The fields of a job that counts."""
-    return {"prompt": count_prompt(first, last), "temperature": 0, "max_tokens": 1024, **fields}
+    return {"prompt": count_prompt(first, last), "temperature": 0, "max_tokens": 1500, **fields}
 
 
 def new_id() -> str:

@@ -20,7 +20,7 @@ LONG_PROMPT = "Repeat after me: " + "one two three four five six seven eight nin
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A worker that replaces a dead engine without much delay."""
-    with serving("--engine-restart-backoff-s", "0.05") as running:
+    with serving("--engine-restart-backoff-s", "0.05", "--engine-restart-backoff-max-s", "0.2") as running:
         yield running
 
 
@@ -35,6 +35,12 @@ def _kill(server: Server) -> int:
 def _restarts(server: Server) -> int:
     count: int = server.get("/health").json()["restarts"]
     return count
+
+
+async def _recovered(server: Server, restarts: int) -> None:
+    """Wait until so many deaths were noticed and an engine is ready again."""
+    await asyncio.to_thread(wait_until, "the death to be noticed", lambda: _restarts(server) == restarts)
+    await asyncio.to_thread(server.wait_ready)
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
@@ -53,9 +59,7 @@ async def test_kills_at_random_moments_under_counting_jobs(server: Server, tempe
             # Each kill comes after new text, so no job is under suspicion.
             await socket.until(lambda: sum(len(one.text()) for one in readings) >= goal)  # noqa: B023 - awaited here
             killed.append(_kill(server))
-            await asyncio.to_thread(
-                wait_until, "the death to be noticed", lambda: _restarts(server) == before + len(killed)
-            )
+            await _recovered(server, before + len(killed))
         await socket.finish()
         await reading
     assert {one.text() for one in readings} == {expected_count(1, LAST)}
@@ -64,7 +68,6 @@ async def test_kills_at_random_moments_under_counting_jobs(server: Server, tempe
         assert "engine_restarted" in one.actions
         assert one.actions.index("engine_restarted") < one.actions.index("resumed")
     assert not any(alive(pid) for pid in killed)
-    server.wait_ready()
     assert len(server.engine_pids()) == 1
     assert _restarts(server) == before + KILLS
 
@@ -81,6 +84,21 @@ async def test_a_seeded_text_is_the_same_with_and_without_a_kill(server: Server)
     assert "resumed" in reading.actions
     assert reading.text() == undisturbed.text()
     assert reading.end["usage"]["completion_tokens"] == undisturbed.end["usage"]["completion_tokens"]
+
+
+async def test_kills_while_the_next_engine_loads(server: Server) -> None:
+    async with Socket(server) as socket:
+        job_id = await socket.create(**counting(1, LAST))
+        reading = socket.readings[job_id]
+        await socket.until(lambda: len(reading.tokens) >= 20)
+        for _ in range(3):
+            pid = _kill(server)
+            gone = [[], [pid]]
+            await asyncio.to_thread(wait_until, "the next process", lambda: server.engine_pids() not in gone)  # noqa: B023
+        await socket.finish(job_id)
+    assert reading.text() == expected_count(1, LAST)
+    # Only the first of them had the job in it.
+    assert reading.actions.count("engine_restarted") == 1
 
 
 async def test_choices_and_structure_survive_a_kill(server: Server) -> None:
@@ -155,7 +173,7 @@ async def test_a_hanging_engine_is_replaced() -> None:
 async def test_an_idle_engine_that_dies_is_replaced_too(server: Server) -> None:
     before = _restarts(server)
     _kill(server)
-    await asyncio.to_thread(wait_until, "the death to be noticed", lambda: _restarts(server) == before + 1)
+    await _recovered(server, before + 1)
     async with Socket(server) as socket:
         reading = await socket.run(**counting())
     assert reading.text() == expected_count(1, 60)

@@ -51,7 +51,7 @@ async def _still_serves(server: Server) -> None:
 # ---- sizes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [FRAME_BYTES_MAX + 1, 50 * FRAME_BYTES_MAX])
+@pytest.mark.parametrize("length", [FRAME_BYTES_MAX + 1, 500 * FRAME_BYTES_MAX])
 async def test_a_body_that_is_too_large(server: Server, length: int) -> None:
     body = json.dumps({"prompt": "x" * length}).encode()
     async with http(server) as client:
@@ -199,7 +199,7 @@ async def test_bytes_that_are_not_http(server: Server) -> None:
         writer.write(junk)
         writer.write_eof()
         answer = await asyncio.wait_for(reader.read(), 30)
-        assert not answer or answer.startswith(b"HTTP/1.1 400")
+        assert not answer or answer.startswith(b"HTTP/1.1 4")
         writer.close()
     await _still_serves(server)
 
@@ -222,7 +222,7 @@ async def test_a_full_queue_says_when_to_come_back(server: Server) -> None:
             _assert_come_back(answer, reply, "queue_full")
             # One that is there already may be asked for again, and one that goes makes room.
             again = await client.post("/v1/jobs", json=counting(1, 9, job_id=ids[0]), headers=JSON)
-            assert again.json()["code"] == "idempotency_mismatch"
+            assert (again.status_code, again.json()["job_id"]) == (200, ids[0])
             await client.delete(f"/v1/jobs/{ids[0]}")
             ids.append(await post_job(client, **counting(1, 9)))
         readings = [await read_sse(client, job_id) for job_id in ids]
