@@ -68,7 +68,7 @@ def busy_port() -> Iterator[int]:
 def test_help_names_the_commands(argument: str) -> None:
     done = jobwire(argument)
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("serve", "run", "doctor"):
+    for command in ("serve", "run", "bench", "doctor"):
         assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
 
 
@@ -89,7 +89,7 @@ def test_an_unknown_command_is_refused_with_the_likeliest_one() -> None:
     assert refusal("zzz") == "zzz is not a command. `jobwire --help` lists all."
 
 
-@pytest.mark.parametrize("command", ["serve", "run", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "run", "bench", "doctor"])
 def test_every_command_has_help(command: str) -> None:
     done = jobwire(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")

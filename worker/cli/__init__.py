@@ -31,6 +31,8 @@ commands:
   doctor             look at this machine and say what is missing, and how to get it
 
 `jobwire COMMAND --help` shows what a command takes. Arguments without a command are settings of `serve`.
+
+exit codes: 0 done, 1 it could not be done, 2 a wrong setting or argument, 130 interrupted, 141 nobody reads the output
 """
 
 
