@@ -17,6 +17,8 @@ Ids = NDArray[np.intp]
 
 SMALL_PRODUCT = 1_000_000
 BLOCK_COLUMNS = 64
+# Matrices with so many inputs that fewer rows fit a small product are not cut: larger kernels are as fast then.
+SMALL_ROWS_MIN = 8
 
 
 def multiply(rows: Floats, matrices: Floats, out: Floats) -> None:
@@ -41,7 +43,7 @@ class Linear:
 
     def __init__(self, matrix: Floats) -> None:
         self.outputs, self.inputs = matrix.shape
-        self._small = has_avx512() and 2 * self.inputs * BLOCK_COLUMNS <= SMALL_PRODUCT
+        self._small = has_avx512() and SMALL_ROWS_MIN * self.inputs * BLOCK_COLUMNS <= SMALL_PRODUCT
         width = BLOCK_COLUMNS if self._small else self.outputs
         padded = np.zeros((-(-self.outputs // width) * width, self.inputs), np.float32)
         padded[: self.outputs] = matrix

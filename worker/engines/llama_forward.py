@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.engines.kv_cache import PAGE_TOKENS, KvCache
+from worker.engines.kv_cache import PAGE_TOKENS, KvCache, Places
 from worker.engines.linear import Floats, Ids, multiply
 from worker.engines.llama_weights import Weights
 
@@ -59,14 +59,13 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """All rows of one pass: the token, slot and position of each, and how their attention is computed.
+    """All rows of one pass: the token and the place of each, and how their attention is computed.
 
     `ends` are the rows of the last token of each chunk, in the order in which the chunks were given.
     """
 
     ids: Ids
-    slots: Ids
-    positions: Ids
+    places: Places
     ends: Ids
     groups: list[Group]
     spans: list[Span]
@@ -104,15 +103,14 @@ class Forward:
     def _layers(self, batch: Batch) -> Floats:
         shape, cache = self._weights.shape, self._cache
         rows, eps = len(batch.ids), shape.norm_eps
-        turns = self._turns[batch.positions][:, None]
-        places = cache.places(batch.slots, batch.positions)
+        turns = self._turns[batch.places.positions][:, None]
         hidden = self._weights.embedding.output_rows(batch.ids)
         mixed = np.empty((rows, shape.queries), np.float32)
         for number, layer in enumerate(self._weights.layers):
             qkv = layer.qkv(_normed(hidden, eps)).reshape(rows, -1, shape.head_dim)
             turned = qkv[:, : shape.heads + shape.kv_heads].view(np.complex64)
             turned *= turns
-            cache.write(number, places, qkv[:, shape.heads :])
+            cache.write(number, batch.places, qkv[:, shape.heads : -shape.kv_heads], qkv[:, -shape.kv_heads :])
             queries = qkv[:, : shape.heads].reshape(rows, shape.kv_heads, self._group, shape.head_dim)
             for group in batch.groups:
                 self._attend_group(number, group, queries, mixed)
@@ -155,7 +153,7 @@ class Forward:
         """
         keys = self._cache.keys(layer, slots, tokens)
         scores = np.empty((*queries.shape[:3], keys.shape[2], PAGE_TOKENS), np.float32)
-        np.matmul(queries[:, :, None], keys.swapaxes(3, 4), out=scores.swapaxes(2, 3))
+        multiply(queries[:, :, None], keys, scores.swapaxes(2, 3))
         flat = scores.reshape(*queries.shape[:3], -1)
         seen = flat[..., :tokens]
         if mask is not None:
@@ -182,8 +180,10 @@ def _batch(chunks: Sequence[Chunk]) -> Batch:
     ends[order] = np.array(stops) - 1
     return Batch(
         ids=np.fromiter((token for i in order for token in chunks[i].ids), np.intp, stops[-1]),
-        slots=np.repeat(slots, lengths),
-        positions=np.arange(stops[-1]) + np.repeat(np.array(starts) + lengths - stops, lengths),
+        places=Places.of(
+            slots=np.repeat(slots, lengths),
+            positions=np.arange(stops[-1]) + np.repeat(np.array(starts) + lengths - stops, lengths),
+        ),
         ends=ends,
         groups=plan_groups(slots[:singles], [start + 1 for start in starts[:singles]]),
         spans=[

@@ -110,7 +110,7 @@ class NumpyLlama:
         return shared
 
     def step(self, prefill_tokens_max: int) -> list[StepEvent]:
-        """Advance all sequences: prompt tokens in order of admission within the limit, one token for those in decode."""
+        """Advance all sequences: one token for those in decode, prompts in order of admission up to the limit."""
         work = self._plan(prefill_tokens_max)
         if not work:
             return []
