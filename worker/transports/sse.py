@@ -48,25 +48,7 @@ def legacy_response(gateway: Gateway, job: Job, stream: LegacyStream) -> Respons
 
 def loading_response(gateway: Gateway) -> Response:
     """Stream the progress of loading the model until it is ready or has failed."""
-    return _response(_loading(gateway))
-
-
-async def _loading(gateway: Gateway) -> AsyncIterator[bytes]:
-    wake = Wake()
-    gateway.state_wakers.add(wake.set)
-    try:
-        last: bytes | None = None
-        while True:
-            item, done = views.loading_item(gateway.jobs.engine)
-            if item != last:
-                yield b"data: " + item + b"\n\n"
-                last = item
-            if done:
-                yield b"data: [DONE]\n\n"
-                return
-            await wake.wait_next()
-    finally:
-        gateway.state_wakers.discard(wake.set)
+    return _response(_LoadingConnection(gateway).follow())
 
 
 def _response(body: AsyncIterator[bytes]) -> Response:
@@ -138,3 +120,42 @@ class _SseConnection:
 
     def abort(self) -> None:
         """Nothing to do: an ASGI response cannot be cut, and TCP_USER_TIMEOUT does it."""
+
+
+class _LoadingConnection:
+    """Somebody who watches the model being loaded."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._wake = Wake()
+        self._finishing = False
+
+    async def follow(self) -> AsyncIterator[bytes]:
+        """Yield an event for every change until the model is ready or has failed, or the worker shuts down."""
+        gateway, last = self._gateway, b""
+        gateway.connections.add(self)
+        gateway.state_wakers.add(self._wake.set)
+        try:
+            while not self._finishing:
+                item, done = views.loading_item(gateway.jobs.engine)
+                if item != last:
+                    yield b"data: " + item + b"\n\n"
+                    last = item
+                if done:
+                    yield b"data: [DONE]\n\n"
+                    return
+                await self._wake.wait_next()
+        finally:
+            gateway.connections.discard(self)
+            gateway.state_wakers.discard(self._wake.set)
+
+    def tick(self, now_ms: float) -> None:
+        """Nothing to do: old clients know no comments."""
+
+    def finish(self) -> None:
+        """End the response."""
+        self._finishing = True
+        self._wake.set()
+
+    def abort(self) -> None:
+        """Nothing to do, as for a job's stream."""
