@@ -18,8 +18,8 @@ BIN = Path(sys.executable).parent
         ["lint-imports", "--no-cache", "--no-logo"],
         ["mypy"],
         ["mypy", "clients/python"],
-        ["ruff", "check"],
-        ["ruff", "format", "--check"],
+        ["ruff", "check", "--output-format=concise"],
+        ["ruff", "format", "--check", "--output-format=concise"],
     ],
     ids=" ".join,
 )
