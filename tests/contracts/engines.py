@@ -21,7 +21,7 @@ SLOTS = 4
 CONTEXT = 256
 # Rounding depends on which rows are computed together. Where two tokens are this close in natural-log probability,
 # either may be the likeliest.
-TIE = 0.05
+TIE = 0.1
 
 
 def found() -> list[str]:

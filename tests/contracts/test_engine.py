@@ -189,7 +189,7 @@ def test_a_long_prompt_does_not_hold_up_those_in_decode(engine: Engine) -> None:
 
 def test_without_prefill_budget_those_in_decode_go_on(engine: Engine) -> None:
     driver = Driver(engine)
-    first = driver.admit(generation("Count from 100 to 200.", name="0", max_tokens=30))
+    first = driver.admit(generation("Count from 100 to 200.", Sampling(temperature=0.0, ignore_eos=True), name="0"))
     while not first.ids:
         driver.step()
     second = driver.admit(generation("Tell me a story about a bear.", name="1"))
