@@ -386,14 +386,38 @@ def test_bias_forces_and_forbids(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "penalty", [{"frequency_penalty": 2.0}, {"presence_penalty": 2.0}, {"repetition_penalty": 1.5}]
+    ("penalties", "in_output", "stays"),
+    [
+        ({}, 3, True),
+        ({"frequency_penalty": 0.3}, 3, True),
+        ({"frequency_penalty": 0.4}, 3, False),
+        ({"frequency_penalty": 2.0}, 0, True),
+        ({"presence_penalty": 0.9}, 3, True),
+        ({"presence_penalty": 1.1}, 3, False),
+        ({"presence_penalty": 2.0}, 0, True),
+        ({"presence_penalty": 0.7, "frequency_penalty": 0.2}, 2, False),
+        ({"repetition_penalty": 1.1}, 3, False),
+        ({"repetition_penalty": 1.1}, 0, False),
+        ({"repetition_penalty": 0.9, "presence_penalty": 2.0}, 3, True),
+    ],
 )
-def test_penalties_make_repetition_rarer(engine: Engine, penalty: dict[str, float]) -> None:
-    favourite = run_one(engine, generation(QUESTIONS[0])).ids[0]
-    plain = Sampling(seed=1, ignore_eos=True, logit_bias={favourite: 14.0})
-    repeated = run_one(engine, generation(QUESTIONS[0], plain, max_tokens=60)).ids.count(favourite)
-    penalized = msgspec.structs.replace(plain, **penalty)
-    assert run_one(engine, generation(QUESTIONS[0], penalized, max_tokens=60)).ids.count(favourite) < repeated
+def test_penalties_count_what_they_say(
+    engine: Engine, penalties: dict[str, float], in_output: int, stays: bool
+) -> None:
+    """One token leads another by exactly 1; it is in the prompt once, and so many times in the output."""
+    prompt = Prompt(text="The quick brown fox")
+    leader, other = engine.prepare(generation(prompt)).prompt_ids[-1], engine.info.vocab_size - 1
+    output = (leader,) * in_output
+
+    def next_token(sampling: Sampling) -> Outcome:
+        return run_one(engine, generation(prompt, sampling, generated=output, max_tokens=in_output + 1))
+
+    probe = next_token(Sampling(temperature=0.0, logprobs=engine.info.vocab_size))
+    raw = {top.id: top.logprob for top in probe.top[0]}
+    # Both are lifted above all others.
+    bias = {leader: 100.0, other: 100.0 + raw[leader] - raw[other] - 1.0}
+    chosen = next_token(Sampling(temperature=0.0, logit_bias=bias, **penalties))  # type: ignore[arg-type]
+    assert chosen.ids == ((leader,) if stays else (other,))
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-9}])
