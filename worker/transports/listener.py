@@ -6,13 +6,17 @@ the kernel buffers for a slow reader, cut a stalled one, and find a peer that va
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
+from weakref import WeakSet
 
+import hypercorn.asyncio.run as hypercorn_run
 import hypercorn.protocol.ws_stream as ws_stream
 from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config
 
 from worker.config import Settings
@@ -76,7 +80,35 @@ async def serve(
     # Our own drain has already let every stream end when the trigger returns.
     config.graceful_timeout = 0.5
     config.shutdown_timeout = 2.0
-    await hypercorn_serve(app, config, shutdown_trigger=shutdown_trigger)
+    cut_connections = _remember_connections()
+
+    async def shut_down() -> None:
+        await shutdown_trigger()
+        asyncio.get_running_loop().call_later(config.graceful_timeout, cut_connections)
+
+    await hypercorn_serve(app, config, shutdown_trigger=shut_down)
+
+
+def _remember_connections() -> Callable[[], None]:
+    """Return a function that cuts all connections which are still open.
+
+    On Python 3.12 and later Hypercorn 0.18 waits at shutdown for every connection, also for one that stopped in the
+    middle of a request or does not read (hypercorn issue 308), and offers no way to cut it.
+    """
+    writers: WeakSet[asyncio.StreamWriter] = WeakSet()
+
+    class Remembered(TCPServer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            writers.add(self.writer)
+
+    hypercorn_run.TCPServer = Remembered  # type: ignore[assignment, attr-defined]  # not exported
+
+    def cut() -> None:
+        for writer in tuple(writers):
+            writer.transport.abort()
+
+    return cut
 
 
 def _refuse_deflate() -> None:
