@@ -7,8 +7,13 @@ import inspect
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.server import Server, serving
+
+# How long one example takes says more of the machine than of the code; pytest-timeout bounds whole tests.
+settings.register_profile("jobwire", deadline=None)
+settings.load_profile("jobwire")
 
 
 @pytest.hookimpl(tryfirst=True)

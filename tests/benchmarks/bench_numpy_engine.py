@@ -10,6 +10,7 @@ import argparse
 import time
 from pathlib import Path
 
+from tests.engines.models import unheard
 from worker.engines.base import Delta, EngineSpec, Generation
 from worker.engines.numpy_llama import NumpyLlama, load
 from worker.events import Prompt, Sampling
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     options = parser.parse_args()
-    engine = load(EngineSpec(model=options.model), lambda progress: None)
+    engine = load(EngineSpec(model=options.model), unheard)
     print(f"{engine.info.model}: {engine.info.parameters / 1e6:.2f} M parameters, {options.tokens} tokens each")
     print("sequences  greedy tok/CPU-s  sampled tok/CPU-s")
     for count in (1, 4, 16, 64):

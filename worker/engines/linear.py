@@ -28,14 +28,17 @@ def multiply(rows: Floats, matrices: Floats, out: Floats) -> None:
     """
     count, size = rows.shape[-2], matrices.shape[-2] * matrices.shape[-1]
     height = SMALL_PRODUCT // size
-    if count <= height or height < 2 or not has_avx512():
+    if height < 2 or not has_avx512() or 2 <= count <= height:
         np.matmul(rows, matrices, out=out)
-        return
-    # Pieces of equal height, but for the last.
-    height = -(-count // -(-count // height))
-    for start in range(0, count, height):
-        piece = slice(start, start + height)
-        np.matmul(rows[..., piece, :], matrices, out=out[..., piece, :])
+    elif count == 1:
+        # One row alone would be another kernel, which is slower and adds in another order.
+        out[...] = np.matmul(np.repeat(rows, 2, axis=-2), matrices)[..., :1, :]
+    else:
+        # Pieces of equal height, but for the last, which may overlap the one before rather than be a single row.
+        height = -(-count // -(-count // height))
+        for start in range(0, count, height):
+            piece = slice(min(start, count - 2), start + height)
+            np.matmul(rows[..., piece, :], matrices, out=out[..., piece, :])
 
 
 class Linear:
@@ -43,8 +46,8 @@ class Linear:
 
     def __init__(self, matrix: Floats) -> None:
         self.outputs, self.inputs = matrix.shape
-        self._small = has_avx512() and SMALL_ROWS_MIN * self.inputs * BLOCK_COLUMNS <= SMALL_PRODUCT
-        width = BLOCK_COLUMNS if self._small else self.outputs
+        small = has_avx512() and SMALL_ROWS_MIN * self.inputs * BLOCK_COLUMNS <= SMALL_PRODUCT
+        width = BLOCK_COLUMNS if small else self.outputs
         padded = np.zeros((-(-self.outputs // width) * width, self.inputs), np.float32)
         padded[: self.outputs] = matrix
         # (blocks, inputs, width)
@@ -58,9 +61,6 @@ class Linear:
     def __call__(self, rows: Floats) -> Floats:
         """Return the products (rows, outputs) of rows (rows, inputs)."""
         count, (blocks, _, width) = len(rows), self._blocks.shape
-        if count == 1 and self._small:
-            # One row alone would be another kernel, which is slower and adds in another order.
-            return self(np.repeat(rows, 2, axis=0))[:1]
         products = np.empty((count, blocks, width), np.float32)
         multiply(rows, self._blocks, products.swapaxes(0, 1))
         return products.reshape(count, -1)[:, : self.outputs]
