@@ -31,8 +31,8 @@ def throughput(engine: NumpyLlama, count: int, tokens: int, temperature: float) 
     for number in range(count):
         engine.admit(engine.prepare(generation(number, STORY, tokens, temperature)))
     produced = 0
-    while events := engine.step(PREFILL_TOKENS):
-        produced += sum(len(event.ids) for event in events if isinstance(event, Delta))
+    while engine.capacity().slots_free < engine.info.slots:
+        produced += sum(len(event.ids) for event in engine.step(PREFILL_TOKENS) if isinstance(event, Delta))
     return produced / (time.process_time() - start)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -18,6 +17,9 @@ Load: TypeAlias = Callable[[EngineSpec, OnLoad], Engine]
 
 MODULES = {"numpy": "worker.engines.numpy_llama", "llama_cpp": "worker.engines.llama_cpp"}
 """Engines by the name that `--engine` takes. Each module has a function `load`."""
+
+LATER = ("exllamav2",)
+"""Engines that settings of earlier launchers may name."""
 
 
 def bundled_model() -> str:
@@ -34,7 +36,8 @@ def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
     name, why = _pick(spec)
     module = MODULES.get(name)
     if module is None:
-        raise ModelError(f"There is no engine {name!r}. There are: auto, {', '.join(MODULES)}.")
+        what = "is not part of this version" if name in LATER else "does not exist"
+        raise ModelError(f"The engine {name!r} {what}. There are: auto, {', '.join(MODULES)}.")
     load = cast(Load, importlib.import_module(module).load)
     return load, msgspec.structs.replace(resolved, engine=name), why
 
@@ -49,6 +52,10 @@ def _pick(spec: EngineSpec) -> tuple[str, str]:
             f"{spec.model} is a folder, as models for ExLlamaV2 are, and that engine is not part of this version. "
             "Give the path of a GGUF file."
         )
-    if importlib.util.find_spec("cyllama") is not None:
+    # Imported here because it needs numpy, which reads its number of threads when it is imported first.
+    from worker.engines.llama_library import missing
+
+    reason = missing()
+    if reason is None:
         return "llama_cpp", "llama.cpp is installed and fastest for GGUF files"
-    return "numpy", 'llama.cpp is not installed (pip install "jobwire[gguf]" brings it)'
+    return "numpy", reason

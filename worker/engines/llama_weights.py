@@ -8,6 +8,7 @@ divided.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,11 @@ PLAIN: dict[str, tuple[float, ...]] = {
     "rope.scaling.attn_factor": (1,),
     "use_parallel_residual": (False,),
 }
-UNUSED_TENSORS = ("rope_freqs.weight",)
+TENSORS = ("token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight")
+LAYER_TENSOR = re.compile(r"blk\.([0-9]{1,9})\.(\w+)\.weight")
+LAYER_PARTS = (
+    "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +192,10 @@ def _layer(file: Gguf, shape: Shape, at: str) -> Layer:
 
 def _check_names(file: Gguf, shape: Shape) -> None:
     """Refuse tensors that nothing here would use, such as biases: the results would be wrong without a word."""
-    parts = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
-    layers = {f"blk.{number}.{part}.weight" for number in range(shape.layers) for part in parts}
-    known = {"token_embd.weight", "output_norm.weight", "output.weight", *UNUSED_TENSORS, *layers}
-    unknown = sorted(set(file.tensors) - known)
-    if unknown:
-        raise _other(file, f"it has the tensor {unknown[0]!r}, which the numpy engine does not compute with")
+    for name in file.tensors:
+        match = LAYER_TENSOR.fullmatch(name)
+        if name not in TENSORS and (match is None or int(match[1]) >= shape.layers or match[2] not in LAYER_PARTS):
+            raise _other(file, f"it has the tensor {name!r}, which the numpy engine does not compute with")
 
 
 def _check_memory(file: Gguf, shape: Shape, tied: bool) -> None:

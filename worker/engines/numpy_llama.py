@@ -27,7 +27,7 @@ from worker.engines.gguf import Gguf, open_gguf
 from worker.engines.guide import Guides
 from worker.engines.kv_cache import KvCache
 from worker.engines.llama_forward import Chunk, Forward
-from worker.engines.llama_weights import Shape, Weights, load_weights
+from worker.engines.llama_weights import Weights, load_weights
 from worker.engines.machine import memory_bytes
 from worker.engines.prepare import prepare
 from worker.engines.sequence import Sequence, advance
@@ -57,11 +57,8 @@ class NumpyLlama:
     def __init__(self, file: Gguf, spec: EngineSpec, vocabulary: Bpe, weights: Weights) -> None:
         shape = weights.shape
         self._context_tokens = min(shape.context, spec.context_tokens or CONTEXT_TOKENS_DEFAULT)
-        slots = _slots(shape, spec.slots, self._context_tokens, weights.nbytes)
-        try:
-            self._cache = KvCache(shape.layers, slots, shape.kv_heads, self._context_tokens, shape.head_dim)
-        except MemoryError as error:
-            raise ModelError(f"{file.path}: no memory for a context of {self._context_tokens} tokens.") from error
+        slots = _slots(file, weights, spec.slots, self._context_tokens)
+        self._cache = KvCache(shape.layers, slots, shape.kv_heads, self._context_tokens, shape.head_dim)
         self._vocabulary = vocabulary
         self._guides = Guides(vocabulary)
         template = spec.chat_template or file.get("tokenizer.chat_template", str, "") or None
@@ -171,10 +168,16 @@ class _Row:
         return Chunk(self.slot, self.cached, self.sequence.tokens[self.cached : self.cached + count])
 
 
-def _slots(shape: Shape, asked: int, context_tokens: int, weights_bytes: int) -> int:
+def _slots(file: Gguf, weights: Weights, asked: int, context_tokens: int) -> int:
     """As many slots as asked, if their cache fits half of the memory that the weights leave."""
-    memory = memory_bytes()
+    memory, shape = memory_bytes(), weights.shape
     if memory is None:
         return asked
     slot_bytes = context_tokens * KvCache.bytes_per_token(shape.layers, shape.kv_heads, shape.head_dim)
-    return max(1, min(asked, (memory - weights_bytes) // 2 // slot_bytes))
+    room = (memory - weights.nbytes) // 2
+    if slot_bytes > room:
+        raise ModelError(
+            f"{file.path}: a sequence of {context_tokens} tokens needs {slot_bytes >> 20} MiB of KV cache, and there "
+            f"is room for {room >> 20} MiB. Give a smaller --context-tokens."
+        )
+    return min(asked, room // slot_bytes)

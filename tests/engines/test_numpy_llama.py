@@ -1,0 +1,229 @@
+"""The numpy engine as a whole, beyond the contract that all engines share: tests/contracts/test_engine.py."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engines.models import TOKENS, Reference, Sizes, random_weights, unheard, write_model
+from worker.engines import numpy_llama
+from worker.engines.base import Broke, Delta, EngineSpec, Generation, LoadProgress, Prefilled
+from worker.engines.kv_cache import KvCache
+from worker.engines.machine import has_avx512
+from worker.engines.numpy_llama import CONTEXT_TOKENS_DEFAULT, NumpyLlama, load
+from worker.errors import ModelError
+from worker.events import Prompt, Sampling
+
+SLOTS = 4
+TEXT = "the man and the an in a the 12 the and " * 8
+RANKED = Sampling(temperature=0.0, ignore_eos=True, logprobs=3)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "model.gguf", Sizes(), random_weights(Sizes()))
+
+
+@pytest.fixture
+def engine(path: Path) -> Iterator[NumpyLlama]:
+    engine = load(EngineSpec(model=str(path), slots=SLOTS), unheard)
+    yield engine
+    engine.close()
+
+
+def generation(name: str, text: str = TEXT, tokens: int = 10, sampling: Sampling = RANKED) -> Generation:
+    return Generation(id=name, prompt=Prompt(text=text), sampling=sampling, max_tokens=tokens)
+
+
+def admit(engine: NumpyLlama, wanted: Generation) -> int:
+    return engine.admit(engine.prepare(wanted))
+
+
+def run(engine: NumpyLlama, budget: int = 64) -> dict[str, list[tuple[int, float]]]:
+    """Step until all have ended: ids and log-probabilities of each sequence."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    while engine.capacity().slots_free < engine.info.slots:
+        for event in engine.step(budget):
+            assert not isinstance(event, Broke), event
+            if isinstance(event, Delta):
+                found.setdefault(event.id, []).extend(zip(event.ids, event.logprobs or (), strict=True))
+    return found
+
+
+# ---- what it computes ------------------------------------------------------------------------------------------------
+
+
+def test_greedy_tokens_and_their_probabilities_are_those_of_the_oracle(engine: NumpyLlama) -> None:
+    prepared = engine.prepare(generation("a", tokens=20))
+    engine.admit(prepared)
+    reference, ids = Reference(Sizes(), random_weights(Sizes())), list(prepared.prompt_ids)
+    for token, logprob in run(engine)["a"]:
+        row = reference.logits(ids)[-1]
+        probabilities = row - row.max() - np.log(np.exp(row - row.max()).sum())
+        assert probabilities[token] > probabilities.max() - 1e-4
+        assert logprob == pytest.approx(probabilities[token], abs=1e-3)
+        ids.append(token)
+    assert len(ids) == len(prepared.prompt_ids) + 20
+
+
+@pytest.mark.skipif(not has_avx512(), reason="only OpenBLAS's kernels for AVX-512 add in the same order always")
+def test_the_same_bits_alone_in_company_in_any_chunks_from_the_cache_and_resumed(path: Path) -> None:
+    texts = {str(number): TEXT[number : number + 60 * (number + 1)] for number in range(8)}
+    alone = {}
+    for name, text in texts.items():
+        engine = load(EngineSpec(model=str(path), slots=1), unheard)
+        admit(engine, generation(name, text, 30))
+        alone |= run(engine, 512)
+    engine = load(EngineSpec(model=str(path), slots=SLOTS), unheard)
+    order = random.Random(3)
+    waiting = [(name, texts[name]) for name in [*texts, *texts, *texts]]
+    order.shuffle(waiting)
+    live: dict[str, list[tuple[int, float]]] = {}
+    names: dict[str, tuple[str, int]] = {}
+    cached = 0
+    while waiting or engine.capacity().slots_free < SLOTS:
+        while waiting and engine.capacity().slots_free and order.random() < 0.5:
+            name, text = waiting.pop()
+            resumed = tuple(token for token, _ in alone[name][: order.randrange(0, 29, 7)])
+            key = f"{name}.{len(waiting)}"
+            names[key], live[key] = (name, len(resumed)), []
+            prompt = Prompt(text=text)
+            wanted = Generation(id=key, prompt=prompt, sampling=RANKED, max_tokens=30, generated=resumed)
+            cached += admit(engine, wanted)
+        for event in engine.step(order.choice([1, 10, 40, 200])):
+            if isinstance(event, Delta):
+                live[event.id].extend(zip(event.ids, event.logprobs or (), strict=True))
+    assert cached > 0
+    for key, (name, skipped) in names.items():
+        assert live[key] == alone[name][skipped:]
+
+
+def test_broken_weights_end_sequences_and_not_the_engine(tmp_path: Path) -> None:
+    weights = random_weights(Sizes())
+    weights["blk.1.ffn_down.weight"][:] = np.nan
+    broken = write_model(tmp_path / "m.gguf", Sizes(), weights)
+    engine = load(EngineSpec(model=str(broken), slots=SLOTS), unheard)
+    for name in "ab":
+        admit(engine, generation(name, "the an"))
+    events = engine.step(100)
+    assert {event.id: event.reason for event in events if isinstance(event, Broke)} == dict.fromkeys(
+        "ab", "ArithmeticError: the model's output is not a number"
+    )
+    assert engine.capacity().slots_free == SLOTS
+    assert engine.step(100) == []
+
+
+# ---- what is reused --------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_begins_alike_is_not_computed_again(engine: NumpyLlama) -> None:
+    assert admit(engine, generation("a")) == 0
+    first = run(engine)["a"]
+    total = len(engine.prepare(generation("b")).prompt_ids)
+    # All but the last token, whose logits are needed.
+    assert admit(engine, generation("b")) == total - 1
+    (prefilled, *_) = engine.step(64)
+    assert prefilled == Prefilled("b", total, total)
+    assert [token for token, _ in run(engine)["b"]] == [token for token, _ in first[1:]]
+
+
+def test_a_prefix_is_copied_from_a_sequence_that_runs(engine: NumpyLlama) -> None:
+    admit(engine, generation("a", tokens=30))
+    engine.step(512)
+    cached = admit(engine, generation("b", TEXT[:100] + "12 12", tokens=30))
+    shared = engine.prepare(generation("x", TEXT[:100])).prompt_ids
+    assert len(shared) - 2 <= cached <= len(shared) + 1
+    both = run(engine)
+    alone = load_alone(engine, TEXT[:100] + "12 12", 30)
+    assert [token for token, _ in both["b"]] == [token for token, _ in alone]
+
+
+def load_alone(engine: NumpyLlama, text: str, tokens: int) -> list[tuple[int, float]]:
+    """The same from a slot that was overwritten since."""
+    for number in range(SLOTS):
+        admit(engine, generation(f"o{number}", f"{number} {number} other text", 2))
+    run(engine)
+    admit(engine, generation("alone", text, tokens))
+    return run(engine)["alone"]
+
+
+def test_a_continued_conversation_finds_its_answers_too(engine: NumpyLlama) -> None:
+    admit(engine, generation("a", tokens=20))
+    ids = [token for token, _ in run(engine)["a"]]
+    prepared = engine.prepare(generation("b"))
+    resumed = Generation(id="b", prompt=Prompt(text=TEXT), sampling=RANKED, max_tokens=25, generated=tuple(ids[:20]))
+    # The last token was chosen, but never computed.
+    assert admit(engine, resumed) == len(prepared.prompt_ids) + 19
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 30])
+def test_leaving_in_any_phase_frees_the_slot_and_leaves_nothing_wrong(engine: NumpyLlama, steps: int) -> None:
+    expected = [token for token, _ in load_alone(engine, TEXT, 15)]
+    admit(engine, generation("stays", TEXT[:50], 40))
+    admit(engine, generation("goes", "an " + TEXT, 40))
+    for _ in range(steps):
+        engine.step(8)
+    engine.leave("goes")
+    assert engine.capacity().slots_free == SLOTS - 1
+    admit(engine, generation("comes", "an " + TEXT[:80] + "in", 10))
+    admit(engine, generation("again", TEXT, 15))
+    found = run(engine)
+    assert set(found) == {"stays", "comes", "again"}
+    assert [token for token, _ in found["again"]] == expected
+
+
+# ---- what is refused, and what is told -------------------------------------------------------------------------------
+
+
+def test_facts(engine: NumpyLlama, path: Path) -> None:
+    info = engine.info
+    assert (info.engine, info.model, info.device) == ("numpy", "random", "CPU")
+    assert (info.context_tokens, info.slots, info.vocab_size) == (Sizes().context, SLOTS, len(TOKENS))
+    assert info.parameters == sum(tensor.size for tensor in random_weights(Sizes()).values())
+    assert info.weights_bytes >= 4 * (info.parameters - 5 * Sizes().hidden)
+    assert info.has_chat_template
+
+
+def test_loading_tells_stages_in_order(path: Path) -> None:
+    told: list[LoadProgress] = []
+    load(EngineSpec(model=str(path)), told.append)
+    assert [step.stage for step in told] == ["tokenizer", *["weights"] * 3]
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 512), (100, 100), (5000, 512)])
+def test_the_context_is_the_model_own_or_less(path: Path, asked: int, given: int) -> None:
+    engine = load(EngineSpec(model=str(path), context_tokens=asked, slots=1), unheard)
+    assert engine.info.context_tokens == given
+    assert engine.prepare(generation("a", "the", 10_000)).tokens_max == given
+
+
+def test_a_huge_context_is_only_taken_when_asked(tmp_path: Path) -> None:
+    sizes = Sizes(context=1 << 20, layers=1)
+    path = write_model(tmp_path / "m.gguf", sizes, random_weights(sizes))
+    assert load(EngineSpec(model=str(path), slots=1), unheard).info.context_tokens == CONTEXT_TOKENS_DEFAULT
+    engine = load(EngineSpec(model=str(path), slots=1, context_tokens=50_000), unheard)
+    assert engine.info.context_tokens == 50_000
+
+
+def test_slots_are_fewer_where_memory_is_short(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = load(EngineSpec(model=str(path)), unheard).info.weights_bytes
+    slot = Sizes().context * KvCache.bytes_per_token(Sizes().layers, Sizes().kv_heads, Sizes().head_dim)
+    monkeypatch.setattr(numpy_llama, "memory_bytes", lambda: weights + 2 * 7 * slot + 1)
+    engine = load(EngineSpec(model=str(path), slots=64), unheard)
+    assert engine.info.slots == engine.capacity().slots_total == 7
+    assert engine.info.details["slots_asked"] == "64"
+    monkeypatch.setattr(numpy_llama, "memory_bytes", lambda: weights + 2 * slot - 2)
+    with pytest.raises(ModelError, match=r"a sequence of 512 tokens .* Give a smaller --context-tokens"):
+        load(EngineSpec(model=str(path), slots=64), unheard)
+
+
+def test_a_template_that_was_given_is_used_instead_of_the_model_own(path: Path) -> None:
+    from worker.events import Message
+
+    engine = load(EngineSpec(model=str(path), chat_template="{{ bos_token }}{{ messages[0].content }}"), unheard)
+    wanted = Generation(id="a", prompt=Prompt(messages=(Message("user", "the"),)), sampling=RANKED, max_tokens=5)
+    assert engine.prepare(wanted).prompt_ids == (0, TOKENS.index("the"))
