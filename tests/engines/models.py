@@ -1,6 +1,6 @@
 """Small Llama models with random weights, written with the `gguf` package, and what they must compute.
 
-`Reference` is an independent oracle: one token after the other, head by head, in float64.
+`Reference` is an independent oracle: a whole text at once, head by head, in float64.
 """
 
 from __future__ import annotations
@@ -175,19 +175,18 @@ class Reference:
             mine = slice(head * sizes.head_dim, (head + 1) * sizes.head_dim)
             theirs = slice(shared * sizes.head_dim, (shared + 1) * sizes.head_dim)
             query, key = self._turned(queries[:, mine]), self._turned(keys[:, theirs])
-            for place in range(len(hidden)):
-                scores = key[: place + 1] @ query[place] / np.sqrt(sizes.head_dim)
-                shares = np.exp(scores - scores.max())
-                mixed[place, mine] = shares @ values[: place + 1, theirs] / shares.sum()
+            scores = query @ key.T / np.sqrt(sizes.head_dim)
+            scores[np.triu_indices(len(hidden), 1)] = -np.inf
+            shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+            mixed[:, mine] = shares @ values[:, theirs] / shares.sum(axis=1, keepdims=True)
         return np.asarray(mixed @ weights[at + "attn_output.weight"].T)
 
     def _turned(self, heads: NDArray[np.float64]) -> NDArray[np.float64]:
+        angles = np.outer(np.arange(len(heads)), self._frequencies)
+        left, right = heads[:, 0::2], heads[:, 1::2]
         turned = np.empty_like(heads)
-        for place, row in enumerate(heads):
-            for pair, frequency in enumerate(self._frequencies):
-                cos, sin = np.cos(place * frequency), np.sin(place * frequency)
-                left, right = row[2 * pair], row[2 * pair + 1]
-                turned[place, 2 * pair : 2 * pair + 2] = left * cos - right * sin, left * sin + right * cos
+        turned[:, 0::2] = left * np.cos(angles) - right * np.sin(angles)
+        turned[:, 1::2] = left * np.sin(angles) + right * np.cos(angles)
         return turned
 
     def _feed_forward(self, at: str, hidden: NDArray[np.float64]) -> NDArray[np.float64]:

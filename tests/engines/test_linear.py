@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.engines.linear import BLOCK_COLUMNS, SMALL_PRODUCT, SMALL_ROWS_MIN, Linear, multiply
@@ -46,11 +46,12 @@ def test_rows_need_not_be_contiguous() -> None:
     np.testing.assert_allclose(Linear(matrix)(rows[::2, 30:70]), rows[::2, 30:70] @ matrix.T, rtol=1e-4, atol=1e-4)
 
 
+@settings(max_examples=30)
 @given(
     heads=st.integers(1, 3),
-    count=st.integers(1, 70),
-    inner=st.integers(1, 1200) | st.integers(3900, 9000),
-    width=st.sampled_from([1, 32, 64, 128]),
+    count=st.integers(1, 40),
+    inner=st.integers(1, 300) | st.integers(3900, 4100) | st.just(9000),
+    width=st.sampled_from([1, 64, 128]),
 )
 def test_multiply_broadcasts_and_cuts(heads: int, count: int, inner: int, width: int) -> None:
     rows, matrices = normal(2, 1, count, inner), normal(heads, inner, width, seed=1)

@@ -58,16 +58,16 @@ def run(engine: NumpyLlama, budget: int = 64) -> dict[str, list[tuple[int, float
 
 
 def test_greedy_tokens_and_their_probabilities_are_those_of_the_oracle(engine: NumpyLlama) -> None:
-    prepared = engine.prepare(generation("a", tokens=20))
-    engine.admit(prepared)
-    reference, ids = Reference(Sizes(), random_weights(Sizes())), list(prepared.prompt_ids)
-    for token, logprob in run(engine)["a"]:
-        row = reference.logits(ids)[-1]
+    prompt = engine.prepare(generation("a", tokens=20)).prompt_ids
+    admit(engine, generation("a", tokens=20))
+    found = run(engine)["a"]
+    assert len(found) == 20
+    ids = [*prompt, *(token for token, _ in found)]
+    expected = Reference(Sizes(), random_weights(Sizes())).logits(ids[:-1])[len(prompt) - 1 :]
+    for (token, logprob), row in zip(found, expected, strict=True):
         probabilities = row - row.max() - np.log(np.exp(row - row.max()).sum())
         assert probabilities[token] > probabilities.max() - 1e-4
         assert logprob == pytest.approx(probabilities[token], abs=1e-3)
-        ids.append(token)
-    assert len(ids) == len(prepared.prompt_ids) + 20
 
 
 @pytest.mark.skipif(not has_avx512(), reason="only OpenBLAS's kernels for AVX-512 add in the same order always")
