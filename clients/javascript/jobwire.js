@@ -125,9 +125,12 @@ class Jobwire {
     if (this.#failure) throw this.#failure;
     const id = request.job_id;
     if (this.#subscriptions.has(id)) throw new TypeError(`This client watches job ${id} already`);
-    const subscription = new Subscription(request, after, this.#options, () => this.#transport.notify(subscription));
+    const subscription = new Subscription(request, after, this.#options, () => {
+      if (this.#failure) subscription.fail(this.#failure);
+      else this.#transport.notify(subscription);
+    });
     this.#subscriptions.set(id, subscription);
-    this.#transport.notify(subscription);
+    subscription.notify();
     return new Job(subscription, after, signal);
   }
 
@@ -281,7 +284,12 @@ class Subscription {
   /** Nothing more will be sent or received. */
   get over() {
     if (this.ended || this.failure) return true;
-    return this.closed && this.link === AWAY && (this.cancelled || !this.#cancelWanted);
+    return this.closed && this.link === AWAY && this.exists && (this.cancelled || !this.#cancelWanted);
+  }
+
+  /** The worker knows the job: to stop watching it, or to cancel it, need not wait until it is created. */
+  get exists() {
+    return this.accepted !== null || this.received !== null || this.request.type === "subscribe";
   }
 
   /** The reader need not wait. */
@@ -347,7 +355,7 @@ class Subscription {
 
   /** What to send over a socket now; it counts as sent. `ref` keeps who wants the answer. */
   *frames(ref) {
-    if (this.link === AWAY && !this.over && (this.watching || !this.accepted)) {
+    if (this.link === AWAY && !this.over && (this.watching || !this.exists)) {
       this.link = ASKED;
       yield {...this.request, after: this.received ?? undefined, ref: ref((answer) => this.answered(answer))};
     }
@@ -455,7 +463,9 @@ class SocketTransport {
   }
 
   notify(subscription) {
-    if (this.#subscriptions.get(subscription.id) !== subscription) return; // it is over
+    if (subscription.over) return;
+    const {id} = subscription;
+    if (!this.#subscriptions.has(id)) this.#subscriptions.set(id, subscription); // closed before, to be cancelled now
     this.#changed.add(subscription);
     if (this.#greeted) this.#send();
     else if (!this.#socket && this.#timer === undefined) this.#open();
@@ -590,7 +600,8 @@ class SocketTransport {
   }
 
   #forgetIfOver(subscription) {
-    if (subscription.over) this.#subscriptions.delete(subscription.id);
+    const {id, over} = subscription;
+    if (over && this.#subscriptions.get(id) === subscription) this.#subscriptions.delete(id);
   }
 }
 
@@ -608,10 +619,9 @@ class SseTransport {
   }
 
   notify(subscription) {
-    const {closed, over, accepted, received, request} = subscription;
+    const {closed, over, exists} = subscription;
     if (closed) this.#streams.get(subscription)?.abort();
     else if (!over && !this.#streams.has(subscription)) this.#run(subscription);
-    const exists = accepted || received !== null || request.type === "subscribe";
     if (exists && subscription.takeCancel()) this.#cancel(subscription);
   }
 
@@ -723,7 +733,8 @@ class SseTransport {
   }
 
   #forgetIfOver(subscription) {
-    if (subscription.over) this.#subscriptions.delete(subscription.id);
+    const {id, over} = subscription;
+    if (over && this.#subscriptions.get(id) === subscription) this.#subscriptions.delete(id);
   }
 }
 

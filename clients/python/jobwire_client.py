@@ -366,7 +366,14 @@ class _Subscription:
     @property
     def over(self) -> bool:
         """Nothing more will be sent or received."""
-        return self.ended or self.failure is not None or (self.closed and self._link is _Link.AWAY)
+        if self.ended or self.failure is not None:
+            return True
+        return self.closed and self._link is _Link.AWAY and self._exists and (self.cancelled or not self._cancel_wanted)
+
+    @property
+    def _exists(self) -> bool:
+        """The worker knows the job: to stop watching it need not wait until it is created."""
+        return self.accepted is not None or self._received is not None or self._request["type"] == "subscribe"
 
     @property
     def has_news(self) -> bool:
@@ -405,7 +412,7 @@ class _Subscription:
 
     def frames(self, ref: Callable[[Callable[[Frame], None]], str]) -> Iterator[Frame]:
         """What to send now; it counts as sent. `ref` makes a reference for the answer and keeps who wants it."""
-        if self._link is _Link.AWAY and not self.over and (self._watching or self.accepted is None):
+        if self._link is _Link.AWAY and not self.over and (self._watching or not self._exists):
             self._link = _Link.ASKED
             resume = {} if self._received is None else {"after": self._received}
             yield {**self._request, **resume, "ref": ref(self._answered)}
@@ -540,7 +547,7 @@ class Client:
         self._options = options
         self._url = _base_url(url).replace("http", "ws", 1) + "/v1/ws"
         self._subscriptions: dict[str, _Subscription] = {}
-        self._to_send: dict[str, None] = {}  # job ids in order
+        self._to_send: dict[_Subscription, None] = {}  # a set in order
         self._answers: dict[str, Callable[[Frame], None]] = {}  # by ref, of this connection
         self._refs = 0
         self._wake = asyncio.Event()
@@ -599,18 +606,22 @@ class Client:
             raise self._failure
         if job_id in self._subscriptions:
             raise ValueError(f"This connection watches job {job_id} already")
-        subscription = _Subscription(request, after, self._options, lambda: self._notify(job_id))
-        self._subscriptions[job_id] = subscription
-        self._notify(job_id)
+        subscription = _Subscription(request, after, self._options, lambda: self._notify(subscription))
+        self._notify(subscription)
         return Job(subscription, after)
 
-    def _notify(self, job_id: str) -> None:
-        self._to_send[job_id] = None
-        self._wake.set()
+    def _notify(self, subscription: _Subscription) -> None:
+        """See to it that the frames of a subscription are sent: of a new one, or of one closed before (to cancel)."""
+        if self._failure is not None:
+            subscription.fail(self._failure)
+        elif not subscription.over:
+            self._subscriptions.setdefault(subscription.job_id, subscription)
+            self._to_send[subscription] = None
+            self._wake.set()
 
     def _forget_if_over(self, subscription: _Subscription) -> None:
-        if subscription.over:
-            self._subscriptions.pop(subscription.job_id, None)
+        if subscription.over and self._subscriptions.get(subscription.job_id) is subscription:
+            del self._subscriptions[subscription.job_id]
 
     def _fail(self, error: JobwireError) -> None:
         self._failure = self._failure or error
@@ -661,8 +672,8 @@ class Client:
                 self.hello = _parse(await socket.recv())
             self._settled.set()
             since = time.monotonic()
-            for job_id in self._subscriptions:
-                self._notify(job_id)
+            for subscription in self._subscriptions.values():
+                self._notify(subscription)
             writer = asyncio.create_task(self._write(socket))
             try:
                 await self._read(socket)
@@ -710,12 +721,11 @@ class Client:
             await self._wake.wait()
             self._wake.clear()
             while self._to_send:
-                subscription = self._subscriptions.get(job_id := next(iter(self._to_send)))
-                del self._to_send[job_id]
-                if subscription is not None:
-                    for frame in subscription.frames(self._ref):
-                        await self._send(socket, subscription, json.dumps(frame))
-                    self._forget_if_over(subscription)
+                subscription = next(iter(self._to_send))
+                del self._to_send[subscription]
+                for frame in subscription.frames(self._ref):
+                    await self._send(socket, subscription, json.dumps(frame))
+                self._forget_if_over(subscription)
 
     async def _send(self, socket: ClientConnection, subscription: _Subscription, message: str) -> None:
         bytes_max = self._limit("max_frame_bytes", FRAME_BYTES_MAX)

@@ -223,6 +223,30 @@ async def test_reset_starts_the_text_over() -> None:
         assert await job.text() == "anew"
 
 
+@in_loop
+async def test_what_was_unread_before_a_reset_is_never_read() -> None:
+    back = asyncio.Event()
+
+    async def first(link: Link) -> None:
+        await link.accept()
+        await link.send(token(1, "lost "))
+        await link.cut()
+
+    async def second(link: Link) -> None:
+        await link.accept(reset=True)
+        await link.send({**token(1, "anew"), "cursor": "f-1"}, {**end(2), "cursor": "f-2"})
+        back.set()
+        await link.accept("subscribe")
+        await link.wait_closed()
+
+    async with scripted_worker(first, second) as peer, connect(peer.url, **QUICK) as jw:
+        job = jw.run("Hi", job_id=ID)
+        await back.wait()  # before anything is read
+        await jw.subscribe("second-job-012345").wait_accepted()
+        assert [type(event) for event in await events_of(job)] == [Reset, Token, End]
+        assert await job.text() == "anew"
+
+
 @pytest.mark.parametrize(
     ("close_code", "code"),
     [(1000, "closed_1000"), (4400, "protocol_abuse"), (4401, "unauthorized"), (4403, "forbidden"), (4406, "version"),
@@ -650,6 +674,39 @@ async def test_aclose_unsubscribes_and_frees_the_id() -> None:
             jw.subscribe(ID)  # not before the unsubscribe is sent
         await left.wait()
         assert await jw.subscribe(ID).text() == "ab"
+
+
+@in_loop
+async def test_a_job_closed_at_once_runs_all_the_same() -> None:
+    async def script(link: Link) -> None:
+        assert (await link.accept())["detach"]
+        assert (await link.receive("unsubscribe"))["job_id"] == ID
+        done.set()
+        await link.wait_closed()
+
+    done = asyncio.Event()
+    async with scripted_worker(script) as peer, connect(peer.url) as jw:
+        await jw.run("Hi", job_id=ID, detach=True).aclose()
+        await done.wait()
+
+
+@in_loop
+async def test_a_closed_job_can_be_cancelled() -> None:
+    async def script(link: Link) -> None:
+        await link.accept()
+        await link.receive("unsubscribe")
+        left.set()
+        assert (await link.accept("cancel"))["job_id"] == ID
+        await link.wait_closed()
+
+    left = asyncio.Event()
+    async with scripted_worker(script) as peer, connect(peer.url) as jw:
+        job = await jw.create("Hi", job_id=ID)
+        await job.aclose()
+        await left.wait()
+        await job.cancel()
+        await jw.aclose()
+        await job.aclose()  # too late, and harmless
 
 
 @in_loop
