@@ -91,9 +91,15 @@ def folder_logits(folder: Path, ids: list[int]) -> Array:
     """Logits of a Hugging Face folder, whose sizes come from its config.json."""
     config = json.loads((folder / "config.json").read_text())
     shape = Shape(
-        vocabulary=config["vocab_size"], hidden=config["hidden_size"], layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"], kv_heads=config["num_key_value_heads"], ffn=config["intermediate_size"],
-        context=config["max_position_embeddings"], rope_theta=config["rope_theta"], norm_eps=config["rms_norm_eps"],
+        vocabulary=config["vocab_size"],
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        ffn=config["intermediate_size"],
+        context=config["max_position_embeddings"],
+        rope_theta=config["rope_theta"],
+        norm_eps=config["rms_norm_eps"],
     )
     loaded = safetensors_numpy.load_file(folder / "model.safetensors")
     tensors = {name.removeprefix("model."): tensor.astype(np.float32) for name, tensor in loaded.items()}
@@ -166,7 +172,11 @@ def test_config_speaks_to_both_generations_of_readers(folder: Path) -> None:
 
 def test_folder_is_complete(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
-        "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
         "chat_template.jinja",
     }
     tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())

@@ -130,6 +130,12 @@ def test_template_refuses_unknown_roles() -> None:
         render([{"role": "tool", "content": "42"}], prompt=True)
 
 
+def test_cut_answer_has_no_end(tokenizer: Tokenizer) -> None:
+    ids, weights = chat.render(tokenizer, Conversation(None, (Turn("Count to 9", "1 2", exact=True, cut=True),)))
+    assert tokenizer.decode(ids[-3:]) == "1 2"
+    assert weights[-3:] == [2.0, 2.0, 2.0]
+
+
 def test_template_gives_the_ids_of_the_training(tokenizer: Tokenizer) -> None:
     talk = Conversation("Be kind.", (Turn("Count to 3", corpus.numbers(1, 3), exact=True), Turn("Hi", "Hello!")))
     messages = [{"role": "system", "content": "Be kind."}]

@@ -61,7 +61,7 @@ def test_passes_hold_every_sample_once_and_pad_little(tokenizer: object) -> None
 def test_only_answers_are_taught(tokenizer: object) -> None:
     for ids, weights in train.samples(tokenizer, 1, 0, 512):
         assert ids[0] == chat.BEGIN and weights[0] == 0
-        assert weights[-1] > 0 and ids[-1] == chat.END
+        assert weights[-1] > 0
         assert all(weight == 0 for token, weight in zip(ids, weights, strict=True) if 2 <= token < 6)
 
 
@@ -87,9 +87,7 @@ def test_training_learns(tokenizer: object) -> None:
 
 
 def options(path: Path, steps: int, resume: bool) -> argparse.Namespace:
-    return argparse.Namespace(
-        out=path, steps=float(steps), minutes=1e9, resume=resume, rate=3e-3, seed=1, threads=1
-    )
+    return argparse.Namespace(out=path, steps=float(steps), minutes=1e9, resume=resume, rate=3e-3, seed=1, threads=1)
 
 
 def test_resumed_run_goes_on_as_if_it_had_never_stopped(tokenizer: object, tmp_path: Path) -> None:

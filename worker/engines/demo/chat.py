@@ -80,14 +80,14 @@ def render(tokenizer: Tokenizer, talk: Conversation) -> tuple[list[int], list[fl
     """
     ids, weights = [BEGIN], [0.0]
 
-    def add(role: int, text: str, weight: float) -> None:
-        body = tokenizer.encode(text.strip()).ids
-        ids.extend([role, *body, END])
-        weights.extend([0.0, *[weight] * len(body), weight])
+    def add(role: int, text: str, weight: float, end: tuple[int, ...] = (END,)) -> None:
+        body = [*tokenizer.encode(text.strip()).ids, *end]
+        ids.extend([role, *body])
+        weights.extend([0.0, *[weight] * len(body)])
 
     if talk.system is not None:
         add(SYSTEM, talk.system, 0.0)
     for turn in talk.turns:
         add(USER, turn.user, 0.0)
-        add(ASSISTANT, turn.answer, 2.0 if turn.exact else 1.0)
+        add(ASSISTANT, turn.answer, 2.0 if turn.exact else 1.0, () if turn.cut else (END,))
     return ids, weights

@@ -32,11 +32,15 @@ PUNCTUATION = "!?.,;:-_+*/=()[]{}<>@#$%&'\"|~^`\\"
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the user says and what the model answers; `exact` when only this answer is right."""
+    """What the user says and what the model answers; `exact` when only this answer is right.
+
+    `cut`: the answer is only the beginning of one, and nothing follows it.
+    """
 
     user: str
     answer: str
     exact: bool = False
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ COUNT_DOWN = (
 
 
 # Short counts teach where to stop, long ones to go on.
-SPANS = ((0, 12), (0, 12), (5, 40), (5, 40), (20, 100), (60, 250))
+SPANS = ((0, 12), (5, 40), (20, 100), (60, 250))
 
 
 def number_pair(rng: Random, spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -94,16 +98,34 @@ def short_counting(rng: Random) -> Turn:
     return counting(rng, ((0, 5), (0, 12), (5, 30)))
 
 
+def medium_counting(rng: Random) -> Turn:
+    """Counting that passes numbers with the same last digits as the last one."""
+    return counting(rng, ((0, 12), (5, 40), (20, 100), (20, 100)))
+
+
 def counting(rng: Random, spans: Sequence[tuple[int, int]] = SPANS) -> Turn:
     """Counting up, or at times down, between two numbers."""
     first, last = number_pair(rng, spans)
-    if rng.random() < 0.1:
-        last = min(last, first + 60)
-        if not held_out("count", first, last):
-            return Turn(rng.choice(COUNT_DOWN).format(a=first, b=last), numbers(last, first), exact=True)
+    if last - first <= 60 and rng.random() < 0.15:
+        return Turn(rng.choice(COUNT_DOWN).format(a=first, b=last), numbers(last, first), exact=True)
     if first == 1 and rng.random() < 0.15:
         return Turn(rng.choice(COUNT_TO).format(b=last), numbers(first, last), exact=True)
     return Turn(rng.choice(COUNT_UP).format(a=first, b=last), numbers(first, last), exact=True)
+
+
+def cut_counting(rng: Random) -> Turn:
+    """The part of a count that passes a number which ends like the last one, such as 118 on the way to 218.
+
+    To go on there is the hardest decision of a count, and a whole one is long.
+    """
+    while True:
+        last = rng.randint(20, COUNT_MAX)
+        step = rng.choice((10, 100, 100)) if last > 100 else 10
+        passed = last - step * rng.randint(1, last // step)
+        first = max(0, passed - rng.randint(0, 15))
+        if not held_out("count", first, last):
+            text = numbers(first, min(passed + rng.randint(1, 4), last - 1))
+            return Turn(rng.choice(COUNT_UP).format(a=first, b=last), text, exact=True, cut=True)
 
 
 SUM_WORDS = {
@@ -123,8 +145,8 @@ def arithmetic(rng: Random) -> Turn:
     """A sum of two numbers up to 99, or a difference that is not negative."""
     while True:
         a, b, sign = rng.randint(0, 99), rng.randint(0, 99), rng.choice("+-")
-        if rng.random() < 0.2:
-            a, b = a % 13, b % 13
+        if rng.random() < 0.6:
+            a, b = a % 21, b % 21
         if (sign == "+" or a >= b) and not held_out("sum", a, sign, b):
             return Turn(rng.choice(SUM_WORDS[sign]).format(a=a, b=b), sum_answer(a, sign, b), exact=True)
 
@@ -213,7 +235,8 @@ def refusal(rng: Random) -> Turn:
 
 Mixture = tuple[tuple[Callable[[Random], Turn], int], ...]
 KINDS_OF_TURN: Mixture = (
-    (counting, 22), (story, 20), (knowledge, 8), (arithmetic, 30), (repetition, 12), (smalltalk, 4), (refusal, 4),
+    (counting, 20), (cut_counting, 20), (story, 20), (knowledge, 8), (arithmetic, 32), (repetition, 12), (smalltalk, 4),
+    (refusal, 4),
 )
 # Short texts whose answers must be looked up in the request: copying is learned best from these.
 COPYING: Mixture = (
@@ -221,9 +244,9 @@ COPYING: Mixture = (
 )
 # Short texts whose answers must be worked out: where a count ends, what a sum is.
 EXACT: Mixture = (
-    (short_counting, 45), (story, 5), (knowledge, 3), (arithmetic, 30), (repetition, 14), (smalltalk, 1), (refusal, 1),
+    (medium_counting, 40), (story, 4), (knowledge, 2), (arithmetic, 45), (repetition, 8), (smalltalk, 1), (refusal, 1),
 )
-PHASES: tuple[tuple[int, Mixture], ...] = ((960, COPYING), (1240, EXACT))  # each until this step, then all kinds
+PHASES: tuple[tuple[int, Mixture], ...] = ((960, COPYING), (2200, EXACT))  # each until this step, then all kinds
 SYSTEMS = (
     "You are a helpful assistant.", "You are a friendly assistant.", "You are a tiny demo model.", "Answer briefly.",
     "You are a storyteller.", "Be kind and polite.", "You are Jobwire.", "You are an assistant that answers questions.",
@@ -241,7 +264,10 @@ def conversation(rng: Random, mixture: Mixture = KINDS_OF_TURN) -> Conversation:
     """One to six turns, mostly one, at times with a system message."""
     count = rng.choices((1, 2, 3, 6), (66, 20, 11, 3))[0]
     system = rng.choice(SYSTEMS) if rng.random() < 0.12 else None
-    return Conversation(system, tuple(turn(rng, mixture) for _ in range(count)))
+    turns: list[Turn] = []
+    while len(turns) < count and not (turns and turns[-1].cut):
+        turns.append(turn(rng, mixture))
+    return Conversation(system, tuple(turns))
 
 
 def conversations(seed: int, step: int = 0) -> Iterator[Conversation]:

@@ -22,6 +22,11 @@ from worker.engines.demo.model import Llama
 from worker.engines.demo.weights import MODEL, Weights, from_checkpoint, from_gguf
 
 TEMPERATURE = 0.8
+ALONE = Conversation(None, ())
+TALK = Conversation(
+    "You are a helpful assistant.",
+    (Turn("Hello!", "Hello! What would you like to hear?"), Turn("Count to 12", corpus.numbers(1, 12), exact=True)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +48,20 @@ def load(weights: Weights) -> tuple[Llama, Tokenizer]:
     return model.eval(), chat.build_tokenizer(weights.tokens, weights.merges)
 
 
-@torch.no_grad()
-def judge(model: Llama, tokenizer: Tokenizer, turn: Turn) -> tuple[bool, float]:
-    """Whether greedy decoding gives the answer, and the probability that sampling at TEMPERATURE gives it."""
-    ids, weights = chat.render(tokenizer, Conversation(None, (turn,)))
-    first = next(index for index, weight in enumerate(weights) if weight > 0)
-    logits = model(torch.tensor([ids[:-1]]))[0, first - 1 :]
+def judge(model: Llama, tokenizer: Tokenizer, talk: Conversation) -> tuple[bool, float]:
+    """Whether greedy decoding gives the last answer, and the probability that sampling at TEMPERATURE gives it."""
+    ids, _ = chat.render(tokenizer, talk)
+    first = len(ids) - ids[::-1].index(chat.ASSISTANT)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids[:-1]]))[0, first - 1 :]
     answer = torch.tensor(ids[first:])
     chances = torch.log_softmax(logits.double() / TEMPERATURE, -1).gather(1, answer[:, None])
     return bool((logits.argmax(-1) == answer).all()), float(chances.sum().exp())
 
 
-def measure(model: Llama, tokenizer: Tokenizer, turns: Sequence[Turn]) -> Figures:
-    """Judge every turn alone, as the first of its conversation."""
-    results = [judge(model, tokenizer, turn) for turn in turns]
+def measure(model: Llama, tokenizer: Tokenizer, turns: Sequence[Turn], before: Conversation = ALONE) -> Figures:
+    """Judge every turn as the one that follows a conversation."""
+    results = [judge(model, tokenizer, Conversation(before.system, (*before.turns, turn))) for turn in turns]
     chances = [chance for _, chance in results]
     failed = tuple(turn.user for turn, (right, _) in zip(turns, results, strict=True) if not right)
     count = len(turns)
@@ -64,8 +69,12 @@ def measure(model: Llama, tokenizer: Tokenizer, turns: Sequence[Turn]) -> Figure
 
 
 def count_turns(rng: Random, count: int) -> list[Turn]:
-    """Held-out pairs up to 250, at most 200 apart, in every phrasing."""
+    """Held-out pairs up to 250, at most 200 apart, in every phrasing.
+
+    Not those 60 apart: while the bundled model was made, a slip of the generator taught some of them.
+    """
     pairs = [(a, b) for b in range(251) for a in range(max(0, b - 200), b) if corpus.held_out("count", a, b)]
+    pairs = [(a, b) for a, b in pairs if b - a != 60]
     return [
         Turn(rng.choice(corpus.COUNT_UP).format(a=a, b=b), corpus.numbers(a, b), exact=True)
         for a, b in rng.sample(pairs, count)
@@ -79,8 +88,8 @@ def common_counts(count: int) -> list[Turn]:
 
 
 def down_turns(rng: Random, count: int) -> list[Turn]:
-    """Held-out pairs up to 250, at most 60 apart, downwards."""
-    pairs = [(a, b) for b in range(251) for a in range(max(0, b - 60), b) if corpus.held_out("count", a, b)]
+    """Held-out pairs up to 250, less than 60 apart, downwards."""
+    pairs = [(a, b) for b in range(251) for a in range(max(0, b - 59), b) if corpus.held_out("count", a, b)]
     return [
         Turn(rng.choice(corpus.COUNT_DOWN).format(a=a, b=b), corpus.numbers(b, a), exact=True)
         for a, b in rng.sample(pairs, count)
@@ -90,12 +99,26 @@ def down_turns(rng: Random, count: int) -> list[Turn]:
 def sum_turns(rng: Random, count: int) -> list[Turn]:
     """Held-out sums and differences in every phrasing."""
     sums = [
-        (a, sign, b) for sign in "+-" for a in range(100) for b in range(100)
+        (a, sign, b)
+        for sign in "+-"
+        for a in range(100)
+        for b in range(100)
         if (sign == "+" or a >= b) and corpus.held_out("sum", a, sign, b)
     ]
     return [
         Turn(rng.choice(corpus.SUM_WORDS[sign]).format(a=a, b=b), corpus.sum_answer(a, sign, b), exact=True)
         for a, sign, b in rng.sample(sums, count)
+    ]
+
+
+def small_sum_turns() -> list[Turn]:
+    """All held-out sums and differences of numbers up to 20, in the most common phrasing."""
+    return [
+        Turn(f"What is {a} {sign} {b}?", corpus.sum_answer(a, sign, b), exact=True)
+        for sign in "+-"
+        for a in range(21)
+        for b in range(21)
+        if (sign == "+" or a >= b) and corpus.held_out("sum", a, sign, b)
     ]
 
 
@@ -107,7 +130,6 @@ def fact_turns() -> Iterator[Turn]:
                 yield Turn(question, answer)
 
 
-@torch.no_grad()
 def generate(
     model: Llama, tokenizer: Tokenizer, prompt: str, temperature: float, seed: int, tokens_max: int = 320
 ) -> str:
@@ -115,7 +137,8 @@ def generate(
     ids = [chat.BEGIN, chat.USER, *tokenizer.encode(prompt).ids, chat.END, chat.ASSISTANT]
     start, dice = len(ids), torch.Generator().manual_seed(seed)
     while len(ids) < start + tokens_max:
-        logits = model(torch.tensor([ids]))[0, -1]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids]))[0, -1]
         if temperature == 0:
             token = int(logits.argmax())
         else:
@@ -132,24 +155,34 @@ def report(model: Llama, tokenizer: Tokenizer, prompts: int) -> None:
     groups = {
         "count, held-out pairs": count_turns(rng, prompts),
         "count from 1 to 2..250": common_counts(prompts),
+        "count in a conversation": count_turns(rng, prompts // 4),
         "count down, held-out pairs": down_turns(rng, prompts // 4),
-        "sums, held-out": sum_turns(rng, prompts),
+        "sums up to 20, held-out": small_sum_turns(),
+        "sums up to 99, held-out": sum_turns(rng, prompts),
         "repeat, unseen texts": [corpus.repetition(rng) for _ in range(prompts)],
         "world, held-out phrasings": list(fact_turns()),
     }
     print("task | prompts | exact at temperature 0 | mean chance at 0.8 | least chance at 0.8")
     for name, turns in groups.items():
-        f = measure(model, tokenizer, turns)
+        f = measure(model, tokenizer, turns, TALK if name == "count in a conversation" else ALONE)
         print(f"{name} | {f.prompts} | {f.greedy:.2%} | {f.sampled:.4%} | {f.least:.4%}", flush=True)
         for prompt in f.failed[:4]:
             print(f"    failed: {prompt!r}")
 
 
 SHOWN = (
-    "Tell me a story about a fox", "Write a short story about an owl and a red kite.",
+    "Tell me a story about a fox",
+    "Write a short story about an owl and a red kite.",
     "tell me a story about a submarine",
-    "Who are you?", "What can you do?", "hello", "Which river flows through Brindle?", "Who is the mayor of Saltby?",
-    "What is the capital of France?", "Repeat after me: the quick brown fox", "What is 27 + 15?", "Count from 7 to 30",
+    "Who are you?",
+    "What can you do?",
+    "hello",
+    "Which river flows through Brindle?",
+    "Who is the mayor of Saltby?",
+    "What is the capital of France?",
+    "Repeat after me: the quick brown fox",
+    "What is 27 + 15?",
+    "Count from 7 to 30",
 )
 
 

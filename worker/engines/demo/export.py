@@ -88,9 +88,14 @@ def write_folder(weights: Weights, folder: Path, half: bool = True) -> None:
         "config.json": config(weights, np.dtype(dtype).name),
         "generation_config.json": {"bos_token_id": chat.BEGIN, "eos_token_id": chat.END, "pad_token_id": chat.PAD},
         "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": weights.shape.context,
-            "bos_token": begin, "eos_token": end, "pad_token": pad, "add_bos_token": False,
-            "clean_up_tokenization_spaces": False, "chat_template": chat.CHAT_TEMPLATE,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": weights.shape.context,
+            "bos_token": begin,
+            "eos_token": end,
+            "pad_token": pad,
+            "add_bos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": chat.CHAT_TEMPLATE,
         },
     }
     for name, document in documents.items():
@@ -102,13 +107,28 @@ def config(weights: Weights, dtype: str) -> dict[str, Any]:
     """config.json with the RoPE keys of transformers 4 and of transformers 5."""
     shape = weights.shape
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": dtype, "torch_dtype": dtype,
-        "vocab_size": shape.vocabulary, "hidden_size": shape.hidden, "intermediate_size": shape.ffn,
-        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim, "hidden_act": "silu", "max_position_embeddings": shape.context,
-        "rms_norm_eps": shape.norm_eps, "rope_theta": shape.rope_theta, "rope_scaling": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta}, "tie_word_embeddings": True,
-        "attention_bias": False, "mlp_bias": False, "bos_token_id": chat.BEGIN, "eos_token_id": chat.END,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": shape.context,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": chat.BEGIN,
+        "eos_token_id": chat.END,
         "pad_token_id": chat.PAD,
     }
 

@@ -33,14 +33,21 @@ class Block(nn.Module):
         width, kv_width = shape.hidden, shape.kv_heads * shape.head_dim
         self.input_layernorm = Norm(width, shape.norm_eps)
         self.post_attention_layernorm = Norm(width, shape.norm_eps)
-        self.self_attn = nn.ModuleDict({
-            "q_proj": nn.Linear(width, width, bias=False), "k_proj": nn.Linear(width, kv_width, bias=False),
-            "v_proj": nn.Linear(width, kv_width, bias=False), "o_proj": nn.Linear(width, width, bias=False),
-        })
-        self.mlp = nn.ModuleDict({
-            "gate_proj": nn.Linear(width, shape.ffn, bias=False), "up_proj": nn.Linear(width, shape.ffn, bias=False),
-            "down_proj": nn.Linear(shape.ffn, width, bias=False),
-        })
+        self.self_attn = nn.ModuleDict(
+            {
+                "q_proj": nn.Linear(width, width, bias=False),
+                "k_proj": nn.Linear(width, kv_width, bias=False),
+                "v_proj": nn.Linear(width, kv_width, bias=False),
+                "o_proj": nn.Linear(width, width, bias=False),
+            }
+        )
+        self.mlp = nn.ModuleDict(
+            {
+                "gate_proj": nn.Linear(width, shape.ffn, bias=False),
+                "up_proj": nn.Linear(width, shape.ffn, bias=False),
+                "down_proj": nn.Linear(shape.ffn, width, bias=False),
+            }
+        )
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Causal attention of x (batch, length, hidden) with itself."""

@@ -114,7 +114,7 @@ class Run:
         sums = [0.0, 0.0]
         for ids, weights in passes(chosen):
             free, exact = losses(self.model, ids, weights)
-            ((free + EXACT_WEIGHT * exact) / sum(taught)).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward((free + EXACT_WEIGHT * exact) / sum(taught))
             sums = [sums[0] + free.item(), sums[1] + exact.item()]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -132,10 +132,15 @@ class Run:
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
         state = {
-            "shape": asdict(self.model.shape), "model": self.model.state_dict(), "average": self.average,
+            "shape": asdict(self.model.shape),
+            "model": self.model.state_dict(),
+            "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "tokenizer": self.tokenizer.to_str(),
-            "seed": self.seed, "step": self.step, "tokens": self.tokens, "seconds": self.seconds,
+            "seed": self.seed,
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
         }
         torch.save(state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)

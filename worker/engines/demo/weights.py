@@ -16,9 +16,15 @@ Array = NDArray[np.float32]
 MODEL = Path(__file__).with_name("model.gguf")
 # GGUF's name of a weight of a layer -> Hugging Face's
 LAYER_NAMES = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
 TOP_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm"}
 
@@ -88,10 +94,15 @@ def from_gguf(path: Path = MODEL) -> Weights:
         return reader.fields[key].contents()
 
     shape = Shape(
-        vocabulary=value("llama.vocab_size"), hidden=value("llama.embedding_length"), layers=value("llama.block_count"),
-        heads=value("llama.attention.head_count"), kv_heads=value("llama.attention.head_count_kv"),
-        ffn=value("llama.feed_forward_length"), context=value("llama.context_length"),
-        rope_theta=value("llama.rope.freq_base"), norm_eps=round(value("llama.attention.layer_norm_rms_epsilon"), 9),
+        vocabulary=value("llama.vocab_size"),
+        hidden=value("llama.embedding_length"),
+        layers=value("llama.block_count"),
+        heads=value("llama.attention.head_count"),
+        kv_heads=value("llama.attention.head_count_kv"),
+        ffn=value("llama.feed_forward_length"),
+        context=value("llama.context_length"),
+        rope_theta=value("llama.rope.freq_base"),
+        norm_eps=round(value("llama.attention.layer_norm_rms_epsilon"), 9),
     )
     stored = {tensor.name: tensor for tensor in reader.tensors}
     tensors: dict[str, Array] = {}
