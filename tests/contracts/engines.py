@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import msgspec
 
 import worker.engines.demo
+from tests.engines.exllamav2 import cpu
 from worker.engines.base import Broke, Delta, Engine, EngineSpec, Generation, LoadProgress, OnLoad, Prefilled
 from worker.engines.llama_library import missing
 from worker.events import Message, Prompt, Sampling, TopLogprob
@@ -19,14 +24,27 @@ MODEL = Path(worker.engines.demo.__file__).with_name("model.gguf")
 GREEDY = Sampling(temperature=0.0)
 SLOTS = 4
 CONTEXT = 256
-# Rounding depends on which rows are computed together. Where two tokens are this close in natural-log probability,
-# either may be the likeliest.
+# Rounding depends on which rows are computed together. Where the probabilities of two tokens are this close, either may
+# come out as the likeliest: stories have many such places.
 TIE = 0.1
 
 
-def found() -> list[str]:
-    """The engines that can run in this environment."""
+def found_for_gguf() -> list[str]:
+    """The engines for GGUF files that can run in this environment."""
     return ["numpy_llama", *([] if missing() else ["llama_cpp"])]
+
+
+def found() -> list[str]:
+    """The engines that can run in this environment. ExLlamaV2 runs on the CPU, see tests.engines.exllamav2.cpu."""
+    return [*found_for_gguf(), *([] if cpu.missing() else ["exllamav2"])]
+
+
+@cache
+def exported() -> TemporaryDirectory[str]:
+    """The bundled model as a folder, for engines that read those; removed when this process ends."""
+    parent = TemporaryDirectory(prefix="jobwire-tests-")
+    cpu.export(Path(parent.name) / "demo", MODEL)
+    return parent
 
 
 def unheard(_progress: LoadProgress) -> None:
@@ -36,8 +54,11 @@ def unheard(_progress: LoadProgress) -> None:
 def load(name: str, spec: EngineSpec, on_load: OnLoad = unheard) -> Engine:
     """Load an engine by the name of its module, with the bundled model unless `spec` names another."""
     module = importlib.import_module(f"worker.engines.{name}")
-    spec = msgspec.structs.replace(spec, model=spec.model or str(MODEL))
-    return cast(Callable[[EngineSpec, OnLoad], Engine], module.load)(spec, on_load)
+    folders = name == "exllamav2"
+    if spec.model is None:
+        spec = msgspec.structs.replace(spec, model=str(Path(exported().name) / "demo" if folders else MODEL))
+    with cpu.gpu() if folders else nullcontext():
+        return cast(Callable[[EngineSpec, OnLoad], Engine], module.load)(spec, on_load)
 
 
 @dataclass
@@ -141,7 +162,7 @@ def assert_alike(first: Outcome, other: Outcome) -> None:
     """Two greedy outcomes are equal, up to a token where rounding decides; `first` needs its top log-probabilities."""
     for position, (one, two) in enumerate(zip(first.ids, other.ids, strict=False)):
         if one != two:
-            top = {each.id: each.logprob for each in first.top[position]}
+            top = {each.id: math.exp(each.logprob) for each in first.top[position]}
             assert two in top and abs(top[one] - top[two]) < TIE, (position, first.text, other.text)
             return
     assert (first.text, first.finish) == (other.text, other.finish)

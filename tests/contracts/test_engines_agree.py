@@ -11,11 +11,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.contracts.engines import GREEDY, MODEL, Outcome, assert_alike, chat, found, generation, load, run_one
+from tests.contracts.engines import (
+    GREEDY,
+    MODEL,
+    Outcome,
+    assert_alike,
+    chat,
+    found_for_gguf,
+    generation,
+    load,
+    run_one,
+)
 from worker.engines.base import Engine, EngineSpec
 from worker.events import Prompt, ResponseFormat, Sampling
 
-if len(found()) < 2:
+if len(found_for_gguf()) < 2:
     pytest.skip("only one engine is installed here", allow_module_level=True)
 
 RANKED = 40
@@ -58,7 +68,7 @@ def in_float32(source: Path, target: Path) -> None:
 
 
 def opened(model: Path) -> Iterator[tuple[Engine, Engine]]:
-    first, second = (load(name, EngineSpec(model=str(model), slots=2, context_tokens=512)) for name in found())
+    first, second = (load(name, EngineSpec(model=str(model), slots=2, context_tokens=512)) for name in found_for_gguf())
     yield first, second
     first.close()
     second.close()
@@ -84,7 +94,7 @@ def differences(first: Outcome, second: Outcome) -> NDArray[np.float64]:
         apart += [abs(math.exp(top.logprob) - theirs[top.id]) for top in tops if top.id in theirs]
         if one != two:
             break
-    assert len(apart) >= 0.8 * RANKED * min(len(first.ids), len(second.ids), 10)
+    assert len(apart) > RANKED / 2
     return np.array(apart)
 
 
@@ -122,9 +132,8 @@ def test_on_the_bundled_model_they_agree_within_rounding(pair: tuple[Engine, Eng
         Sampling(temperature=0.0, ignore_eos=True, logprobs=5),
     ],
 )
-def test_settings_mean_the_same(pair: tuple[Engine, Engine], sampling: Sampling) -> None:
-    # Penalties move logits that are not ties to ties: compare the beginning, which rounding does not decide.
-    first, second = (run_one(engine, generation(QUESTIONS[0], sampling, max_tokens=12)) for engine in pair)
+def test_settings_mean_the_same(float32_pair: tuple[Engine, Engine], sampling: Sampling) -> None:
+    first, second = (run_one(engine, generation(QUESTIONS[0], sampling, max_tokens=40)) for engine in float32_pair)
     assert (first.text, first.finish) == (second.text, second.finish)
 
 
@@ -142,8 +151,8 @@ def test_drawn_tokens_come_from_the_same_distribution(pair: tuple[Engine, Engine
         assert abs(shares[0].get(token, 0) - shares[1].get(token, 0)) < 90
 
 
-def test_a_sequence_may_move_from_one_engine_to_the_other(pair: tuple[Engine, Engine]) -> None:
-    first, second = pair
+def test_a_sequence_may_move_from_one_engine_to_the_other(float32_pair: tuple[Engine, Engine]) -> None:
+    first, second = float32_pair
     ranked = Sampling(temperature=0.0, logprobs=5)
     whole = run_one(first, generation("Count from 7 to 120.", ranked, max_tokens=60))
     cut = len(whole.ids) // 2

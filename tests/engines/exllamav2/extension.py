@@ -1,0 +1,153 @@
+"""The functions of ExLlamaV2's compiled extension that a model in float16 needs, in plain torch.
+
+Names and order of arguments are those of its bindings (ext_bindings.cpp). Results are written into the tensors given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def stloader_read(filename: str, offset: int, size: int, target: Tensor) -> None:
+    """Read `size` bytes of a file into a tensor."""
+    data = np.fromfile(filename, dtype=np.uint8, count=size, offset=offset)
+    target.view(-1).view(torch.uint8).copy_(torch.from_numpy(data))
+
+
+def rms_norm(x: Tensor, w: Tensor, y: Tensor, epsilon: float) -> None:
+    """Root mean square norm over the last dimension."""
+    wide = x.float()
+    y.copy_(wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon) * w.float())
+
+
+def rope_(
+    x: Tensor, sin: Tensor, cos: Tensor, past_len: int, num_heads: int, head_dim: int, offsets: Tensor, neox_style: bool
+) -> None:
+    """Rotary embedding in place; `offsets` (batch,) are added to `past_len`, or are the whole if that is -1."""
+    batch = x.shape[0]
+    heads = x.view(batch, -1, num_heads, head_dim)
+    first = torch.full((batch,), max(past_len, 0), dtype=torch.long)
+    if not offsets.is_meta:
+        first = first + offsets.long()
+    positions = (first[:, None] + torch.arange(heads.shape[1])).clamp(min=0)
+    width = cos.shape[-1]
+    sine, cosine = (table.view(-1, width)[positions][:, :, None].float() for table in (sin, cos))
+    part = heads[..., :width].float()
+    if neox_style:
+        turned = torch.cat((-part[..., width // 2 :], part[..., : width // 2]), -1)
+    else:
+        turned = torch.stack((-part[..., 1::2], part[..., ::2]), -1).flatten(-2)
+    heads[..., :width] = (part * cosine + turned * sine).to(x.dtype)
+
+
+def softcap_(x: Tensor, scale: float) -> None:
+    """Squash into (-scale, scale), in place."""
+    x.copy_(torch.tanh(x.float() / scale) * scale)
+
+
+def count_match(a: Tensor, b: Tensor, max_a: int) -> int:
+    """How many tokens two rows share at the beginning, of the first `max_a` of `a`."""
+    count = min(max_a, b.shape[-1])
+    different = (a.reshape(-1)[:count] != b.reshape(-1)[:count]).nonzero()
+    return int(different[0]) if different.numel() else count
+
+
+def cache_rotate(cache: Tensor, order: Tensor, temp: Tensor) -> None:
+    """Move pages along one cycle: each place in `order` gets what the next one had."""
+    places = order.tolist()
+    temp.view(-1).copy_(cache[places[0]])
+    for place, source in zip(places, places[1:], strict=False):
+        cache[place] = cache[source]
+    cache[places[-1]] = temp.view(-1)
+
+
+def fast_fill_cpu_ones_bool(tensor: Tensor) -> None:
+    """Fill with True."""
+    tensor.fill_(True)
+
+
+def sample_basic(
+    logits: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    top_a: float,
+    min_p: float,
+    tfs: float,
+    typical: float,
+    random: float,
+    output_tokens: Tensor,
+    output_probs: Tensor,
+    output_kprobs: Tensor,
+    output_ktokens: Tensor,
+    logit_filter: Tensor,
+    mirostat: bool,
+    mirostat_mu: Sequence[float],
+    mirostat_tau: float,
+    mirostat_eta: float,
+    post_temperature: float,
+    xtc_mask: Tensor,
+    xtc_probability: float,
+    xtc_threshold: float,
+    min_temp: float,
+    max_temp: float,
+    temp_exponent: float,
+    smoothing_factor: float,
+    skew: float,
+) -> Sequence[float]:
+    """Softmax with temperature, then top_k, top_p and min_p, each renormalised, then the draw.
+
+    As in the extension: filters sort, without one candidates stay in the order of their ids, and the draw is scaled a
+    little against rounding. Options that Jobwire never sets must be off.
+    """
+    assert (top_a, tfs, typical, mirostat, post_temperature, xtc_probability) == (0.0, 0.0, 0.0, False, 1.0, 0.0)
+    assert (smoothing_factor, skew, max_temp) == (0.0, 0.0, 0.0) and logit_filter.is_meta and output_kprobs.is_meta
+    if temperature < 0.01:
+        temperature, top_k = 1.0, 1
+    for number in range(logits.shape[0]):
+        probabilities = torch.softmax(logits[number, 0].double() / temperature, -1)
+        ids = torch.arange(len(probabilities))
+        for keep in _filters(top_k, top_p, min_p):
+            if len(ids) > 1:
+                probabilities, order = torch.sort(probabilities, descending=True, stable=True)
+                count = max(int(keep(probabilities)), 1)
+                probabilities, ids = probabilities[:count] / probabilities[:count].sum(), ids[order[:count]]
+        chosen = min(int((probabilities.cumsum(0) < random * 0.9998).sum()), len(ids) - 1)
+        output_tokens[number, 0] = ids[chosen]
+        output_probs[number, 0] = probabilities[chosen].float()
+    return mirostat_mu
+
+
+def _filters(top_k: int, top_p: float, min_p: float) -> list[Callable[[Tensor], Tensor | int]]:
+    """How many of the sorted candidates each filter that is on keeps."""
+    filters: list[Callable[[Tensor], Tensor | int]] = []
+    if top_k > 0:
+        filters.append(lambda sorted_: min(top_k, len(sorted_)))
+    if 0.0 < top_p < 1.0:
+        filters.append(lambda sorted_: (sorted_.cumsum(0) < top_p).sum() + 1)
+    if 0.0 < min_p < 1.0:
+        filters.append(lambda sorted_: (sorted_ >= min_p * sorted_[0]).sum())
+    return filters
+
+
+def layer_norm(x: Tensor, w: Tensor, b: Tensor, y: Tensor, epsilon: float) -> None:
+    """Layer norm over the last dimension."""
+    y.copy_(functional.layer_norm(x.float(), x.shape[-1:], w.float(), None if b.is_meta else b.float(), epsilon))
+
+
+FUNCTIONS = (
+    stloader_read,
+    rms_norm,
+    layer_norm,
+    rope_,
+    softcap_,
+    count_match,
+    cache_rotate,
+    fast_fill_cpu_ones_bool,
+    sample_basic,
+)

@@ -1,0 +1,188 @@
+"""The engine port over ExLlamaV2's dynamic generator: admit is enqueue, step is iterate, leave is cancel.
+
+An exception in `iterate` leaves the generator's page table wrong for every job in it. Then the job it belongs to, if
+there is one, breaks; the table is made anew, and the others go on from their tokens, which are all kept here. What was
+told before an exception stays told: nothing is told twice. A sequence is replayed like that once, and never after a
+fault of CUDA itself: such exceptions are raised, they end the process.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from worker.engines.base import (
+    Capacity,
+    EngineInfo,
+    EngineSpec,
+    Generation,
+    OnLoad,
+    Prepared,
+    StepEvent,
+)
+from worker.engines.chat import ChatTemplate
+from worker.engines.exllamav2.folder import Folder
+from worker.engines.exllamav2.job import Job, JobFault, Plan, Step
+from worker.engines.exllamav2.model import Loaded, load_model
+from worker.engines.exllamav2.options import PAGE_TOKENS, Options, read_options
+from worker.engines.exllamav2.vocabulary import FolderVocabulary
+from worker.engines.guide import Guides
+from worker.engines.prepare import prepare
+from worker.engines.sequence import Sequence
+
+log = logging.getLogger(__name__)
+
+
+def load_engine(spec: EngineSpec, on_load: OnLoad) -> ExLlamaV2Engine:
+    """Load the folder `spec.model`. Raises ModelError, see worker.engines.exllamav2."""
+    assert spec.model is not None, "choose() resolves the bundled model"
+    options = read_options(spec.options)
+    folder = Folder(Path(spec.model))
+    loaded = load_model(folder, spec, options, on_load)
+    return ExLlamaV2Engine(folder, spec, options, loaded)
+
+
+@dataclass
+class _Row:
+    """A sequence in the batch and its job, which a replay replaces."""
+
+    job: Job
+    replayed: bool = False
+
+
+class ExLlamaV2Engine:
+    """The engine port. Made by `load_engine`; everything but sampling happens in the thread that calls."""
+
+    def __init__(self, folder: Folder, spec: EngineSpec, options: Options, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._generator = loaded.generator
+        self._ahead = options.ahead
+        self._vocabulary = FolderVocabulary(folder, loaded.rows)
+        self._guides = Guides(self._vocabulary)
+        template = spec.chat_template or folder.chat_template()
+        self._chat = ChatTemplate(
+            template, bos_token=folder.token_name("bos_token"), eos_token=folder.token_name("eos_token")
+        )
+        self._step = Step()
+        self._running: dict[str, _Row] = {}  # in order of admission
+        self._info = EngineInfo(
+            engine="exllamav2",
+            model=folder.path.name,
+            device=", ".join(loaded.devices),
+            context_tokens=loaded.context_tokens,
+            vocab_size=self._vocabulary.size,
+            parameters=loaded.parameters,
+            slots=loaded.slots,
+            weights_bytes=folder.weights_bytes,
+            has_chat_template=template is not None,
+            details={
+                "attention": loaded.attention,
+                "cache": options.cache,
+                "cache_tokens": str(loaded.cache_tokens),
+                "quantisation": folder.quantisation,
+                "speculation": "draft model" if options.draft_model else "n-gram" if options.ngram else "none",
+            },
+        )
+        log.info("attention: %s, cache: %s, %d tokens", loaded.attention, options.cache, loaded.cache_tokens)
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts about the engine, constant after loading."""
+        return self._info
+
+    def prepare(self, generation: Generation) -> Prepared:
+        """Render, tokenize and check a generation, see `worker.engines.prepare`."""
+        return prepare(generation, self._vocabulary, self._chat, self._guides, self._info.context_tokens)
+
+    def capacity(self) -> Capacity:
+        """Return the pages that no sequence holds; one that several share counts once.
+
+        With speculation a page is held back, for the tokens that are guessed beyond a budget.
+        """
+        spare = 1 if self._ahead else 0
+        free = max(len(self._generator.unreferenced_pages) - spare, 0)
+        total = self._generator.max_pages - spare
+        slots = self._info.slots
+        return Capacity(slots - len(self._running), slots, free * PAGE_TOKENS, total * PAGE_TOKENS, PAGE_TOKENS)
+
+    def admit(self, prepared: Prepared) -> int:
+        """Allocate all pages of a sequence; return how many of its tokens the cache had."""
+        assert self.capacity().fits(prepared.tokens_max), "admitted without room"
+        assert prepared.id not in self._running, "admitted twice"
+        sequence = Sequence(prepared, self._vocabulary, self._guides)
+        plan = Plan(sequence, prepared.tokens_max, len(sequence.tokens), self._vocabulary.size, self._ahead)
+        job = Job(plan, self._step, 0)
+        self._running[prepared.id] = _Row(job)
+        cached = job.told = self._start(job)
+        return cached
+
+    def step(self, prefill_tokens_max: int) -> list[StepEvent]:
+        """Advance every sequence: prompt tokens in order of admission within the limit, a token for those in decode.
+
+        Raises what cannot be recovered from: the engine is not used afterwards.
+        """
+        if not self._running:
+            return []
+        self._step.prefill_tokens = prefill_tokens_max
+        try:
+            self._generator.iterate()
+        except JobFault as fault:
+            assert isinstance(fault.__cause__, Exception)
+            self._recover(fault.__cause__, fault.job)
+        except Exception as error:
+            self._recover(error, None)
+        for sequence_id in [name for name, row in self._running.items() if row.job.sequence.finished]:
+            del self._running[sequence_id]
+        events = self._step.events.copy()
+        self._step.events.clear()
+        return events
+
+    def leave(self, sequence_id: str) -> None:
+        """Take a sequence out of the batch. Its pages are kept for prompts that begin alike until others need them."""
+        row = self._running.pop(sequence_id, None)
+        if row is not None:
+            self._generator.cancel(row.job)
+
+    def close(self) -> None:
+        """Free the GPU's memory."""
+        self._running.clear()
+        self._loaded.close()
+
+    def _start(self, job: Job) -> int:
+        """Put a job into the batch; return how many of its tokens the cache had."""
+        self._generator.enqueue(job)
+        self._generator.iterate_start_jobs([])
+        assert job in self._generator.active_jobs, "the generator has no room where we counted some"
+        with torch.inference_mode():
+            return job.adopt()
+
+    def _recover(self, error: Exception, culprit: Job | None) -> None:
+        """Break the culprit and replay the others, or raise the error."""
+        if _is_final(error):
+            raise error
+        rows = [row for row in self._running.values() if not row.job.sequence.finished and row.job is not culprit]
+        if culprit is None and any(row.replayed for row in rows):
+            raise error
+        log.error("a step failed, %d sequences are replayed", len(rows), exc_info=error)
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        if culprit is not None:
+            self._step.events.append(culprit.sequence.broke(error))
+        generator = self._generator
+        generator.active_jobs.clear()
+        generator.pending_jobs.clear()
+        generator.reset_page_table()
+        for row in rows:
+            row.replayed = row.replayed or culprit is None
+            row.job = Job(row.job.plan, self._step, row.job.told)
+            self._start(row.job)
+
+
+def _is_final(error: Exception) -> bool:
+    """Tell whether CUDA has failed in a way that it does not recover from in this process."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error) or "CUBLAS" in str(error)

@@ -1,0 +1,265 @@
+"""One sequence in ExLlamaV2's batch: the library's job, with three things done our way.
+
+- Prompts: a step computes no more prompt tokens than the scheduler allows, in all jobs together.
+- Choosing: bias and penalties are those of `worker.engines.sampling`, the library's sampler then draws at a point that
+  is a function of seed and position, so that a sequence resumed elsewhere goes on as it would have here.
+- Text: what may be shown, stop strings, guides and the end are `worker.engines.sequence`'s, as in every engine.
+
+The library's own pages, forward passes and bookkeeping are untouched. What goes wrong while a token is chosen concerns
+this job alone and never leaves it: an exception would poison the library's page table for the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from exllamav2.ext import exllamav2_ext, none_tensor
+from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler
+from torch import Tensor
+
+from worker.engines.base import Prefilled, StepEvent
+from worker.engines.exllamav2.model import strictly
+from worker.engines.exllamav2.options import PAGE_TOKENS
+from worker.engines.sampling import Logits, log_softmax
+from worker.engines.sequence import Sequence
+from worker.events import Sampling
+
+
+@dataclass
+class Step:
+    """What jobs share during one step: prompt tokens that may still be computed, and what happened so far."""
+
+    prefill_tokens: int = 0
+    events: list[StepEvent] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sequence and what stays the same of it through replays.
+
+    It may grow to `tokens_max` tokens. `prefill_tokens` of them, prompt and resumed ones, were there to begin with.
+    `vocab` of the logits are tokens. `ahead` tokens are guessed in a step.
+    """
+
+    sequence: Sequence
+    tokens_max: int
+    prefill_tokens: int
+    vocab: int
+    ahead: int
+
+
+class JobFault(Exception):
+    """Something of the library's failed in the part of a step that is `job`'s alone. The cause is the exception's."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.job = job
+
+
+class Job(ExLlamaV2DynamicJob):
+    """A sequence from its prompt to its end. `told` of its prefilled tokens were reported before."""
+
+    def __init__(self, plan: Plan, step: Step, told: int) -> None:
+        strictly(
+            ExLlamaV2DynamicJob.__init__,
+            self=self,
+            input_ids=torch.tensor([plan.sequence.tokens], dtype=torch.long),
+            # When it speculates, the library ends a job so many tokens too early.
+            max_new_tokens=plan.tokens_max - len(plan.sequence.tokens) + plan.ahead,
+            gen_settings=settings(plan.sequence.sampling),
+        )
+        self.time_first_prefill = 0.0  # the library reckons with it, even for a prompt of one token
+        self.plan = plan
+        self.sequence = plan.sequence
+        self.told = told
+        self.ready = False  # its whole prompt may be computed: the last token of it in the first decode step
+        self._step = step
+        self._logprobs: Logits | None = None
+        self._failure: Exception | None = None
+
+    # ---- the prompt --------------------------------------------------------------------------------------------------
+
+    def adopt(self) -> int:
+        """Take over what the cache has of this prompt, right after pages were allocated; return how many tokens."""
+        last = len(self._tokens) - 1
+        while self._position < last:
+            before = self._position
+            self._follow()
+            if self._position == before:
+                self._compute(before + self._copyable(before, last))
+            if self._position == before:
+                break
+        return self._position
+
+    def prefill(self, results: list[dict[str, object]]) -> None:
+        """Compute as much of the prompt as this step allows."""
+        if self.ready:
+            return
+        try:
+            self._prefill()
+        except Exception as error:
+            raise JobFault(self) from error
+
+    def is_prefill_done(self) -> bool:
+        """Tell whether the next token can be computed."""
+        return self.ready and bool(super().is_prefill_done())
+
+    def _prefill(self) -> None:
+        step, last = self._step, len(self._tokens) - 1
+        self._follow()
+        while step.prefill_tokens > 0 and self._position < last:
+            before = self._position
+            self._compute(min(last, before + step.prefill_tokens))
+            step.prefill_tokens -= self._position - before
+            if self._position == before:
+                break
+        if step.prefill_tokens > 0 and self._position == last:
+            step.prefill_tokens -= 1
+            self.ready = True
+        done = self._position + self.ready
+        if self.told < done <= self.plan.prefill_tokens:
+            self.told = done
+            step.events.append(Prefilled(self.sequence.id, done, self.plan.prefill_tokens))
+
+    @property
+    def _tokens(self) -> Any:
+        return self.sequences[0].sequence_ids
+
+    @property
+    def _position(self) -> int:
+        """Tokens in the cache."""
+        return int(self.sequences[0].kv_position)
+
+    def _compute(self, end: int) -> None:
+        """Let the library bring the cache to `end` tokens, by copying and computing: it takes the prompt to end there.
+
+        It may stop before, at the end of a chunk or of a page.
+        """
+        part, tokens = self.sequences[0], self._tokens
+        whole = len(tokens)
+        tokens.truncate(end + 1)
+        try:
+            super().prefill([])
+        finally:
+            tokens.seq_len = whole
+            part.prefill_complete = False
+
+    def _follow(self) -> None:
+        """Step over what other jobs computed of pages that this one shares with them: such pages are full of prompt."""
+        part = self.sequences[0]
+        while (number := part.kv_position // PAGE_TOKENS) < len(part.page_hashes):
+            done = number * PAGE_TOKENS + part.allocated_pages[number].kv_position
+            if done <= part.kv_position:
+                return
+            part.kv_position = done
+
+    def _copyable(self, start: int, last: int) -> int:
+        """How many tokens from `start`, the beginning of a page, any page of the cache has; 0 is too few to copy."""
+        if start % PAGE_TOKENS:
+            return 0
+        number = start // PAGE_TOKENS
+        pages = self.sequences[0].allocated_pages
+        own, before = pages[number], pages[number - 1].phash if number else None
+        wanted = self._tokens.torch_slice(start, min(start + PAGE_TOKENS, last))
+        best = max(
+            (
+                int(exllamav2_ext.count_match(page.sequence, wanted, page.kv_position))
+                for page in self.generator.all_pages
+                if page.prev_hash == before and page is not own and page.kv_position
+            ),
+            default=0,
+        )
+        return best if best > 1 else 0
+
+    # ---- the next token ----------------------------------------------------------------------------------------------
+
+    def receive_logits(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
+        """Draw a token from `logits` (1, 1, padded vocab), in any thread: nothing of the sequence changes here."""
+        try:
+            token = self._draw(logits)
+        except Exception as error:
+            self._failure, token = error, 0
+        return _token(token), none_tensor, none_tensor, none_tensor, False
+
+    def receive_sample(
+        self,
+        logits: Tensor,
+        next_token: Tensor,
+        next_k_tokens: Tensor,
+        next_k_probs: Tensor,
+        next_prob: Tensor,
+        filter_eos: bool,
+        results: list[dict[str, object]],
+        first_sample_in_sd_batch: bool = True,
+    ) -> tuple[bool, Tensor]:
+        """Append the token; tell whether the sequence has ended, and which token it was in the end."""
+        token = 0
+        if self._failure is None:
+            try:
+                token = self._allowed(int(next_token.item()), logits)
+            except Exception as error:
+                self._failure = error
+        if self._failure is not None:
+            self._step.events.append(self.sequence.broke(self._failure))
+            return True, next_token
+        final = _token(token)
+        try:
+            # Its own stop conditions are not used: only pages and positions are kept there.
+            super().receive_sample(
+                logits, final, none_tensor, none_tensor, none_tensor, False, [], first_sample_in_sd_batch
+            )
+            event = self.sequence.take(token, self._logprobs)
+        except Exception as error:
+            raise JobFault(self) from error
+        if event is not None:
+            self._step.events.append(event)
+        return self.sequence.finished, final
+
+    def _draw(self, logits: Tensor) -> int:
+        sequence, vocab, row = self.sequence, self.plan.vocab, logits[0, 0].numpy()
+        shown = row[:vocab]
+        if not np.isfinite(shown.max()):
+            raise ArithmeticError("the model's output is not a number")
+        self._logprobs = log_softmax(shown[None])[0] if sequence.sampling.logprobs is not None else None
+        row[vocab:] = -np.inf
+        sequence.reshape(shown)
+        if not np.isfinite(shown.max()):
+            raise ArithmeticError("bias and penalties leave no token")
+        drawn = ExLlamaV2Sampler.sample(
+            logits=logits,
+            settings=self.gen_settings,
+            sequence_ids=self._tokens.torch(),
+            random=sequence.draw(),
+            tokenizer=self.generator.tokenizer,
+        )
+        return int(drawn[0].item())
+
+    def _allowed(self, token: int, logits: Tensor) -> int:
+        """The token, or where the guide refuses it, one that it allows. Changes the guide."""
+        if self.sequence.accepts(token):
+            return token
+        return self.sequence.choose_allowed(logits[0, 0].numpy()[: self.plan.vocab])
+
+
+def settings(sampling: Sampling) -> Any:
+    """Return ExLlamaV2's settings for one job, from neutral ones: its defaults are not, and they carry state.
+
+    Bias and penalties are left out: ours count as the protocol says, ExLlamaV2's count prompts too.
+    """
+    # What keeps the likeliest token alone is off in ExLlamaV2, where a filter's last value means nothing.
+    narrowest = sampling.temperature <= 0.0 or sampling.top_p <= 0.0 or sampling.min_p >= 1.0
+    return strictly(
+        ExLlamaV2Sampler.Settings,
+        token_repetition_penalty=1.0,
+        temperature=1.0 if narrowest else sampling.temperature,
+        top_k=1 if narrowest else sampling.top_k,
+        top_p=1.0 if narrowest else sampling.top_p,
+        min_p=0.0 if narrowest else sampling.min_p,
+    )
+
+
+def _token(token: int) -> Tensor:
+    return torch.tensor([[token]], dtype=torch.long)

@@ -1,0 +1,82 @@
+"""What ExLlamaV2 needs of this machine, and the one place where it is made ready to be imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from worker.engines.base import EngineSpec
+from worker.errors import ModelError
+
+EXTRA = 'pip install "jobwire[cuda]"'
+PACKAGES = ("torch", "exllamav2", "tokenizers", "safetensors", "rich", "PIL")
+EXTENSION = "exllamav2_ext"
+
+
+def missing() -> str | None:
+    """Say why this engine cannot run here, None if nothing speaks against it. Imports nothing of it."""
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            return f"ExLlamaV2 needs the package {name}, which is not installed: {EXTRA}"
+    version = metadata.version("torch")
+    if version.endswith("+cpu"):
+        return f"torch {version} is built without CUDA: install a CUDA build of torch 2.12 or newer"
+    return _unbuilt()
+
+
+def open_library(spec: EngineSpec) -> None:
+    """Make sure that `import exllamav2` will work, and quickly. Raises ModelError saying what is missing."""
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise ModelError(f"ExLlamaV2 needs the package {name}, which is not installed: {EXTRA}")
+    reason = _unbuilt()
+    if reason is not None:
+        raise ModelError(reason)
+    _environment(spec)
+    import torch
+
+    if torch.version.cuda is None:
+        raise ModelError(f"torch {torch.__version__} is built without CUDA: install a CUDA build of torch.")
+    if not torch.cuda.is_available():
+        raise ModelError(f"torch {torch.__version__} for CUDA {torch.version.cuda} finds no GPU: is the driver loaded?")
+
+
+def _environment(spec: EngineSpec) -> None:
+    """Variables that torch and ExLlamaV2 read once, when they are imported."""
+    device = int(spec.options.get("device", "0"))
+    if device and "gpu_split" not in spec.options and "torch" not in sys.modules:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(device + 1)]
+        if device >= len(names):
+            raise ModelError(f"There is no GPU {device}: CUDA_VISIBLE_DEVICES is {visible}.")
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[device]
+    if not _flash_attn():
+        # ExLlamaV2 would die of a flash-attn that is there but cannot be imported, or is another package of that name.
+        os.environ["EXLLAMA_NO_FLASH_ATTN"] = "1"
+
+
+def _flash_attn() -> bool:
+    """Tell whether the flash-attn that ExLlamaV2 can use is installed and works with this torch."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return False
+    try:
+        import flash_attn
+        import flash_attn_2_cuda  # noqa: F401 (importing it is the test)
+    except Exception:
+        return False
+    return hasattr(flash_attn, "__version__")
+
+
+def _unbuilt() -> str | None:
+    """ExLlamaV2 compiles its extension when it is imported; that takes minutes and belongs to a command of its own."""
+    if EXTENSION in sys.modules or importlib.util.find_spec(EXTENSION) is not None:
+        return None
+    own = os.environ.get("TORCH_EXTENSIONS_DIR")
+    folder = Path(own) if own else Path.home() / ".cache" / "torch_extensions"
+    built = [*folder.glob(f"{EXTENSION}/{EXTENSION}.*"), *folder.glob(f"*/{EXTENSION}/{EXTENSION}.*")]
+    if any(path.suffix in (".so", ".pyd") for path in built):
+        return None
+    return "ExLlamaV2's CUDA extension is not built yet: run `jobwire engine build` once, it takes minutes"
