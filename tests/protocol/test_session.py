@@ -176,6 +176,7 @@ def test_operations_without_an_engine_stream_like_any_other(operation: str) -> N
     _, client = connected()
     accepted = client.ask("create", operation=operation)
     assert accepted["state"] == "ended"
+    assert "over" not in accepted
     frames = client.pull_all()
     assert types(frames)[-1] == "end"
     assert frames[-1]["status"] == "completed"
@@ -227,7 +228,7 @@ def test_after_the_end_nothing_follows(kind: str) -> None:
     job = wire.stage.run(wire.stage.create(ID), "a")
     body = {"prompt": "Hi"} if kind == "create" else {}
     accepted = client.ask(kind, job_id=ID, after=job.log.cursor(job.log.tail), **body)
-    assert (accepted["state"], client.pull_all(), job.watchers) == ("ended", [], 0)
+    assert (accepted["state"], accepted["over"], client.pull_all(), job.watchers) == ("ended", True, [], 0)
 
 
 def test_subscribing_again_moves_the_position() -> None:

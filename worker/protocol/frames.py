@@ -138,13 +138,17 @@ class Queue(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="accepted"):
-    """The reply to a request that worked. After `reset` the job is told again from its start."""
+    """The reply to a request that worked. After `reset` the job is told again from its start.
+
+    `over`: the job has ended and this reader has seen its end; nothing follows.
+    """
 
     job_id: str
     state: State
     queue: Queue | None = None
     replayed: bool = False
     reset: bool = False
+    over: bool = False
     sse_url: str
     ref: str | None = None
 

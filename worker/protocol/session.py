@@ -201,7 +201,7 @@ class Session:
             self._jobs.watch(job, subscription.notify)
             if subscription.stream.pending:
                 self._enqueue(subscription)
-        return _accepted(job, ref, replayed=replayed, reset=start.reset)
+        return _accepted(job, ref, replayed=replayed, reset=start.reset, over=start.over)
 
     def _check_room(self, job_id: str | None) -> None:
         """Refuse before anything is created. Raises TooManyJobs."""
@@ -234,13 +234,16 @@ class Session:
             raise Close(CloseCode.ABUSE, f"{BAD_FRAMES_MAX} bad frames within {BAD_FRAMES_WINDOW_MS // 1000} s.")
 
 
-def _accepted(job: Job, ref: str | None, *, replayed: bool = False, reset: bool = False) -> Accepted:
+def _accepted(
+    job: Job, ref: str | None, *, replayed: bool = False, reset: bool = False, over: bool = False
+) -> Accepted:
     return Accepted(
         job_id=job.id,
         state=wire_state(job),
         queue=wire_queue(job),
         replayed=replayed,
         reset=reset,
+        over=over,
         sse_url=frames.sse_url(job.id),
         ref=ref,
     )
