@@ -64,3 +64,19 @@ def test_choosing_comes_before_numpy() -> None:
     """The number of threads is decided when numpy is imported: whoever imports the chooser can still set it."""
     code = "import sys, worker.engines.choose; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_engine_gets_the_text_of_the_chat_template(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ messages[0].content }} ünd", encoding="utf-8")
+    _, spec, _ = choose(EngineSpec(chat_template=str(file)))
+    assert spec.chat_template == "{{ messages[0].content }} ünd"
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_chat_template_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "mine.jinja"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ModelError, match="mine.jinja cannot be read"):
+        choose(EngineSpec(chat_template=str(file)))

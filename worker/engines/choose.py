@@ -30,9 +30,11 @@ def bundled_model() -> str:
 def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
     """Return the function that loads a model, what exactly to load, and a sentence why that engine.
 
-    Raises ModelError for an engine that does not exist, or a model that none of them can run.
+    What to load names the model's path, and has the text of the chat template in place of its file. Raises ModelError
+    for an engine that does not exist, a model that none of them can run, or a template that cannot be read.
     """
-    resolved = msgspec.structs.replace(spec, model=spec.model or bundled_model())
+    template = _read_template(spec.chat_template) if spec.chat_template else None
+    resolved = msgspec.structs.replace(spec, model=spec.model or bundled_model(), chat_template=template)
     name, why = _pick(spec)
     module = MODULES.get(name)
     if module is None:
@@ -40,6 +42,13 @@ def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
         raise ModelError(f"The engine {name!r} {what}. There are: auto, {', '.join(MODULES)}.")
     load = cast(Load, importlib.import_module(module).load)
     return load, msgspec.structs.replace(resolved, engine=name), why
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"The chat template {path} cannot be read: {error}.") from error
 
 
 def _pick(spec: EngineSpec) -> tuple[str, str]:
