@@ -81,12 +81,22 @@ async def serve(
     config.graceful_timeout = 0.5
     config.shutdown_timeout = 2.0
     cut_connections = _remember_connections()
+    asyncio.get_running_loop().set_exception_handler(_report)
 
     async def shut_down() -> None:
         await shutdown_trigger()
         asyncio.get_running_loop().call_later(config.graceful_timeout, cut_connections)
 
     await hypercorn_serve(app, config, shutdown_trigger=shut_down)
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Let asyncio report what goes wrong in a callback, but not that a connection's task was cancelled at shutdown.
+
+    Streams of Python 3.11 ask a cancelled task for its exception, which raises.
+    """
+    if not isinstance(context.get("exception"), asyncio.CancelledError):
+        loop.default_exception_handler(context)
 
 
 def _remember_connections() -> Callable[[], None]:

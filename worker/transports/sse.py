@@ -133,20 +133,19 @@ class _LoadingConnection:
     async def follow(self) -> AsyncIterator[bytes]:
         """Yield an event for every change until the model is ready or has failed, or the worker shuts down."""
         gateway, last = self._gateway, b""
-        gateway.connections.add(self)
         gateway.state_wakers.add(self._wake.set)
         try:
-            while not self._finishing:
-                item, done = views.loading_item(gateway.jobs.engine)
-                if item != last:
-                    yield b"data: " + item + b"\n\n"
-                    last = item
-                if done:
-                    yield b"data: [DONE]\n\n"
-                    return
-                await self._wake.wait_next()
+            with gateway.connected(self):
+                while not self._finishing:
+                    item, done = views.loading_item(gateway.jobs.engine)
+                    if item != last:
+                        yield b"data: " + item + b"\n\n"
+                        last = item
+                    if done:
+                        yield b"data: [DONE]\n\n"
+                        return
+                    await self._wake.wait_next()
         finally:
-            gateway.connections.discard(self)
             gateway.state_wakers.discard(self._wake.set)
 
     def tick(self, now_ms: float) -> None:
