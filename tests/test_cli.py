@@ -21,6 +21,7 @@ from tests.e2e.client import count_prompt, expected_count
 from tests.server import Server, serving, wait_until
 from worker import __version__
 from worker.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE
+from worker.engines.choose import MODULES
 
 TIMEOUT_S = 60.0
 COUNT, COUNTED = count_prompt(1, 60), expected_count(1, 60)
@@ -118,8 +119,9 @@ def test_a_taken_port_is_refused(busy_port: int) -> None:
 
 
 def test_an_unknown_engine_is_refused_with_those_that_there_are() -> None:
-    assert refusal("serve", "--engine", "nupmy") == "engine is 'nupmy', but must be one of auto, numpy, llama_cpp."
-    assert "There are: auto, numpy, llama_cpp." in refusal("run", "x", "--engine", "nupmy", code=EXIT_FAILED)
+    known = ", ".join(["auto", *MODULES])
+    assert refusal("serve", "--engine", "nupmy") == f"engine is 'nupmy', but must be one of {known}."
+    assert f"There are: {known}." in refusal("run", "x", "--engine", "nupmy", code=EXIT_FAILED)
 
 
 def test_arguments_of_older_launchers_without_a_command_serve() -> None:

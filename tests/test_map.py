@@ -188,6 +188,8 @@ RESERVED = {
         "cli/__init__.py",
         "cli/bench/bare.py",
         "cli/run.py",
+        "engines/exllamav2/requirements.py",
+        "engines/exllamav2/requirements.py",
         "engines/llama_library.py",
         "scheduler/launch.py",
     },
