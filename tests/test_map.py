@@ -189,7 +189,6 @@ RESERVED = {
         "cli/bench/bare.py",
         "cli/run.py",
         "engines/exllamav2/requirements.py",
-        "engines/exllamav2/requirements.py",
         "engines/llama_library.py",
         "scheduler/launch.py",
     },
