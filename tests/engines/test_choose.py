@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.engines import llama_library
+from worker.engines import exllamav2, llama_library
 from worker.engines.base import EngineSpec
 from worker.engines.choose import bundled_model, choose
 from worker.errors import ModelError
@@ -48,16 +48,37 @@ def test_an_engine_that_was_asked_for_is_taken(missing: str | None, name: str, m
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("exllamav2", "not part of this version"), ("tensorrt", "does not exist"), ("", "does not exist")],
+    [("tensorrt", "does not exist"), ("", "does not exist")],
 )
 def test_an_engine_that_is_not_there_is_refused_with_those_that_are(name: str, what: str) -> None:
-    with pytest.raises(ModelError, match=f"{what}.*auto, numpy, llama_cpp"):
+    with pytest.raises(ModelError, match=f"{what}.*auto, numpy, llama_cpp, exllamav2"):
         choose(EngineSpec(engine=name))
 
 
-def test_a_folder_is_for_an_engine_of_a_later_version(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is a folder"):
+def test_a_folder_is_for_exllamav2_if_it_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exllamav2, "missing", lambda: None)
+    for asked in ("auto", "exllamav2"):
+        load, spec, _ = choose(EngineSpec(engine=asked, model=str(tmp_path)))
+        assert (spec.engine, spec.model) == ("exllamav2", str(tmp_path))
+        assert load.__module__ == "worker.engines.exllamav2"
+
+
+def test_without_exllamav2_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exllamav2, "missing", lambda: "torch is missing")
+    with pytest.raises(ModelError, match=r"is a folder.*torch is missing"):
         choose(EngineSpec(model=str(tmp_path)))
+    with pytest.raises(ModelError, match=r"was asked for.*torch is missing"):
+        choose(EngineSpec(engine="exllamav2"))
+
+
+def test_choosing_exllamav2_imports_nothing_of_cuda(tmp_path: Path) -> None:
+    code = (
+        "import sys; from worker.engines import choose, exllamav2; from worker.engines.base import EngineSpec\n"
+        "try: choose.choose(EngineSpec(model=sys.argv[1]))\n"
+        "except Exception: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'exllamav2', 'numpy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
 
 
 def test_choosing_comes_before_numpy() -> None:

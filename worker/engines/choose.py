@@ -15,11 +15,12 @@ from worker.errors import ModelError
 
 Load: TypeAlias = Callable[[EngineSpec, OnLoad], Engine]
 
-MODULES = {"numpy": "worker.engines.numpy_llama", "llama_cpp": "worker.engines.llama_cpp"}
+MODULES = {
+    "numpy": "worker.engines.numpy_llama",
+    "llama_cpp": "worker.engines.llama_cpp",
+    "exllamav2": "worker.engines.exllamav2",
+}
 """Engines by the name that `--engine` takes. Each module has a function `load`."""
-
-LATER = ("exllamav2",)
-"""Engines that settings of earlier launchers may name."""
 
 
 def bundled_model() -> str:
@@ -38,8 +39,7 @@ def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
     name, why = _pick(spec)
     module = MODULES.get(name)
     if module is None:
-        what = "is not part of this version" if name in LATER else "does not exist"
-        raise ModelError(f"The engine {name!r} {what}. There are: auto, {', '.join(MODULES)}.")
+        raise ModelError(f"The engine {name!r} does not exist. There are: auto, {', '.join(MODULES)}.")
     load = cast(Load, importlib.import_module(module).load)
     return load, msgspec.structs.replace(resolved, engine=name), why
 
@@ -52,15 +52,15 @@ def _read_template(path: str) -> str:
 
 
 def _pick(spec: EngineSpec) -> tuple[str, str]:
+    if spec.engine == "exllamav2":
+        _require_exllamav2("The engine exllamav2 was asked for")
     if spec.engine != "auto":
         return spec.engine, "it was asked for"
     if spec.model is None:
         return "numpy", "the bundled model runs everywhere on numpy"
     if Path(spec.model).is_dir():
-        raise ModelError(
-            f"{spec.model} is a folder, as models for ExLlamaV2 are, and that engine is not part of this version. "
-            "Give the path of a GGUF file."
-        )
+        _require_exllamav2(f"{spec.model} is a folder, as models for ExLlamaV2 are")
+        return "exllamav2", "ExLlamaV2 is installed and runs models in folders"
     # Imported here because it needs numpy, which reads its number of threads when it is imported first.
     from worker.engines.llama_library import missing
 
@@ -68,3 +68,12 @@ def _pick(spec: EngineSpec) -> tuple[str, str]:
     if reason is None:
         return "llama_cpp", "llama.cpp is installed and fastest for GGUF files"
     return "numpy", reason
+
+
+def _require_exllamav2(why: str) -> None:
+    """Raise ModelError if that engine cannot run here; `why` it is needed begins the sentence. Imports no CUDA."""
+    from worker.engines import exllamav2
+
+    reason = exllamav2.missing()
+    if reason is not None:
+        raise ModelError(f"{why}, but it cannot run here: {reason}. GGUF files run on the other engines.")

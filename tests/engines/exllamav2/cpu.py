@@ -104,4 +104,3 @@ def export(folder: Path, gguf: Path) -> Path:
         write_folder(from_gguf(gguf), draft)
         draft.rename(folder)
     return folder
-

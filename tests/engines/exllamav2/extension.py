@@ -6,6 +6,7 @@ Names and order of arguments are those of its bindings (ext_bindings.cpp). Resul
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def cache_rotate(cache: Tensor, order: Tensor, temp: Tensor) -> None:
     """Move pages along one cycle: each place in `order` gets what the next one had."""
     places = order.tolist()
     temp.view(-1).copy_(cache[places[0]])
-    for place, source in zip(places, places[1:], strict=False):
+    for place, source in pairwise(places):
         cache[place] = cache[source]
     cache[places[-1]] = temp.view(-1)
 

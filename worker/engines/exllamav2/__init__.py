@@ -1,8 +1,8 @@
 """ExLlamaV2 0.3.2: the CUDA engine, for models in folders (EXL2, GPTQ, plain safetensors).
 
 Nothing of CUDA is imported before `load` is called. The parts: `requirements` says what is missing, `options` what can
-be set, `folder` reads a model's folder, `vocabulary` its tokenizer, `paged_attention` computes attention where
-flash-attn is not installed, `model` builds the library's objects, `job` is one sequence in its batch, `engine` the port.
+be set, `folder` reads a model's folder, `vocabulary` its tokenizer, `paged_attention` computes attention where there is
+no flash-attn, `model` builds the library's objects, `job` is one sequence in its batch, `engine` is the port.
 """
 
 from __future__ import annotations

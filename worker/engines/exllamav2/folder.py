@@ -39,7 +39,7 @@ class Folder:
         quantised = self.config.get("quantization_config") or {}
         self.quantisation = str(quantised.get("quant_method", "none"))
         if quantised and self.quantisation not in QUANTISATIONS:
-            raise ModelError(f"{path} is quantised as {self.quantisation}. ExLlamaV2 runs EXL2, GPTQ and plain weights.")
+            raise ModelError(f"{path} is quantised as {self.quantisation}. It must be EXL2, GPTQ or plain.")
 
     @property
     def weights_bytes(self) -> int:

@@ -94,7 +94,7 @@ class Job(ExLlamaV2DynamicJob):
                 break
         return self._position
 
-    def prefill(self, results: list[dict[str, object]]) -> None:
+    def prefill(self, results: list[dict[str, object]]) -> None:  # noqa: ARG002 (events are ours)
         """Compute as much of the prompt as this step allows."""
         if self.ready:
             return
@@ -188,11 +188,11 @@ class Job(ExLlamaV2DynamicJob):
         self,
         logits: Tensor,
         next_token: Tensor,
-        next_k_tokens: Tensor,
-        next_k_probs: Tensor,
-        next_prob: Tensor,
-        filter_eos: bool,
-        results: list[dict[str, object]],
+        next_k_tokens: Tensor,  # noqa: ARG002 (likeliest tokens and filters of the library's are not used)
+        next_k_probs: Tensor,  # noqa: ARG002 (as above)
+        next_prob: Tensor,  # noqa: ARG002 (as above)
+        filter_eos: bool,  # noqa: ARG002 (as above)
+        results: list[dict[str, object]],  # noqa: ARG002 (events are ours)
         first_sample_in_sd_batch: bool = True,
     ) -> tuple[bool, Tensor]:
         """Append the token; tell whether the sequence has ended, and which token it was in the end."""

@@ -76,7 +76,8 @@ class Loaded:
         """Weights of the model, norms left aside; embeddings that are the head as well count once."""
         config, modules = self.model.config, self.model.modules
         tied = config.arch.lm.keys["lm_head"] == "model.embed_tokens"
-        return sum(module.numel() for module in modules[1:]) + (0 if tied else config.vocab_size * config.hidden_size)
+        apart = 0 if tied else config.vocab_size * config.hidden_size
+        return int(sum(module.numel() for module in modules[1:]) + apart)
 
     def close(self) -> None:
         """Free the GPU's memory and stop the sampling threads."""
@@ -217,7 +218,7 @@ class _Loader:
             small = self._config(str(path))
             if small.vocab_size != config.vocab_size:
                 raise ModelError(
-                    f"{folder.path} has {small.vocab_size} tokens, the model {config.vocab_size}: it cannot draft for it."
+                    f"{folder.path} has {small.vocab_size} tokens, the model {config.vocab_size}: so it cannot guess."
                 )
             small.max_seq_len, small.max_input_len = config.max_seq_len, config.max_input_len
             model = strictly(ExLlamaV2, config=small)

@@ -51,7 +51,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         try:
             return [float(part) for part in self.gpu_split.split(",")]
         except ValueError:
-            raise ModelError(f"gpu_split is {self.gpu_split!r}, but must be auto or GiB per GPU, as in 20,24.") from None
+            raise ModelError(f"gpu_split is {self.gpu_split!r}, not auto or GiB per GPU, as in 20,24.") from None
 
     @property
     def adapters(self) -> list[tuple[Path, float]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -128,7 +128,7 @@ def _varlen(q: Tensor, paged: _Paged) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     batch, count, heads, dim = q.shape
-    out = varlen_attn(
+    out: Any = varlen_attn(
         q.reshape(-1, heads, dim),
         paged.keys,
         paged.values,
@@ -142,15 +142,16 @@ def _varlen(q: Tensor, paged: _Paged) -> Tensor:
         seqused_k=paged.lengths,
         block_table=paged.table,
     )
-    return out.view(batch, count, heads, dim)
+    result: Tensor = out.view(batch, count, heads, dim)
+    return result
 
 
 def _gather(q: Tensor, paged: _Paged) -> Tensor:
     batch, count, heads, dim = q.shape
-    keys, values = (
-        cache[paged.table.long()].view(-1, *cache.shape[2:]) for cache in (paged.keys, paged.values)
-    )
-    out = torch.ops.aten._flash_attention_forward(
+    keys, values = (cache[paged.table.long()].view(-1, *cache.shape[2:]) for cache in (paged.keys, paged.values))
+    # Private, and the only way to torch's FlashAttention-2 before it was given a public one.
+    attention = torch.ops.aten._flash_attention_forward  # noqa: SLF001
+    out = attention(
         q.reshape(-1, heads, dim),
         keys,
         values,
@@ -166,7 +167,8 @@ def _gather(q: Tensor, paged: _Paged) -> Tensor:
         window_size_right=paged.window[1],
         seqused_k=paged.lengths,
     )
-    return out[0].view(batch, count, heads, dim)
+    result: Tensor = out[0].view(batch, count, heads, dim)
+    return result
 
 
 def _sdpa(q: Tensor, paged: _Paged) -> Tensor:
