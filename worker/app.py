@@ -186,6 +186,7 @@ class Worker:
 async def serve(settings: Settings) -> int:
     """Run a worker until it is told to stop; return the exit status. Raises ConfigError if it cannot listen."""
     listening = listener.open_socket(settings)
+    listener.allow_open_files(settings)
     return await Worker(settings, announce=_print).run(listening)
 
 

@@ -24,8 +24,6 @@ from worker.transports import listener
 
 PYTHON_FIRST, PYTHON_AFTER = (3, 11), (3, 14)
 LLAMA_CPP_PYTHON_FIRST = (3, 12)
-# Files that the worker has open besides one per connection, rounded up.
-FILES_BESIDE_CONNECTIONS = 64
 
 
 @dataclass(frozen=True)
@@ -152,9 +150,9 @@ def check_port(settings: Settings) -> Iterator[Finding]:
 
 
 def check_files(settings: Settings) -> Iterator[Finding]:
-    """May the process open a file for every connection?"""
-    needed = settings.connections_max + FILES_BESIDE_CONNECTIONS
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """May the process open a file for every connection? `serve` raises the soft limit by itself."""
+    needed = listener.files_needed(settings)
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY or allowed >= needed:
         yield Finding("ok", f"Open files: {needed} needed for {settings.connections_max} connections, enough allowed")
     else:

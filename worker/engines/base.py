@@ -124,8 +124,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What to load: sent to the engine process, so it is plain data. `model` None is the bundled model.
 
-    `context_tokens` 0 takes the model's own (bounded by the engine), `threads` 0 lets the engine choose. `chat_template`
-    names a file; `choose` puts its text in place of the name.
+    `context_tokens` 0 takes the model's own (bounded by the engine), `threads` 0 lets the engine choose.
+    `chat_template` names a file; `choose` puts its text in place of the name.
     """
 
     engine: str = "auto"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -23,6 +24,9 @@ from worker.config import Settings
 from worker.errors import ConfigError
 
 BACKLOG = 2048
+FILES_BESIDE_CONNECTIONS = 64
+"""Files that the worker has open besides one per connection, rounded up."""
+
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 3
 
 
@@ -58,6 +62,20 @@ def _set_inherited_options(listening: socket.socket, settings: Settings) -> None
     ):
         if hasattr(socket, name):
             listening.setsockopt(tcp, getattr(socket, name), value)
+
+
+def files_needed(settings: Settings) -> int:
+    """Return how many files the process may have to hold open."""
+    return settings.connections_max + FILES_BESIDE_CONNECTIONS
+
+
+def allow_open_files(settings: Settings) -> None:
+    """Raise the soft limit of open files to what the connections need, as far as the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files_needed(settings)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def serve(
