@@ -160,6 +160,55 @@ def test_a_continued_conversation_finds_its_answers_too(engine: NumpyLlama) -> N
     assert admit(engine, resumed) == len(prepared.prompt_ids) + 19
 
 
+def test_prompts_that_come_together_and_begin_alike_are_computed_once(engine: NumpyLlama) -> None:
+    total = len(engine.prepare(generation("x")).prompt_ids)
+    for number in range(SLOTS):
+        assert admit(engine, generation(str(number), sampling=Sampling(seed=number, ignore_eos=True, logprobs=0))) == 0
+    events = engine.step(4 * total)
+    assert {event.id: event.done for event in events if isinstance(event, Prefilled)} == {"0": total}
+    events = engine.step(4 * total)
+    # All but the last token came from the first.
+    assert {event.id: event.done for event in events if isinstance(event, Prefilled)} == dict.fromkeys("123", total)
+    assert len(run(engine)) == SLOTS
+
+
+def test_those_that_wait_get_the_same_as_those_that_compute(engine: NumpyLlama) -> None:
+    texts = {str(number): TEXT[: 120 + 10 * number] + f"{number} an" for number in range(SLOTS)}
+    expected = {}
+    for name, text in texts.items():
+        expected[name] = [token for token, _ in load_alone(engine, text, 12)]
+    for number in range(SLOTS):
+        admit(engine, generation(f"o{number}", f"{number} {number} other text", 2))
+    run(engine)
+    for name, text in texts.items():
+        admit(engine, generation(name, text, 12))
+    found = run(engine, 16)
+    assert {name: [token for token, _ in each] for name, each in found.items()} == expected
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_those_that_wait_go_on_without_the_one_they_waited_for(engine: NumpyLlama, steps: int) -> None:
+    expected = [token for token, _ in load_alone(engine, TEXT, 12)]
+    for number in range(SLOTS):
+        admit(engine, generation(f"o{number}", f"{number} {number} other text", 2))
+    run(engine)
+    admit(engine, generation("leader", TEXT + "12"))
+    admit(engine, generation("waits", TEXT, 12))
+    for _ in range(steps):
+        engine.step(8)
+    engine.leave("leader")
+    assert [token for token, _ in run(engine, 8)["waits"]] == expected
+
+
+def test_a_leader_that_ends_with_its_first_token_was_not_waited_for_in_vain(engine: NumpyLlama) -> None:
+    admit(engine, generation("leader", TEXT + "12", 1))
+    admit(engine, generation("waits", TEXT, 12))
+    engine.step(512)
+    assert engine.capacity().slots_free == SLOTS - 1
+    total = len(engine.prepare(generation("x")).prompt_ids)
+    assert Prefilled("waits", total, total) in engine.step(2)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 3, 30])
 def test_leaving_in_any_phase_frees_the_slot_and_leaves_nothing_wrong(engine: NumpyLlama, steps: int) -> None:
     expected = [token for token, _ in load_alone(engine, TEXT, 15)]

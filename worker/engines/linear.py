@@ -46,8 +46,8 @@ class Linear:
 
     def __init__(self, matrix: Floats) -> None:
         self.outputs, self.inputs = matrix.shape
-        small = has_avx512() and SMALL_ROWS_MIN * self.inputs * BLOCK_COLUMNS <= SMALL_PRODUCT
-        width = BLOCK_COLUMNS if small else self.outputs
+        self._small = has_avx512() and SMALL_ROWS_MIN * self.inputs * BLOCK_COLUMNS <= SMALL_PRODUCT
+        width = BLOCK_COLUMNS if self._small else self.outputs
         padded = np.zeros((-(-self.outputs // width) * width, self.inputs), np.float32)
         padded[: self.outputs] = matrix
         # (blocks, inputs, width)
@@ -60,6 +60,8 @@ class Linear:
 
     def __call__(self, rows: Floats) -> Floats:
         """Return the products (rows, outputs) of rows (rows, inputs)."""
+        if len(rows) == 1 and self._small:
+            return self(np.concatenate((rows, rows)))[:1]  # see multiply; this way nothing is copied back
         count, (blocks, _, width) = len(rows), self._blocks.shape
         products = np.empty((count, blocks, width), np.float32)
         multiply(rows, self._blocks, products.swapaxes(0, 1))

@@ -31,7 +31,7 @@ from worker.engines.llama_weights import Weights, load_weights
 from worker.engines.machine import memory_bytes
 from worker.engines.prepare import prepare
 from worker.engines.sequence import Sequence, advance
-from worker.engines.slots import Slots
+from worker.engines.slots import SHARED_TOKENS_MIN, Slots, common_prefix
 from worker.errors import ModelError
 
 CONTEXT_TOKENS_DEFAULT = 4096
@@ -103,7 +103,8 @@ class NumpyLlama:
         slot, donor, shared = self._slots.place(sequence.tokens, busy)
         if donor != slot:
             self._cache.copy(donor, slot, shared)
-        self._running[sequence.id] = _Row(sequence, slot, shared, len(sequence.tokens))
+        row = self._running[sequence.id] = _Row(sequence, slot, shared, len(sequence.tokens))
+        self._find_leader(row)
         return shared
 
     def step(self, prefill_tokens_max: int) -> list[StepEvent]:
@@ -120,6 +121,7 @@ class NumpyLlama:
             row.cached += count
             if not row.prefilling:
                 ready.append(number)
+        self._catch_up()
         if ready:
             sequences = [work[number][0].sequence for number in ready]
             events += advance(sequences, self._forward.logits(hidden[ready]))
@@ -133,15 +135,36 @@ class NumpyLlama:
         row = self._running.pop(sequence_id, None)
         if row is not None:
             self._slots.give_back(row.slot, row.sequence.tokens[: row.cached])
+            for other in self._running.values():
+                if other.leader is row:
+                    other.leader = None
 
     def close(self) -> None:
         """Forget all sequences. Memory is freed with the object."""
         self._running.clear()
 
+    def _find_leader(self, row: _Row) -> None:
+        """Let a prompt wait for one before it that is in prefill and begins alike, rather than compute the same."""
+        least = row.cached + SHARED_TOKENS_MIN
+        for other in self._running.values():
+            if other.prefilling and other is not row:
+                common = common_prefix(row.sequence.tokens[:-1], other.sequence.tokens[: other.prefill_tokens])
+                if common >= least:
+                    row.leader, row.common, least = other, common, common + 1
+
+    def _catch_up(self) -> None:
+        """Give those that waited what their leaders have computed."""
+        for row in self._running.values():
+            if row.leader is not None and row.leader.cached >= row.common:
+                self._cache.copy(row.leader.slot, row.slot, row.common)
+                row.cached, row.leader = row.common, None
+
     def _plan(self, budget: int) -> list[tuple[_Row, int]]:
         """How many tokens of each sequence this step computes."""
         work = []
         for row in self._running.values():
+            if row.leader is not None:
+                continue
             count = 1
             if row.prefilling:
                 count = min(row.prefill_tokens - row.cached, budget)
@@ -151,14 +174,19 @@ class NumpyLlama:
         return work
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Row:
-    """A sequence in the batch: `cached` of its tokens are in `slot`; the first `prefill_tokens` were there to begin."""
+    """A sequence in the batch: `cached` of its tokens are in `slot`; the first `prefill_tokens` were there to begin.
+
+    While it waits for `leader`, it will take over the first `common` tokens from it.
+    """
 
     sequence: Sequence
     slot: int
     cached: int
     prefill_tokens: int
+    leader: _Row | None = None
+    common: int = 0
 
     @property
     def prefilling(self) -> bool:
