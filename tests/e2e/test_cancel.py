@@ -28,6 +28,14 @@ def _assert_cancelled(reading: Reading, reason: str = "client") -> None:
     assert "error" not in reading.end
 
 
+def _assert_promptly_served(following: Reading) -> None:
+    """The next job did not wait for the 500 and more steps that the cancelled one had still to go."""
+    assert following.text() == expected_count(1, 60)
+    usage = following.end["usage"]
+    ms_per_step = (usage["total_ms"] - usage["ttft_ms"]) / usage["completion_tokens"]
+    assert usage["queue_ms"] < 500 * max(ms_per_step, 1)
+
+
 async def test_cancel_in_the_queue(server: Server) -> None:
     async with Socket(server) as socket:
         with server.frozen_engine():
@@ -57,7 +65,7 @@ async def test_cancel_in_prefill(server: Server) -> None:
     _assert_cancelled(reading)
     assert not reading.tokens
     assert max(frame["progress"] for frame in reading.frames if "progress" in frame) < 1
-    assert socket.readings[next_id].text() == expected_count(1, 60)
+    _assert_promptly_served(socket.readings[next_id])
 
 
 async def test_cancel_in_decode_frees_the_slot_at_the_next_step(server: Server) -> None:
@@ -74,12 +82,7 @@ async def test_cancel_in_decode_frees_the_slot_at_the_next_step(server: Server) 
     # The text so far is what it would have been, and the usage counts it.
     assert expected_count(1, 300).startswith(reading.text())
     assert 5 <= reading.end["usage"]["completion_tokens"] < LONG["max_tokens"] - 500
-    # The next job did not wait for the 500 and more steps that the cancelled one had still to go.
-    following = socket.readings[next_id]
-    assert following.text() == expected_count(1, 60)
-    decode_ms = following.end["usage"]["total_ms"] - following.end["usage"]["ttft_ms"]
-    ms_per_step = decode_ms / following.end["usage"]["completion_tokens"]
-    assert following.end["usage"]["queue_ms"] < 500 * max(ms_per_step, 1)
+    _assert_promptly_served(socket.readings[next_id])
 
 
 async def test_cancel_before_accepted(server: Server) -> None:

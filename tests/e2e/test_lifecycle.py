@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import time
 from contextlib import AsyncExitStack
@@ -104,7 +103,7 @@ async def test_a_model_that_arrives_later_is_loaded(tmp_path: Path) -> None:
     flags = ("--engine-restart-backoff-s", "0.1", "--engine-restart-backoff-max-s", "0.1")
     with serving("--model", str(path), *flags, ready=False) as server:
         await _wait("the failure", lambda: server.get("/v1/ready").json()["state"] == "failed")
-        os.link(MODEL, path)
+        path.symlink_to(MODEL)
         await asyncio.to_thread(server.wait_ready)
         async with Socket(server) as socket:
             assert (await socket.run(**counting())).text() == expected_count(1, 60)
