@@ -53,19 +53,25 @@ def descendants(pid: int) -> list[int]:
 
 
 class Server:
-    """One running worker. `output` collects what it prints."""
+    """One running worker. `output` collects what it prints. Old launchers give no `command`."""
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "worker", "serve", "--port", "0", *arguments]
+    def __init__(
+        self, *arguments: str, env: dict[str, str] | None = None, command: tuple[str, ...] = ("serve",)
+    ) -> None:
+        line = [sys.executable, "-m", "worker", *command, "--port", "0", *arguments]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("JOBWIRE_")}
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean | (env or {})
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean | (env or {})
         )
         self.output: list[str] = []
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._pump = threading.Thread(target=self._read, daemon=True)
         self._pump.start()
-        self.url = self._wait_for_line(r"Jobwire listens on (\S+)")
+        try:
+            self.url = self._wait_for_line(r"Jobwire listens on (\S+)")
+        except BaseException:
+            self.process.kill()
+            raise
         self.port = int(self.url.rpartition(":")[2])
         self.ws_url = self.url.replace("http", "ws", 1) + "/v1/ws"
 
@@ -140,9 +146,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, env: dict[str, str] | None = None, ready: bool = True) -> Iterator[Server]:
+def serving(
+    *arguments: str, env: dict[str, str] | None = None, ready: bool = True, command: tuple[str, ...] = ("serve",)
+) -> Iterator[Server]:
     """Run a worker for the length of a `with` block."""
-    server = Server(*arguments, env=env)
+    server = Server(*arguments, env=env, command=command)
     try:
         yield server.wait_ready() if ready else server
     finally:

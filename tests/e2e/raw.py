@@ -56,10 +56,16 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
 
 
 async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    """Read status line and headers."""
-    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
-    pairs = (line.partition(":") for line in lines)
-    return int(first.split()[1]), {name.strip().lower(): value.strip() for name, _, value in pairs}
+    """Read the status and the headers of an answer."""
+    first, headers = await read_request(reader)
+    return int(first.split()[1]), headers
+
+
+async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, dict[str, str]]:
+    """Read the first line and the headers of a request."""
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).strip().split(b"\r\n")
+    pairs = (line.decode("latin-1").partition(":") for line in lines)
+    return first, {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
 async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:

@@ -174,7 +174,7 @@ async def test_a_deadline_passes_in_the_queue(server: Server) -> None:
 
 async def test_a_deadline_passes_in_decode(server: Server) -> None:
     async with Socket(server) as socket:
-        job_id = await socket.create(**{**LONG, "deadline_ms": 1500})
+        job_id = await socket.create(**{**LONG, "deadline_ms": 3000})
         reading = socket.readings[job_id]
         await socket.until(lambda: len(reading.tokens) >= 5)
         with server.frozen_engine():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.client import PATIENCE_S, Frame, expected_count, http, new_id
-from tests.e2e.raw import Answer, exchange, read_head, request
+from tests.e2e.raw import Answer, exchange, read_head, read_request, request
 from tests.server import Server
+from worker.engines import demo
 
 JOB_ID = re.compile(r"job-[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 COUNT = "Count from 1 to 60"
@@ -224,3 +226,31 @@ async def test_health_and_readiness(server: Server) -> None:
     assert {"ready": True, "model_loaded": True}.items() <= ready.json().items()
     assert ready.json()["state"] in ("idle", "busy")
     assert progress.text == 'data: {"stage":"ready"}\n\ndata: [DONE]\n\n'
+
+
+async def test_the_launcher_of_the_older_worker() -> None:
+    """It names no command, and expects heartbeats at the URL that it gives."""
+    beats: asyncio.Queue[tuple[bytes, Frame]] = asyncio.Queue()
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first, headers = await read_request(reader)
+        await beats.put((first, json.loads(await reader.readexactly(int(headers["content-length"])))))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    queen = await asyncio.start_server(receive, "127.0.0.1", 0)
+    port = queen.sockets[0].getsockname()[1]
+    model = str(Path(demo.__file__).with_name("model.gguf"))
+    line = f"--worker-id llm-7 --model {model} --device 0 --queen-url http://127.0.0.1:{port}"
+    async with queen:
+        server = await asyncio.to_thread(Server, *line.split(), command=())
+        try:
+            first, beat = await asyncio.wait_for(beats.get(), PATIENCE_S)
+            await asyncio.to_thread(server.wait_ready)
+            lines = await _stream(server, await _create(server, prompt=COUNT, max_tokens=400, temperature=0))
+        finally:
+            await asyncio.to_thread(server.stop)
+    assert first == b"POST /v1/worker-heartbeat HTTP/1.1"
+    assert beat["worker_id"] == "llm-7"
+    assert beat["health_status"] in ("healthy", "degraded")
+    assert _text(_frames(lines)) == expected_count(1, 60)

@@ -6,7 +6,8 @@ import asyncio
 import json
 import signal
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.server import Server, alive, serving, wait_until
 from worker.engines import demo
 
 MODEL = Path(demo.__file__).with_name("model.gguf")
+ATTEMPTS = 5
 JSON = {"Accept": "application/json"}
 
 
@@ -43,26 +45,37 @@ async def _closing_code(socket: Socket) -> int:
     return code
 
 
+@contextmanager
+def _loading(*flags: str) -> Iterator[Server]:
+    """A worker whose engine process is stopped for the length of the block, before it has loaded anything."""
+    for _ in range(ATTEMPTS):
+        with serving(*flags, ready=False) as server:
+            wait_until("the engine process", lambda: bool(server.engine_pids()))
+            with server.frozen_engine():
+                if server.get("/v1/ready").json()["state"] == "loading":
+                    yield server
+                    return
+    pytest.fail("the engine was always faster")
+
+
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
 async def test_jobs_created_while_loading_run_when_loaded() -> None:
-    with serving(ready=False) as server:
-        await _wait("the engine process", lambda: bool(server.engine_pids()))
+    with _loading() as server:
         async with http(server) as client:
-            with server.frozen_engine():
-                answer = await client.get("/v1/ready")
-                assert answer.status_code == 503
-                expected = {"ready": False, "state": "loading", "progress_url": "/v1/loading/progress"}
-                assert expected.items() <= answer.json().items()
-                assert (await client.get("/health")).json()["status"] == "healthy"
-                async with client.stream("GET", "/v1/loading/progress") as progress, Socket(server) as socket:
-                    over_websocket = await socket.create(**counting())
-                    assert socket.readings[over_websocket].accepted[0]["state"] == "queued"
-                    job_id = await post_job(client, **counting())
-                    server.kill_engine(signal.SIGCONT)
-                    stages = [line async for line in progress.aiter_lines() if line]
-                    await socket.finish(over_websocket)
+            answer = await client.get("/v1/ready")
+            assert answer.status_code == 503
+            expected = {"ready": False, "state": "loading", "progress_url": "/v1/loading/progress"}
+            assert expected.items() <= answer.json().items()
+            assert (await client.get("/health")).json()["status"] == "healthy"
+            async with client.stream("GET", "/v1/loading/progress") as progress, Socket(server) as socket:
+                over_websocket = await socket.create(**counting())
+                assert socket.readings[over_websocket].accepted[0]["state"] == "queued"
+                job_id = await post_job(client, **counting())
+                server.kill_engine(signal.SIGCONT)
+                stages = [line async for line in progress.aiter_lines() if line]
+                await socket.finish(over_websocket)
             over_sse = await read_sse(client, job_id)
             ready = await client.get("/v1/ready")
     assert socket.readings[over_websocket].text() == over_sse.text() == expected_count(1, 60)
@@ -110,11 +123,10 @@ async def test_a_model_that_arrives_later_is_loaded(tmp_path: Path) -> None:
 
 
 async def test_jobs_that_wait_for_a_model_in_vain_fail(tmp_path: Path) -> None:
-    with serving("--model", str(tmp_path / "none.gguf"), ready=False) as server:
-        await _wait("the engine process", lambda: bool(server.engine_pids()))
+    with _loading("--model", str(tmp_path / "none.gguf")) as server:
         async with Socket(server) as socket:
-            with server.frozen_engine():
-                job_id = await socket.create(**counting())
+            job_id = await socket.create(**counting())
+            server.kill_engine(signal.SIGCONT)
             await socket.finish(job_id)
     end = socket.readings[job_id].end
     assert (end["status"], end["error"]["code"]) == ("failed", "model_unavailable")
@@ -199,16 +211,13 @@ async def test_a_second_signal_ends_it_at_once() -> None:
 
 
 async def test_it_ends_while_the_model_loads_and_somebody_watches() -> None:
-    with serving(ready=False) as server:
-        await _wait("the engine process", lambda: bool(server.engine_pids()))
-        async with http(server) as client:
-            with server.frozen_engine():
-                family = server.engine_pids()
-                async with client.stream("GET", "/v1/loading/progress") as progress:
-                    lines = progress.aiter_lines()
-                    assert (await anext(lines)).startswith("data: ")
-                    server.process.send_signal(signal.SIGTERM)
-                    assert await _wait_exit(server) == 0
+    with _loading() as server:
+        family = server.engine_pids()
+        async with http(server) as client, client.stream("GET", "/v1/loading/progress") as progress:
+            lines = progress.aiter_lines()
+            assert (await anext(lines)).startswith("data: ")
+            server.process.send_signal(signal.SIGTERM)
+            assert await _wait_exit(server) == 0
     assert not any(map(alive, family))
 
 

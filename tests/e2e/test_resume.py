@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 
 import pytest
@@ -19,7 +20,7 @@ from tests.e2e.client import (
     split_cursor,
     sse,
 )
-from tests.server import Server
+from tests.server import Server, serving
 
 CUTS = 12
 TRANSPORTS = {"websocket": ("websocket",), "sse": ("sse",), "both": ("websocket", "sse")}
@@ -142,3 +143,22 @@ async def test_a_lost_job_is_never_run_again_silently(server: Server) -> None:
         assert (await client.get(f"/v1/jobs/{job_id}", timeout=PATIENCE_S)).status_code == 404
         reply = await socket.ask("subscribe", job_id=job_id)
         assert (reply["error"]["code"], reply["error"]["status"]) == ("job_not_found", 404)
+
+
+async def test_a_job_is_forgotten_after_its_retention() -> None:
+    with serving("--retention-s", "0.3") as server:
+        async with Socket(server) as socket, http(server) as client:
+            job = counting(1, 5, job_id=new_id())
+            first = await socket.run(**job)
+            while (await client.get(f"/v1/jobs/{job['job_id']}")).status_code != 404:  # noqa: ASYNC110 - nothing wakes us
+                await asyncio.sleep(0.05)
+            lost = await socket.ask("create", **job, after=first.frames[2]["cursor"])
+            assert lost["error"]["code"] == "job_lost"
+            # Without a cursor it is a new job, and a cursor of the old one does not fit its log.
+            again = Reading()
+            await socket.create(again, **job)
+            assert "replayed" not in again.accepted[0]
+            replayed = await socket.subscribe(job["job_id"], after=first.frames[2]["cursor"])
+            await socket.finish(job["job_id"])
+    assert replayed.accepted[0]["reset"] is True
+    assert replayed.text() == expected_count(1, 5)

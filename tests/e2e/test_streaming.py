@@ -17,7 +17,7 @@ from tests.e2e.client import (
     read_sse,
     sse,
 )
-from tests.server import Server
+from tests.server import Server, serving
 
 STORY = {"prompt": "Tell me a story about a fox", "temperature": 0, "max_tokens": 120}
 
@@ -170,3 +170,20 @@ async def test_a_stream_that_is_left_is_no_burden(server: Server) -> None:
             await anext(frames)
         whole = await read_sse(client, job_id, Reading())
     assert whole.text() == expected_count(1, 60)
+
+
+async def test_a_silent_stream_shows_signs_of_life() -> None:
+    with serving("--heartbeat-s", "0.1") as server:
+        async with Socket(server) as socket, http(server) as client:
+            with server.frozen_engine():
+                assert (await socket.receive()) == {"type": "pong"}
+                job_id = await post_job(client, **counting())
+                url, headers = f"/v1/jobs/{job_id}/stream", {"Accept": "text/event-stream"}
+                async with client.stream("GET", url, headers=headers) as answer:
+                    seen = b""
+                    async for chunk in answer.aiter_bytes():
+                        seen += chunk
+                        if seen.count(b": hb\n\n") >= 2:
+                            break
+            # Comments are nothing to a reader.
+            assert (await read_sse(client, job_id)).text() == expected_count(1, 60)
