@@ -29,12 +29,13 @@ async def test_64_jobs_on_64_sockets(server: Server) -> None:
 
 
 async def test_32_jobs_over_sse_beside_32_on_a_socket(server: Server) -> None:
+    lasts = range(20, 20 + JOBS // 2)
     async with Socket(server) as socket, http(server) as client:
-        for first in range(JOBS // 2):
-            await socket.create(**counting(first, first + 40))
-        over_sse = asyncio.gather(*(post_stream(client, **counting(first, first + 40)) for first in range(JOBS // 2)))
+        for last in lasts:
+            await socket.create(**counting(1, last))
+        over_sse = asyncio.gather(*(post_stream(client, **counting(1, last)) for last in lasts))
         over_websocket, streams = await socket.finish(), await over_sse
-    expected = [expected_count(first, first + 40) for first in range(JOBS // 2)]
+    expected = [expected_count(1, last) for last in lasts]
     assert [reading.text() for reading in over_websocket] == expected
     assert [reading.text() for reading in streams] == expected
 
