@@ -179,8 +179,9 @@ def _sdpa(q: Tensor, paged: _Paged) -> Tensor:
     )
     seen = _visible(paged, count, keys.shape[2])
     queries = q.transpose(1, 2).float()
-    # Values of pages that were never written may be anything, and zero times infinity is not zero.
-    values = values.masked_fill(~seen.any(2, keepdim=True).transpose(2, 3), 0.0)
+    # Behind a sequence's end a page holds what another left there, and zero times infinity is not zero.
+    beyond = ~seen.any(2, keepdim=True).transpose(2, 3)
+    keys, values = keys.masked_fill(beyond, 0.0), values.masked_fill(beyond, 0.0)
     if paged.softcap:
         group = heads // keys.shape[1]
         scores = queries @ keys.repeat_interleave(group, 1).transpose(2, 3) * (paged.scale / paged.softcap)

@@ -1,0 +1,31 @@
+"""An engine process that runs ExLlamaV2 on the CPU: the real host, with the stand-in installed first.
+
+`COMMAND` starts it, for a broker's `command`; the socket's fd and the parent's pid are appended.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from worker.engines.base import Engine, EngineSpec, OnLoad
+from worker.scheduler import host
+
+ROOT = Path(__file__).resolve().parents[3]
+_CODE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.engines.exllamav2 import host; host.run()"
+COMMAND = (sys.executable, "-c", _CODE)
+
+
+def run() -> None:
+    """Be the engine process. Does not return."""
+    host.main(lambda spec: (_load, msgspec.structs.replace(spec, engine="exllamav2"), "it is the only one here"))
+
+
+def _load(spec: EngineSpec, on_load: OnLoad) -> Engine:
+    from tests.engines.exllamav2 import cpu
+    from worker.engines import exllamav2
+
+    with cpu.gpu():
+        return exllamav2.load(spec, on_load)

@@ -1,0 +1,105 @@
+"""Options of the ExLlamaV2 engine, and what it needs of a machine. Needs none of CUDA."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from worker.engines.base import EngineSpec
+from worker.engines.exllamav2 import requirements
+from worker.engines.exllamav2.options import Options, read_options
+from worker.errors import ModelError
+
+
+def test_defaults() -> None:
+    options = read_options({"device": "0"})
+    assert options == Options() and options.ahead == 0 and options.split_gib is None and options.adapters == []
+
+
+def test_values_become_typed() -> None:
+    given = {"cache": "q4", "cache_tokens": "4096", "gpu_split": "20,24.5", "draft_model": "small", "draft_tokens": "3"}
+    options = read_options({**given, "loras": "one=0.5,two"})
+    assert (options.cache, options.cache_tokens, options.split_gib) == ("q4", 4096, [20.0, 24.5])
+    assert (options.speculates, options.ahead) == (True, 3)
+    assert options.adapters == [(Path("one"), 0.5), (Path("two"), 1.0)]
+    assert read_options({"ngram": "true"}).ahead == 4
+    assert read_options({"gpu_split": "auto"}).split_gib is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"cahce": "q4"}, "cahce"),
+        ({"cache": "q5"}, "q5"),
+        ({"cache_tokens": "many"}, "cache_tokens"),
+        ({"cache_tokens": "-1"}, "cache_tokens"),
+        ({"chunk_tokens": "300"}, "multiple of 256"),
+        ({"chunk_tokens": "0"}, "multiple of 256"),
+        ({"gpu_split": "all"}, "gpu_split is 'all'"),
+        ({"loras": "one=big"}, "scale 'big' of one"),
+        ({"ngram": "true", "draft_model": "small"}, "not with both"),
+        ({"draft_tokens": "0"}, "1 to 16"),
+    ],
+)
+def test_what_is_wrong_is_refused(given: dict[str, str], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        read_options(given)
+
+
+# ---- what is needed --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> set[str]:
+    """Packages that seem to be there: all, at first, and the extension built."""
+    names = {*requirements.PACKAGES, requirements.EXTENSION}
+    spec = importlib.util.find_spec("worker")
+    real: Callable[[str], object] = importlib.util.find_spec
+    asked = {*names, "flash_attn"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: _of(name, names, asked, spec, real))
+    monkeypatch.setattr(metadata, "version", lambda _name: "2.13.0+cu130")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.delitem(sys.modules, requirements.EXTENSION, raising=False)
+    return names
+
+
+def _of(name: str, names: set[str], asked: set[str], spec: object, real: Callable[[str], object]) -> object:
+    if name not in asked:
+        return real(name)
+    return spec if name in names else None
+
+
+def test_nothing_is_missing(installed: set[str]) -> None:
+    assert requirements.missing() is None
+
+
+@pytest.mark.parametrize("name", requirements.PACKAGES)
+def test_a_package_is_missing(installed: set[str], name: str) -> None:
+    installed.discard(name)
+    reason = requirements.missing()
+    assert reason is not None and name in reason and 'pip install "jobwire[cuda]"' in reason
+    with pytest.raises(ModelError, match=name):
+        requirements.open_library(EngineSpec())
+
+
+def test_torch_is_built_without_cuda(installed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _name: "2.13.0+cpu")
+    assert "torch 2.13.0+cpu is built without CUDA" in (requirements.missing() or "")
+
+
+@pytest.mark.parametrize("place", ["exllamav2_ext/exllamav2_ext.so", "py311_cu130/exllamav2_ext/exllamav2_ext.so"])
+def test_the_extension_is_built_once_by_a_command(installed: set[str], tmp_path: Path, place: str) -> None:
+    installed.discard(requirements.EXTENSION)
+    assert "jobwire engine build" in (requirements.missing() or "")
+    with pytest.raises(ModelError, match="jobwire engine build"):
+        requirements.open_library(EngineSpec())
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).with_suffix(".o").touch()
+    assert requirements.missing() is not None
+    (tmp_path / place).touch()
+    assert requirements.missing() is None
