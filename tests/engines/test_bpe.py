@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,40 @@ def test_a_word_that_is_a_token_is_taken_whole_where_the_rule_says_so() -> None:
     types = [*TYPES, TokenType.NORMAL]
     assert Bpe(tokens, types, MERGES, PRE_TOKENIZERS["llama-bpe"]).encode("xyz", special=False) == [len(TOKENS)]
     assert len(Bpe(tokens, types, MERGES, PRE_TOKENIZERS["qwen2"]).encode("xyz", special=False)) == 3
+
+
+def one_by_one(word: str, merges: list[str]) -> list[str]:
+    """The definition: merge the pair that was learnt first, the leftmost of equal ones, until none is left."""
+    ranks = {tuple(merge.split(" ")): rank for rank, merge in reversed(list(enumerate(merges)))}
+    parts = list(word)
+    while True:
+        pairs = [(ranks[pair], place) for place, pair in enumerate(pairwise(parts)) if pair in ranks]
+        if not pairs:
+            return parts
+        _, place = min(pairs)
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+
+
+@given(data=st.data())
+def test_merges_are_made_in_the_order_in_which_they_were_learnt(data: st.DataObject) -> None:
+    known, merges = ["a", "b", "c"], []
+    for _ in range(data.draw(st.integers(0, 12))):
+        left, right = data.draw(st.sampled_from(known)), data.draw(st.sampled_from(known))
+        merges.append(f"{left} {right}")
+        known.append(left + right)
+    data.draw(st.randoms()).shuffle(merges)
+    tokens = [*CHARACTERS, *sorted(set(known) - set("abc"))]
+    bpe = Bpe(tokens, [TokenType.NORMAL] * len(tokens), merges, PRE_TOKENIZERS["qwen2"])
+    word = data.draw(st.text("abc", max_size=40))
+    assert [tokens[token] for token in bpe.encode(word, special=False)] == (one_by_one(word, merges) if word else [])
+
+
+def test_a_pair_that_a_merge_took_away_is_forgotten() -> None:
+    # "a b" waits when "b c" is merged; then "bc d" comes before "a bc".
+    merges = ["b c", "a b", "bc d", "a bc"]
+    tokens = [*CHARACTERS, "bc", "ab", "bcd", "abc"]
+    bpe = Bpe(tokens, [TokenType.NORMAL] * len(tokens), merges, PRE_TOKENIZERS["qwen2"])
+    assert [tokens[token] for token in bpe.encode("abcd", special=False)] == ["a", "bcd"]
 
 
 @pytest.mark.parametrize("unit", ["a", "the", "an", " ", "\n", "7", "é", "🦊", "<|user|>", "<|use"])
