@@ -1,4 +1,4 @@
-"""The commands `serve`, `run`, `bench` and `doctor`, each one module; here is what they share: dispatch, exit codes.
+"""The commands, each one module; here is what they share: dispatch, exit codes.
 
 Exit codes: 0 done; 1 it could not be done (the model, the job, or for `doctor` the machine); 2 a wrong setting or
 argument; 130 interrupted by Ctrl-C; 141 whoever read the output is gone (as in `jobwire run ... | head`).
@@ -29,6 +29,7 @@ commands:
   run "PROMPT"       stream one answer to the terminal, without a server
   bench              measure what delivery costs, against the bare engine
   doctor             look at this machine and say what is missing, and how to get it
+  engine build       compile what the engine for NVIDIA GPUs needs, once
 
 `jobwire COMMAND --help` shows what a command takes. Arguments without a command are settings of `serve`.
 
@@ -101,4 +102,16 @@ def _bench(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return bench(argv, environ)
 
 
-_COMMANDS: dict[str, Command] = {"serve": _serve, "run": _run, "doctor": _doctor, "bench": _bench}
+def _engine(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    from worker.cli.engine import engine
+
+    return engine(argv, environ)
+
+
+_COMMANDS: dict[str, Command] = {
+    "serve": _serve,
+    "run": _run,
+    "doctor": _doctor,
+    "bench": _bench,
+    "engine": _engine,
+}

@@ -17,8 +17,9 @@ from typing import Literal
 
 from worker.cli import EXIT_FAILED
 from worker.config import Parser, Settings, add_flags, given_flags, resolve
+from worker.engines.base import EngineSpec
 from worker.engines.choose import choose
-from worker.errors import ConfigError, JobwireError
+from worker.errors import ConfigError, JobwireError, ModelError
 from worker.scheduler.messages import Open
 from worker.transports import listener
 
@@ -91,10 +92,9 @@ def check_engine(settings: Settings) -> Iterator[Finding]:
         yield Finding("problem", error.detail)
     else:
         what = f"Model: {settings.model or 'the bundled one'}. Engine: {chosen.engine}, because {why}"
-        if chosen.model and not Path(chosen.model).is_file():
-            yield Finding(
-                "problem", f"There is no model file {chosen.model}", "Give the path of a GGUF file: --model PATH"
-            )
+        if chosen.model and not Path(chosen.model).exists():
+            fix = "Give the path of a GGUF file, or of a folder for ExLlamaV2: --model PATH"
+            yield Finding("problem", f"There is no model file {chosen.model}", fix)
         else:
             yield Finding("ok", what)
 
@@ -111,12 +111,15 @@ def check_llama_cpp(_settings: Settings) -> Iterator[Finding]:
 
 def check_gpu(_settings: Settings) -> Iterator[Finding]:
     """Is there a GPU that people may expect to be used?"""
-    if Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
-        yield Finding(
-            "note", "There is an NVIDIA driver, but the engine for it (ExLlamaV2) is not part of this version"
-        )
-    else:
+    if not (Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")):
         yield Finding("ok", "No NVIDIA driver: engines run on the CPU")
+        return
+    try:
+        choose(EngineSpec(engine="exllamav2"))
+    except ModelError as error:
+        yield Finding("note", f"There is an NVIDIA driver. {error.detail}")
+    else:
+        yield Finding("ok", "There is an NVIDIA driver, and ExLlamaV2 is ready to use it")
 
 
 def check_cpu(_settings: Settings) -> Iterator[Finding]:

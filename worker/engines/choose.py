@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -42,6 +42,16 @@ def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
         raise ModelError(f"The engine {name!r} does not exist. There are: auto, {', '.join(MODULES)}.")
     load = cast(Load, importlib.import_module(module).load)
     return load, msgspec.structs.replace(resolved, engine=name), why
+
+
+def build_extension(environ: Mapping[str, str], on_progress: Callable[[int, int], None]) -> float:
+    """Compile what ExLlamaV2 needs on this machine; return the seconds it took.
+
+    `on_progress` hears how many files of how many are compiled. Raises ModelError when it cannot be built.
+    """
+    from worker.engines.exllamav2.build import build
+
+    return build(environ, on_progress)
 
 
 def _read_template(path: str) -> str:

@@ -2,7 +2,8 @@
 
 Nothing of CUDA is imported before `load` is called. The parts: `requirements` says what is missing, `options` what can
 be set, `folder` reads a model's folder, `vocabulary` its tokenizer, `paged_attention` computes attention where there is
-no flash-attn, `model` builds the library's objects, `job` is one sequence in its batch, `engine` is the port.
+no flash-attn, `model` makes the library's objects, `job` is one sequence in its batch, `engine` is the port. `build`
+compiles the library's extension, which is a command of its own.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -18,23 +19,31 @@ EXTENSION = "exllamav2_ext"
 
 def missing() -> str | None:
     """Say why this engine cannot run here, None if nothing speaks against it. Imports nothing of it."""
-    for name in PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            return f"ExLlamaV2 needs the package {name}, which is not installed: {EXTRA}"
+    return lacking() or _unbuilt()
+
+
+def lacking() -> str | None:
+    """Say which package this engine needs to be built or run, None if all are there."""
+    absent = _absent()
+    if absent is not None:
+        return absent
     version = metadata.version("torch")
     if version.endswith("+cpu"):
         return f"torch {version} is built without CUDA: install a CUDA build of torch 2.12 or newer"
-    return _unbuilt()
+    return None
+
+
+def extensions(environ: Mapping[str, str]) -> Path:
+    """Return the folder where torch keeps what it compiled."""
+    own = environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(own) if own else Path.home() / ".cache" / "torch_extensions"
 
 
 def open_library(spec: EngineSpec) -> None:
     """Make sure that `import exllamav2` will work, and quickly. Raises ModelError saying what is missing."""
-    for name in PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            raise ModelError(f"ExLlamaV2 needs the package {name}, which is not installed: {EXTRA}")
-    reason = _unbuilt()
+    reason = _absent() or _unbuilt()
     if reason is not None:
-        raise ModelError(reason)
+        raise ModelError(f"{reason}.")
     _environment(spec)
     import torch
 
@@ -42,6 +51,13 @@ def open_library(spec: EngineSpec) -> None:
         raise ModelError(f"torch {torch.__version__} is built without CUDA: install a CUDA build of torch.")
     if not torch.cuda.is_available():
         raise ModelError(f"torch {torch.__version__} for CUDA {torch.version.cuda} finds no GPU: is the driver loaded?")
+
+
+def _absent() -> str | None:
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            return f"ExLlamaV2 needs the package {name}, which is not installed: {EXTRA}"
+    return None
 
 
 def _environment(spec: EngineSpec) -> None:
@@ -74,8 +90,7 @@ def _unbuilt() -> str | None:
     """ExLlamaV2 compiles its extension when it is imported; that takes minutes and belongs to a command of its own."""
     if EXTENSION in sys.modules or importlib.util.find_spec(EXTENSION) is not None:
         return None
-    own = os.environ.get("TORCH_EXTENSIONS_DIR")
-    folder = Path(own) if own else Path.home() / ".cache" / "torch_extensions"
+    folder = extensions(os.environ)
     built = [*folder.glob(f"{EXTENSION}/{EXTENSION}.*"), *folder.glob(f"*/{EXTENSION}/{EXTENSION}.*")]
     if any(path.suffix in (".so", ".pyd") for path in built):
         return None

@@ -1,0 +1,104 @@
+"""Building the extension: what is looked for, what is said when it is missing, and how far it is. Compiles nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker.engines.exllamav2 import build, requirements
+from worker.errors import ModelError
+
+
+def toolkit(home: Path, headers: tuple[str, ...] = build.HEADERS) -> Path:
+    """Lay out a CUDA toolkit as packages have it."""
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "nvcc").write_text("#!/bin/sh\n")
+    (home / "bin" / "nvcc").chmod(0o755)
+    (home / "include").mkdir()
+    for name in headers:
+        (home / "include" / name).touch()
+    (home / "lib").mkdir()
+    (home / "lib" / "libcudart.so.13").write_bytes(b"cudart")
+    return home
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """A machine with a C++ compiler and nothing else."""
+    (tmp_path / "bin").mkdir()
+    for name in ("g++", "ninja"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    return {"PATH": str(tmp_path / "bin"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "HOME": str(tmp_path)}
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "lacking", lambda: None)
+
+
+def test_a_toolkit_is_taken_from_its_variable_the_path_or_packages(tmp_path: Path, environ: dict[str, str]) -> None:
+    def home(*packages: Path, **variables: str) -> Path | None:
+        found = build.find_toolkit({**environ, **variables}, packages, tmp_path / "standard")
+        assert found is None or found.include == tuple(package / "include" for package in packages)
+        return found and found.home
+
+    assert home() is None
+    packaged = toolkit(tmp_path / "nvidia" / "cu13")
+    assert home(packaged) == packaged
+    standard = toolkit(tmp_path / "standard")
+    assert home(packaged) == standard
+    launcher = toolkit(tmp_path / "launcher", ())
+    environ["PATH"] += f":{launcher / 'bin'}"
+    assert home(packaged) == standard, "an nvcc without headers is no toolkit"
+    installed = toolkit(tmp_path / "cuda")
+    environ["PATH"] = environ["PATH"].replace(str(launcher), str(installed))
+    assert home(packaged) == installed
+    named = toolkit(tmp_path / "named")
+    assert home(packaged, CUDA_HOME=str(named)) == named
+
+
+def test_headers_of_packages_make_up_for_those_a_toolkit_lacks(tmp_path: Path) -> None:
+    poor = toolkit(tmp_path / "cuda", ("cuda_runtime.h",))
+    assert build.Toolkit(poor, ()).missing_headers == list(build.HEADERS[1:])
+    assert build.Toolkit(poor, (toolkit(tmp_path / "more") / "include",)).missing_headers == []
+
+
+def test_everything_that_is_missing_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "lacking", lambda: "torch is built without CUDA")
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda _name: None)
+    nothing = {"PATH": str(tmp_path)}
+    said = "; ".join(build.obstacles(None, nothing))
+    assert all(word in said for word in ("torch is built without CUDA", "no nvcc", "C++ compiler g++", "no ninja"))
+    assert "which CUDA_HOME names, has no bin/nvcc" in "; ".join(build.obstacles(build.Toolkit(tmp_path, ()), nothing))
+    poor = build.Toolkit(toolkit(tmp_path / "cuda", ("cuda_runtime.h",)), ())
+    assert "lacks cusparse.h, cublas_v2.h" in "; ".join(build.obstacles(poor, nothing))
+    with pytest.raises(ModelError, match="cannot be built: torch is built without CUDA; "):
+        build.build(nothing, lambda _done, _total: None)
+
+
+@pytest.mark.usefixtures("packages")
+def test_it_says_how_far_it_is(tmp_path: Path, environ: dict[str, str]) -> None:
+    home = toolkit(tmp_path / "cuda")
+    code = (
+        "import os, pathlib\n"
+        "home = pathlib.Path(os.environ['CUDA_HOME'])\n"
+        "assert (home / 'bin' / 'nvcc').exists() and (home / 'lib64' / 'libcudart.so').read_bytes() == b'cudart'\n"
+        "folder = pathlib.Path(os.environ['TORCH_EXTENSIONS_DIR'], 'py3_cu130', 'exllamav2_ext')\n"
+        "folder.mkdir(parents=True)\n"
+        "[(folder / f'{n}.o').touch() for n in range(47)]\n"
+    )
+    told: list[tuple[int, int]] = []
+    variables = {**environ, "CUDA_HOME": str(home)}
+    seconds = build.build(variables, lambda *progress: told.append(progress), (sys.executable, "-c", code))
+    assert seconds > 0 and told[-1] == (47, 47) and told == sorted(told)
+
+
+@pytest.mark.usefixtures("packages")
+def test_what_the_compiler_said_is_told(tmp_path: Path, environ: dict[str, str]) -> None:
+    variables = {**environ, "CUDA_HOME": str(toolkit(tmp_path / "cuda"))}
+    with pytest.raises(ModelError, match=r"failed: .*ext_norm\.cpp: no such thing"):
+        command = (sys.executable, "-c", "import sys; sys.exit('ext_norm.cpp: no such thing')")
+        build.build(variables, lambda _done, _total: None, command)

@@ -1,0 +1,24 @@
+"""`jobwire engine build`: compiles what ExLlamaV2 needs on this machine, once, so that serving never waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from worker.config import Parser
+from worker.engines.choose import build_extension
+
+
+def engine(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Build the extension; return 0. Raises ConfigError for wrong arguments, ModelError when it cannot be built."""
+    parser = Parser(
+        prog="jobwire engine",
+        usage="%(prog)s build",
+        description="Compile the CUDA extension of the ExLlamaV2 engine for the GPUs of this machine. Takes minutes.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("action", choices=["build"], help="compile it, unless that is done already")
+    parser.parse_exactly(argv)
+    print("Building the extension of ExLlamaV2 ...", flush=True)
+    seconds = build_extension(environ, lambda done, total: print(f"{done:3} of {total} files compiled", flush=True))
+    print(f"Built in {seconds:.0f} s. `jobwire serve --engine exllamav2 --model FOLDER` can use it.")
+    return 0

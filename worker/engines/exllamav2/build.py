@@ -1,0 +1,169 @@
+"""Builds ExLlamaV2's CUDA extension once, before anything is served: finds the compilers, or says what is missing.
+
+The library compiles its extension whenever it is imported and finds none; torch keeps the result for all later
+processes. A CUDA toolkit may be installed in the system, or come as packages (`cuda-toolkit`) into site-packages.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from worker.engines.exllamav2 import requirements
+from worker.engines.machine import cores
+from worker.errors import ModelError
+
+SOURCES = 47
+"""Files that the extension is compiled from."""
+
+HEADERS = ("cuda_runtime.h", "cusparse.h", "cublas_v2.h", "cusolverDn.h")
+TOOLKIT = (
+    "pip install 'cuda-toolkit[nvcc,crt,nvvm,cccl,cudart,cublas,cusparse,cusolver,curand]' in torch's CUDA version"
+)
+STANDARD = Path("/usr/local/cuda")
+POLL_S = 0.5
+OUTPUT_BYTES_SHOWN = 2000
+_CODE = "import exllamav2.ext"
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA toolkit: `home` has bin/nvcc, `include` are further folders of headers."""
+
+    home: Path
+    include: tuple[Path, ...]
+
+    @property
+    def missing_headers(self) -> list[str]:
+        """Headers that no folder has."""
+        folders = (self.home / "include", *self.include)
+        return [name for name in HEADERS if not any((folder / name).is_file() for folder in folders)]
+
+
+def find_toolkit(
+    environ: Mapping[str, str], packages: Sequence[Path] | None = None, standard: Path = STANDARD
+) -> Toolkit | None:
+    """Return the toolkit that CUDA_HOME names, else the one on the path, the system's, that of packages; or None.
+
+    An nvcc alone, which may be a mere launcher, is taken only where nobody has headers beside it.
+    """
+    parts = list(_packaged() if packages is None else packages)
+    include = tuple(part / "include" for part in parts)
+    if environ.get("CUDA_HOME"):
+        return Toolkit(Path(environ["CUDA_HOME"]), include)
+    nvcc = shutil.which("nvcc", path=environ.get("PATH", ""))
+    homes = [*([Path(nvcc).resolve().parents[1]] if nvcc else []), standard, *parts]
+    homes = [home for home in homes if (home / "bin" / "nvcc").is_file()]
+    homes.sort(key=lambda home: not (home / "include" / HEADERS[0]).is_file())
+    return Toolkit(homes[0], include) if homes else None
+
+
+def _packaged() -> Iterator[Path]:
+    """Folders of CUDA that packages installed: site-packages/nvidia/cu13 and alike."""
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        yield from sorted(Path(folder).glob("cu[0-9]*"), reverse=True)
+
+
+def obstacles(toolkit: Toolkit | None, environ: Mapping[str, str]) -> list[str]:
+    """Say everything that keeps the extension from being built here, and how to get it."""
+    found = []
+    lacking = requirements.lacking()
+    if lacking is not None:
+        found.append(lacking)
+    if toolkit is None:
+        found.append(f"there is no nvcc: install NVIDIA's CUDA toolkit, or {TOOLKIT}")
+    elif not (toolkit.home / "bin" / "nvcc").is_file():
+        found.append(f"{toolkit.home}, which CUDA_HOME names, has no bin/nvcc")
+    elif toolkit.missing_headers:
+        found.append(f"{toolkit.home} lacks {', '.join(toolkit.missing_headers)}: {TOOLKIT}")
+    path = environ.get("PATH", "")
+    compiler = environ.get("CXX", "g++")
+    if shutil.which(compiler, path=path) is None:
+        found.append(f"there is no C++ compiler {compiler}: install g++ (Debian: apt-get install g++)")
+    if importlib.util.find_spec("ninja") is None and shutil.which("ninja", path=path) is None:
+        found.append(f"there is no ninja: {requirements.EXTRA}")
+    return found
+
+
+def build(
+    environ: Mapping[str, str],
+    on_progress: Callable[[int, int], None],
+    command: tuple[str, ...] = (sys.executable, "-c", _CODE),
+) -> float:
+    """Compile the extension unless it is there already; return the seconds it took.
+
+    `on_progress` hears how many files of how many are compiled. Raises ModelError with all that is missing, or with the
+    end of what the compiler said.
+    """
+    toolkit = find_toolkit(environ)
+    problems = obstacles(toolkit, environ)
+    if problems or toolkit is None:
+        raise ModelError("The extension cannot be built: " + "; ".join(problems) + ".")
+    begun_s = time.monotonic()
+    with TemporaryDirectory(prefix="jobwire-cuda-") as scratch:
+        variables = _variables(toolkit, environ, Path(scratch))
+        folder = requirements.extensions(variables)
+        with (Path(scratch) / "output").open("w+b") as output:
+            process = subprocess.Popen(command, env=variables, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603 (our own interpreter)
+            try:
+                _watch(process, folder, on_progress)
+            finally:
+                process.kill()
+                process.wait()
+            output.seek(0)
+            said = output.read().decode(errors="replace")[-OUTPUT_BYTES_SHOWN:]
+    if process.returncode:
+        raise ModelError(f"Building the extension failed: {said}")
+    return time.monotonic() - begun_s
+
+
+def _watch(process: subprocess.Popen[bytes], folder: Path, on_progress: Callable[[int, int], None]) -> None:
+    """Wait for the process, telling what it has done whenever that grew."""
+    told = -1
+    while True:
+        ended = process.poll() is not None
+        done = min(len({path.name for path in folder.glob(f"**/{requirements.EXTENSION}/*.o")}), SOURCES)
+        if done > told:
+            told = done
+            on_progress(done, SOURCES)
+        if ended:
+            return
+        try:
+            process.wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _variables(toolkit: Toolkit, environ: Mapping[str, str], scratch: Path) -> dict[str, str]:
+    """The environment of the compiler."""
+    home = toolkit.home if (toolkit.home / "lib64").is_dir() else _with_lib64(toolkit.home, scratch / "toolkit")
+    include = [str(folder) for folder in toolkit.include if folder.is_dir()]
+    return {
+        **environ,
+        "CUDA_HOME": str(home),
+        "CPATH": os.pathsep.join(filter(None, [environ.get("CPATH"), *include])),
+        "MAX_JOBS": environ.get("MAX_JOBS", str(cores())),
+        "EXLLAMA_NO_FLASH_ATTN": "1",
+    }
+
+
+def _with_lib64(home: Path, view: Path) -> Path:
+    """A view of a toolkit that came as packages, with the folder and the names of libraries that linkers look for."""
+    (view / "lib64").mkdir(parents=True)
+    for part in home.iterdir():
+        (view / part.name).symlink_to(part)
+    for library in sorted((home / "lib").glob("*.so*")):
+        for name in {library.name, library.name.partition(".so")[0] + ".so"}:
+            link = view / "lib64" / name
+            if not link.exists():
+                link.symlink_to(library)
+    return view
