@@ -171,25 +171,24 @@ def _batch(chunks: Sequence[Chunk]) -> Batch:
     """Lay out the rows: single tokens first, by slot, then prompts."""
     keys = [(len(chunk.ids) > 1, chunk.slot) for chunk in chunks]
     order = sorted(range(len(chunks)), key=keys.__getitem__)
-    slots = [chunks[i].slot for i in order]
-    starts = [chunks[i].position for i in order]
-    lengths = [len(chunks[i].ids) for i in order]
-    singles = lengths.count(1)
-    stops = list(accumulate(lengths))
+    laid = [(chunks[i], chunks[i].position + len(chunks[i].ids)) for i in order]
+    singles = [(chunk.slot, stop) for chunk, stop in laid if len(chunk.ids) == 1]
+    row_stops = list(accumulate(len(chunk.ids) for chunk, _ in laid))
     ends = np.empty(len(chunks), np.intp)
-    ends[order] = np.array(stops) - 1
+    ends[order] = row_stops
+    ends -= 1
     return Batch(
-        ids=np.fromiter((token for i in order for token in chunks[i].ids), np.intp, stops[-1]),
+        ids=np.array([token for chunk, _ in laid for token in chunk.ids]),
         places=Places.of(
-            slots=np.repeat(slots, lengths),
-            positions=np.arange(stops[-1]) + np.repeat(np.array(starts) + lengths - stops, lengths),
+            slots=np.array([chunk.slot for chunk, _ in laid for _ in chunk.ids]),
+            positions=np.array([position for chunk, stop in laid for position in range(chunk.position, stop)]),
         ),
         ends=ends,
-        groups=plan_groups(slots[:singles], [start + 1 for start in starts[:singles]]),
+        groups=plan_groups([slot for slot, _ in singles], [length for _, length in singles]),
         spans=[
-            Span(slice(stop - length, stop), slot, start + length)
-            for slot, start, length, stop in zip(slots, starts, lengths, stops, strict=True)
-            if length > 1
+            Span(slice(row_stop - len(chunk.ids), row_stop), chunk.slot, stop)
+            for (chunk, stop), row_stop in zip(laid, row_stops, strict=True)
+            if len(chunk.ids) > 1
         ],
     )
 
