@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, TokenType, quants
 from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
 from worker.engines.base import LoadProgress
 from worker.engines.bpe import CHARACTERS
+from worker.engines.machine import has_avx512
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -198,3 +200,18 @@ class Reference:
 
 def unheard(_progress: LoadProgress) -> None:
     """For tests that do not care how far loading is."""
+
+
+def _adds_in_the_same_order() -> bool:
+    rng = np.random.default_rng(0)
+    for inner in (32, 200, 640):
+        rows, matrix = (rng.standard_normal((24, inner), np.float32), rng.standard_normal((inner, 64), np.float32))
+        if any(not np.array_equal(rows[:count] @ matrix, (rows @ matrix)[:count]) for count in range(2, 24)):
+            return False
+    return has_avx512()
+
+
+same_bits = pytest.mark.skipif(
+    not _adds_in_the_same_order(), reason="this CPU's BLAS adds in another order for other numbers of rows"
+)
+"""For tests of exact equality: numpy by itself must give a row the same bits in products of any number of rows."""

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.engines.models import same_bits
 from worker.engines.linear import BLOCK_COLUMNS, SMALL_PRODUCT, SMALL_ROWS_MIN, Linear, multiply
-from worker.engines.machine import has_avx512
 
 # The last is too wide to be cut.
 SHAPES = [(64, 64), (130, 96), (1, 3), (63, 640), (256, 256), (300, 1900), (96, 2000)]
@@ -60,7 +60,7 @@ def test_multiply_broadcasts_and_cuts(heads: int, count: int, inner: int, width:
     np.testing.assert_allclose(out, np.matmul(rows, matrices), atol=1e-4 * inner)
 
 
-@pytest.mark.skipif(not has_avx512(), reason="only OpenBLAS's kernels for AVX-512 add in the same order always")
+@same_bits
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if SMALL_ROWS_MIN * shape[1] * 64 <= SMALL_PRODUCT])
 def test_a_row_is_the_same_bits_in_any_company(shape: tuple[int, int]) -> None:
     linear, rows = Linear(normal(*shape)), normal(200, shape[1], seed=1)

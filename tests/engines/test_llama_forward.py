@@ -10,12 +10,11 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engines.models import Reference, Sizes, random_weights, stored, unheard, write_model
+from tests.engines.models import Reference, Sizes, random_weights, same_bits, stored, unheard, write_model
 from worker.engines.gguf import open_gguf
 from worker.engines.kv_cache import PAGE_TOKENS, KvCache
 from worker.engines.llama_forward import GROUP_TOKENS, QUERIES_MAX, Chunk, Forward, plan_groups
 from worker.engines.llama_weights import load_weights
-from worker.engines.machine import has_avx512
 
 SLOTS = 6
 SIZES = [
@@ -167,7 +166,7 @@ def test_what_an_earlier_sequence_left_in_a_slot_is_not_seen(model: Forward, ref
     assert_close(found[1], reference.logits([*short, 6])[-1])
 
 
-@pytest.mark.skipif(not has_avx512(), reason="only OpenBLAS's kernels for AVX-512 add in the same order always")
+@same_bits
 @pytest.mark.parametrize("sizes", SIZES[:4], ids=str)
 def test_logits_are_the_same_bits_however_they_are_computed(tmp_path: Path, sizes: Sizes) -> None:
     ids = tokens(400)

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.engines.models import TOKENS, Reference, Sizes, random_weights, unheard, write_model
+from tests.engines.models import TOKENS, Reference, Sizes, random_weights, same_bits, unheard, write_model
 from worker.engines import numpy_llama
 from worker.engines.base import Broke, Delta, EngineSpec, Generation, LoadProgress, Prefilled
 from worker.engines.kv_cache import KvCache
-from worker.engines.machine import has_avx512
 from worker.engines.numpy_llama import CONTEXT_TOKENS_DEFAULT, NumpyLlama, load
 from worker.errors import ModelError
 from worker.events import Prompt, Sampling
@@ -70,7 +69,7 @@ def test_greedy_tokens_and_their_probabilities_are_those_of_the_oracle(engine: N
         assert logprob == pytest.approx(probabilities[token], abs=1e-3)
 
 
-@pytest.mark.skipif(not has_avx512(), reason="only OpenBLAS's kernels for AVX-512 add in the same order always")
+@same_bits
 def test_the_same_bits_alone_in_company_in_any_chunks_from_the_cache_and_resumed(path: Path) -> None:
     texts = {str(number): TEXT[number : number + 60 * (number + 1)] for number in range(8)}
     alone = {}
