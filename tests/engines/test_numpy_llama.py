@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.engines.models import TOKENS, Reference, Sizes, random_weights, same_bits, unheard, write_model
 from worker.engines import numpy_llama
 from worker.engines.base import Broke, Delta, EngineSpec, Generation, LoadProgress, Prefilled
+from worker.engines.gguf import open_gguf
 from worker.engines.kv_cache import KvCache
 from worker.engines.numpy_llama import CONTEXT_TOKENS_DEFAULT, NumpyLlama, load
-from worker.errors import ModelError
+from worker.errors import InvalidParams, ModelError
 from worker.events import Prompt, Sampling
 
 SLOTS = 4
@@ -267,6 +270,33 @@ def test_slots_are_fewer_where_memory_is_short(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(numpy_llama, "memory_bytes", lambda: weights + 2 * slot - 2)
     with pytest.raises(ModelError, match=r"a sequence of 512 tokens .* Give a smaller --context-tokens"):
         load(EngineSpec(model=str(path), slots=64), unheard)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = Sizes(layers=1, hidden=32, heads=2, kv_heads=1, head_dim=8, ffn=32)
+    return write_model(tmp_path_factory.mktemp("small") / "model.gguf", sizes, random_weights(sizes))
+
+
+@given(data=st.data())
+def test_a_damaged_file_is_refused_or_runs_and_nothing_else(small: Path, data: st.DataObject) -> None:
+    broken = bytearray(small.read_bytes())
+    weights_bytes = sum(4 * tensor.size for tensor in open_gguf(small).tensors.values())
+    header = len(broken) - weights_bytes
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, header) | st.integers(0, len(broken) - 1))
+        broken[place] = data.draw(st.integers(0, 255))
+    path = small.with_name("broken.gguf")
+    path.write_bytes(broken)
+    try:
+        engine = load(EngineSpec(model=str(path), slots=2), unheard)
+        admit(engine, generation("a", "the an", 3))
+        for _ in range(20):
+            engine.step(5)
+    except (ModelError, InvalidParams):
+        # InvalidParams where the file now says that its context is tiny.
+        return
+    assert engine.capacity().slots_free == 2
 
 
 def test_a_template_that_was_given_is_used_instead_of_the_model_own(path: Path) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from worker.engines.base import (
     Capacity,
     EngineInfo,
@@ -47,7 +49,9 @@ def load(spec: EngineSpec, on_load: OnLoad) -> NumpyLlama:
     file = open_gguf(Path(spec.model))
     on_load(LoadProgress("tokenizer", 0, 1))
     vocabulary = load_bpe(file)
-    weights = load_weights(file, on_load)
+    # Damaged weights show in the output, as sequences that break.
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        weights = load_weights(file, on_load)
     return NumpyLlama(file, spec, vocabulary, weights)
 
 
