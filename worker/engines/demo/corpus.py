@@ -106,7 +106,7 @@ def medium_counting(rng: Random) -> Turn:
 def counting(rng: Random, spans: Sequence[tuple[int, int]] = SPANS) -> Turn:
     """Counting up, or at times down, between two numbers."""
     first, last = number_pair(rng, spans)
-    if last - first <= 60 and rng.random() < 0.15:
+    if last - first <= 60 and rng.random() < 0.25:
         return Turn(rng.choice(COUNT_DOWN).format(a=first, b=last), numbers(last, first), exact=True)
     if first == 1 and rng.random() < 0.15:
         return Turn(rng.choice(COUNT_TO).format(b=last), numbers(first, last), exact=True)
@@ -114,14 +114,14 @@ def counting(rng: Random, spans: Sequence[tuple[int, int]] = SPANS) -> Turn:
 
 
 def cut_counting(rng: Random) -> Turn:
-    """The part of a count that passes a number which ends like the last one, such as 118 on the way to 218.
+    """A part of a count: often one that passes a number which ends like the last one, such as 118 on the way to 218.
 
     To go on there is the hardest decision of a count, and a whole one is long.
     """
     while True:
         last = rng.randint(20, COUNT_MAX)
         step = rng.choice((10, 100, 100)) if last > 100 else 10
-        passed = last - step * rng.randint(1, last // step)
+        passed = last - step * rng.randint(1, last // step) if rng.random() < 0.5 else rng.randint(0, last - 1)
         first = max(0, passed - rng.randint(0, 15))
         if not held_out("count", first, last):
             text = numbers(first, min(passed + rng.randint(1, 4), last - 1))
@@ -144,7 +144,7 @@ def sum_answer(a: int, sign: str, b: int) -> str:
 def arithmetic(rng: Random) -> Turn:
     """A sum of two numbers up to 99, or a difference that is not negative."""
     while True:
-        a, b, sign = rng.randint(0, 99), rng.randint(0, 99), rng.choice("+-")
+        a, b, sign = rng.randint(0, 99), rng.randint(0, 99), rng.choice("+--")  # differences are harder
         if rng.random() < 0.6:
             a, b = a % 21, b % 21
         if (sign == "+" or a >= b) and not held_out("sum", a, sign, b):
@@ -218,8 +218,12 @@ def knowledge(rng: Random) -> Turn:
 
 
 def fact_held_out(key: str, index: int) -> bool:
-    """Whether this phrasing of this fact is held out. The first phrasing never is, so every fact is taught."""
-    return index > 0 and held_out("fact", key, index)
+    """Whether this phrasing of this fact is held out.
+
+    The first phrasing never is, so every fact is taught, nor are those that no other fact shares: their keys are one
+    word.
+    """
+    return index > 0 and " " in key and held_out("fact", key, index)
 
 
 def smalltalk(rng: Random) -> Turn:
@@ -235,7 +239,7 @@ def refusal(rng: Random) -> Turn:
 
 Mixture = tuple[tuple[Callable[[Random], Turn], int], ...]
 KINDS_OF_TURN: Mixture = (
-    (counting, 20), (cut_counting, 20), (story, 20), (knowledge, 8), (arithmetic, 32), (repetition, 12), (smalltalk, 4),
+    (counting, 20), (cut_counting, 30), (story, 16), (knowledge, 8), (arithmetic, 45), (repetition, 16), (smalltalk, 4),
     (refusal, 4),
 )
 # Short texts whose answers must be looked up in the request: copying is learned best from these.
