@@ -106,13 +106,13 @@ def test_what_is_withheld_and_what_a_guide_knows_survive(engine: Engine, faults:
         assert (outcome.text, outcome.ids, outcome.finish) == (whole.text, whole.ids, "grammar")
 
 
-def test_stop_strings_survive(engine: Engine, faults: Faults, alone: dict[str, Outcome]) -> None:
-    stop = alone[QUESTIONS[1]].text[12:30]
+def test_stop_strings_survive(engine: Engine, faults: Faults) -> None:
+    # Counting: a replay computes in other shapes, and a story may take another turn at a near-tie.
     for after in (3, 5, 6):
         faults.decode_once(after, RuntimeError("a kernel did not like this"))
-        settings = Sampling(temperature=0.0, stop=(stop,))
-        outcome = run_one(engine, generation(QUESTIONS[1], settings))
-        assert (outcome.text, outcome.stop_sequence) == (alone[QUESTIONS[1]].text[:12], stop)
+        settings = Sampling(temperature=0.0, stop=(" 6 7",))
+        outcome = run_one(engine, generation("Count from 1 to 20", settings))
+        assert (outcome.text, outcome.stop_sequence) == ("1 2 3 4 5", " 6 7")
 
 
 def test_a_second_failure_is_the_engine_s(engine: Engine, faults: Faults) -> None:
