@@ -137,6 +137,14 @@ def test_a_stream_follows_a_live_job() -> None:
     assert (stream.next(), stream.done) == (None, True)
 
 
+def test_a_stream_is_done_only_when_its_marker_was_taken() -> None:
+    stream = story("a")
+    while not stream.done:
+        last = stream.next()
+        assert last is not None
+    assert last == b"data: [DONE]\n\n"
+
+
 def test_only_the_first_of_several_choices_is_shown() -> None:
     stage = Stage()
     job = stage.create(ID, prompt="Hi", n=2)
