@@ -53,12 +53,19 @@ def descendants(pid: int) -> list[int]:
 
 
 class Server:
-    """One running worker. `output` collects what it prints. Old launchers give no `command`."""
+    """One running worker. `output` collects what it prints. Old launchers give no `command`.
+
+    `program` is what Python runs: the worker, or a test's own that becomes it.
+    """
 
     def __init__(
-        self, *arguments: str, env: dict[str, str] | None = None, command: tuple[str, ...] = ("serve",)
+        self,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        command: tuple[str, ...] = ("serve",),
+        program: tuple[str, ...] = ("-m", "worker"),
     ) -> None:
-        line = [sys.executable, "-m", "worker", *command, "--port", "0", *arguments]
+        line = [sys.executable, *program, *command, "--port", "0", *arguments]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("JOBWIRE_")}
         self.process = subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean | (env or {})
@@ -147,10 +154,14 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    *arguments: str, env: dict[str, str] | None = None, ready: bool = True, command: tuple[str, ...] = ("serve",)
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    ready: bool = True,
+    command: tuple[str, ...] = ("serve",),
+    program: tuple[str, ...] = ("-m", "worker"),
 ) -> Iterator[Server]:
     """Run a worker for the length of a `with` block."""
-    server = Server(*arguments, env=env, command=command)
+    server = Server(*arguments, env=env, command=command, program=program)
     try:
         yield server.wait_ready() if ready else server
     finally:

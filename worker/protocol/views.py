@@ -86,6 +86,7 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     running: int | None = None
     waiting: int | None = None
     restarts: int | None = None
+    details: dict[str, str] | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -177,6 +178,7 @@ def health(state: EngineState) -> tuple[HTTPStatus, bytes]:
         running=stats.running if stats else None,
         waiting=stats.waiting if stats else None,
         restarts=state.restarts,
+        details=(info.details or None) if info else None,
     )
     return HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK, encode(body)
 
