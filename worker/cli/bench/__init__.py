@@ -60,7 +60,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--streams", default="1,16,64", metavar="N,N", help="Numbers of streams at once (1,16,64).")
-    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="Tokens of each stream (128).")
+    parser.add_argument("--tokens", type=int, default=400, metavar="N", help="Tokens of each stream (400).")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="How often each is measured, in turns (3).")
     add_flags(parser, ["What to run"])
     return parser
