@@ -244,6 +244,15 @@ def test_speculation_may_fill_the_context(speculating: Engine) -> None:
     assert (used, outcome.finish) == (context, "length")
 
 
+def test_speculation_may_end_where_a_page_does(speculating: Engine) -> None:
+    """Tokens that are guessed beyond the budget need a page of their own."""
+    settings = Sampling(temperature=0.0, ignore_eos=True)
+    prompt = Prompt(text=text_of(200))
+    left = PAGE_TOKENS - len(speculating.prepare(generation(prompt)).prompt_ids)
+    outcome = run_one(speculating, generation(prompt, settings, max_tokens=left))
+    assert (len(outcome.ids), outcome.finish) == (left, "length")
+
+
 def test_a_drawn_sequence_is_the_same_with_speculation(speculating: Engine, engine: Engine) -> None:
     same = 0
     for seed in range(4):

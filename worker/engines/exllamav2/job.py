@@ -67,7 +67,7 @@ class Job(ExLlamaV2DynamicJob):
             ExLlamaV2DynamicJob.__init__,
             self=self,
             input_ids=torch.tensor([plan.sequence.tokens], dtype=torch.long),
-            # When it speculates, the library ends a job so many tokens too early.
+            # Guessed tokens need room in the pages too, even those beyond the budget.
             max_new_tokens=plan.tokens_max - len(plan.sequence.tokens) + plan.ahead,
             gen_settings=settings(plan.sequence.sampling),
         )
