@@ -29,6 +29,7 @@ from worker.scheduler.messages import (
     Loading,
     Open,
     Ready,
+    Started,
     Submit,
     Unready,
     Up,
@@ -81,7 +82,10 @@ def test_loading_then_ready_then_batches_until_closed(gateway: Gateway) -> None:
     gateway.send(Open.of(Settings()))
     assert [type(gateway.receive()) for _ in range(5)] == [Loading] * 4 + [Ready]
     gateway.send(Submit(make_work("a", max_tokens=2)))
-    batches = [gateway.receive(), gateway.receive()]
+    batches = [gateway.receive() for _ in range(3)]
+    # The admission is told before the engine computes it: if that kills the process, it is known what was in there.
+    assert isinstance(batches[0], Batch)
+    assert [type(event) for event in batches[0].events] == [Started]
     ids = [event.ids for batch in batches if isinstance(batch, Batch) for event in batch.events if type(event) is Delta]
     assert ids == [(0,), (1,)]
     gateway.send(Close())

@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
@@ -74,7 +75,7 @@ def serve(sock: socket.socket, choose: Choose) -> int:
     gc.set_threshold(*GC_THRESHOLDS)
     loop = Loop(engine, opening.schedule)
     while _obey(commands, loop):
-        batch = loop.step()
+        batch = loop.step(tell=partial(_send, sock))
         if batch is not None:
             _send(sock, batch)
     engine.close()

@@ -95,13 +95,20 @@ class Loop:
         """Tell whether `step` has nothing to do and nothing to say."""
         return not (self._arrived or self._running or len(self._policy) or self._heard != self._told)
 
-    def step(self) -> Batch | None:
-        """Admit what may start, advance all by one step, return what happened; None when idle."""
+    def step(self, tell: Callable[[Batch], None] | None = None) -> Batch | None:
+        """Admit what may start, advance all by one step, return what happened; None when idle.
+
+        With `tell`, admissions are handed to it as a batch of their own before the engine computes: if a work kills the
+        engine in its very first step, the other side knows that it was in there.
+        """
         if self.idle:
             return None
         events: list[WorkEvent] = []
         self._prepare_arrived(events)
         self._admit(events)
+        if tell is not None and any(isinstance(event, Started) for event in events):
+            tell(Batch(tuple(events), self._stats(), self._heard))
+            events.clear()
         self._advance(events)
         policy, now_s = self._policy, self._clock()
         events += self._positions.news(policy.revision, len(policy), lambda: policy.order(now_s), self._rates, now_s)

@@ -110,7 +110,7 @@ class _Routes:
         job, _ = commands.create(gateway.jobs, gateway.operations, gateway.limits, principal, frame)
         gateway.jobs.touch(job)
         if streams:
-            return self._job_stream(job, frame.after)
+            return self._job_stream(job, frame.after, frame.channels)
         return Response(views.created(job), content_type=JSON)
 
     async def list(self) -> Response:
@@ -134,11 +134,13 @@ class _Routes:
             return self._streams.legacy_response(self._gateway, job, self._legacy_stream(job))
         return self._job_stream(job, request.args.get("after"))
 
-    def _job_stream(self, job: Job, after: str | None) -> Response:
+    def _job_stream(
+        self, job: Job, after: str | None, channels: frozenset[frames.Channel] = frames.CHANNELS
+    ) -> Response:
         start = sse.start(job, request.headers.get("Last-Event-ID"), after)
         if start.over:
             return Response(status=204)
-        stream = self._gateway.frames.stream(job, start.after)
+        stream = self._gateway.frames.stream(job, start.after, channels)
         return self._streams.job_response(self._gateway, job, stream, reset=start.reset)
 
     def _legacy_stream(self, job: Job) -> LegacyStream:
