@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -29,6 +28,7 @@ from worker.operations.infer import Infer
 from worker.operations.status import Status
 from worker.operations.worker_check import WorkerCheck
 from worker.protocol.eventstream import FrameSource
+from worker.scheduler.host import calm_gc
 from worker.scheduler.messages import Batch
 from worker.transports import http, listener, sse, websocket
 from worker.transports.base import Gateway
@@ -114,7 +114,7 @@ class Worker:
         app = http.build(self.gateway, sse)
         # Quart's documented way to wrap an application.
         app.asgi_app = websocket.route(self.gateway, app.asgi_app)  # type: ignore[method-assign, assignment]
-        _calm_gc()
+        calm_gc()
         async with asyncio.TaskGroup() as tasks:
             helpers = [tasks.create_task(self.broker.run(self)), tasks.create_task(self._tick())]
             if self.settings.queen_url and not self.settings.local_mode:
@@ -192,10 +192,3 @@ async def serve(settings: Settings) -> int:
 
 def _print(line: str) -> None:
     print(line, flush=True)
-
-
-def _calm_gc() -> None:
-    """A full collection over thousands of connections stops every stream for hundreds of milliseconds: make it rare."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)

@@ -114,9 +114,7 @@ def _load(opening: Open, say: Say) -> Engine:
 
 def _generation(request: JobRequest) -> Generation:
     seed = secrets.randbits(64) if request.seed is None else request.seed
-    return Generation(
-        id="run", prompt=request.prompt, sampling=request.sampling.with_seed(seed), max_tokens=request.max_tokens
-    )
+    return request.generation("run", seed)
 
 
 class _Screen:

@@ -95,8 +95,7 @@ class NumpyLlama:
 
     def capacity(self) -> Capacity:
         """Return the slots that are free now; each has the cache of a whole context."""
-        free, context = self._slots.free, self._context_tokens
-        return Capacity(free, self._info.slots, free * context, self._info.slots * context, context)
+        return self._slots.capacity(self._context_tokens)
 
     def admit(self, prepared: Prepared) -> int:
         """Give a sequence a slot; return how many of its tokens any slot had in its cache."""

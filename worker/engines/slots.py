@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from worker.engines.base import Capacity
+
 SHARED_TOKENS_MIN = 16  # a shorter prefix is not worth a copy from another slot
 
 
@@ -24,12 +26,18 @@ class Slots:
     """Keeps account of the free slots. The engine itself moves and drops keys and values."""
 
     def __init__(self, slots: int) -> None:
+        self._total = slots
         self._held: dict[int, list[int]] = {slot: [] for slot in range(slots)}  # longest free first
 
     @property
     def free(self) -> int:
         """How many slots are free."""
         return len(self._held)
+
+    def capacity(self, context_tokens: int) -> Capacity:
+        """Return the room that is free now, where each slot has the cache of a whole context."""
+        free, total = self.free, self._total
+        return Capacity(free, total, free * context_tokens, total * context_tokens, context_tokens)
 
     def place(self, tokens: list[int], busy: Mapping[int, list[int]]) -> Placement:
         """Choose a free slot for a sequence of `tokens`, and the slot that shares the longest prefix with it.

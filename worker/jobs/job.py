@@ -68,15 +68,7 @@ class Job:
 
     def generation(self, choice: Choice) -> Generation:
         """Return what an engine needs to go on with `choice` under its current lease."""
-        sampling = self.request.sampling.with_seed(self.seed + choice.index)
-        return Generation(
-            id=choice.lease,
-            prompt=self.request.prompt,
-            sampling=sampling,
-            max_tokens=self.request.max_tokens,
-            index=choice.index,
-            generated=tuple(choice.ids),
-        )
+        return self.request.generation(choice.lease, self.seed, choice.index, tuple(choice.ids))
 
     def usage(self, now_ms: float) -> Usage:
         """Return what the job has consumed until `now_ms` (monotonic)."""

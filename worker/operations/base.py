@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from worker.config import Settings
+from worker.engines.base import Generation
 from worker.errors import FieldError
 from worker.events import Event, Prompt, Sampling
 
@@ -38,6 +39,17 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     detach: bool = False
     include_ids: bool = False
     script: tuple[Event, ...] = ()
+
+    def generation(self, name: str, seed: int, index: int = 0, generated: tuple[int, ...] = ()) -> Generation:
+        """Return what an engine needs for choice `index`, to go on after `generated`. Each choice has its own seed."""
+        return Generation(
+            id=name,
+            prompt=self.prompt,
+            sampling=self.sampling.with_seed(seed + index),
+            max_tokens=self.max_tokens,
+            index=index,
+            generated=generated,
+        )
 
     @property
     def tokens_estimate(self) -> int:
@@ -89,3 +101,15 @@ def field_error(error: msgspec.ValidationError, pointer: str = "") -> FieldError
 
 _PLACE = re.compile(r" - at `(?:key` in `)?\$([^`]*)`$")
 """How msgspec ends a message: "... - at `$.messages[0].role`"."""
+
+
+def scripted(operation: str, body: Mapping[str, object], script: tuple[Event, ...]) -> JobRequest:
+    """Return a request that needs no engine: `script` has all its events but the end."""
+    return JobRequest(
+        operation=operation,
+        prompt=Prompt(),
+        sampling=Sampling(),
+        max_tokens=0,
+        fingerprint=fingerprint(body),
+        script=script,
+    )

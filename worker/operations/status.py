@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from worker.brokers.base import EngineState
-from worker.events import Admitted, Note, Prompt, Sampling, Token
-from worker.operations.base import JobRequest, Limits, fingerprint
+from worker.events import Admitted, Note, Token
+from worker.operations.base import JobRequest, Limits, scripted
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -36,18 +36,12 @@ class Status:
     def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:  # noqa: ARG002  (the port's signature)
         """Accept any body: there is nothing to choose."""
         status = _status(self._state())
-        return JobRequest(
-            operation=self.name,
-            prompt=Prompt(),
-            sampling=Sampling(),
-            max_tokens=0,
-            fingerprint=fingerprint(body),
-            script=(
-                Admitted(prompt_tokens=0),
-                Note(actor="worker", action="status", human=_sentence(status)),
-                Token(msgspec.json.encode(status).decode()),
-            ),
+        script = (
+            Admitted(prompt_tokens=0),
+            Note(actor="worker", action="status", human=_sentence(status)),
+            Token(msgspec.json.encode(status).decode()),
         )
+        return scripted(self.name, body, script)
 
 
 def _status(state: EngineState) -> WorkerStatus:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from worker.events import Admitted, Event, Note, Progress, Prompt, Sampling, Token
-from worker.operations.base import JobRequest, Limits, fingerprint
+from worker.events import Admitted, Event, Note, Progress, Token
+from worker.operations.base import JobRequest, Limits, scripted
 
 # Text that a careless transport would break: an emoji of several scalars, accents, markers of the older dialect.
 WORDS = ("Hello ", "from ", "the ", "worker. ", "Grüße, 你好, 👩‍🚀! ", "[DONE] ", "is ", "only ", "text.")
@@ -29,11 +29,4 @@ class WorkerCheck:
 
     def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:  # noqa: ARG002  (the port's signature)
         """Accept any body: there is nothing to choose."""
-        return JobRequest(
-            operation=self.name,
-            prompt=Prompt(),
-            sampling=Sampling(),
-            max_tokens=0,
-            fingerprint=fingerprint(body),
-            script=SCRIPT,
-        )
+        return scripted(self.name, body, SCRIPT)

@@ -49,7 +49,6 @@ EXIT_CLOSED, EXIT_BROKEN, EXIT_UNREADY, EXIT_ORPHANED, EXIT_GARBAGE = 0, 1, 3, 4
 
 PR_SET_PDEATHSIG = 1
 RECEIVE_BYTES = 1 << 16
-# A full collection walks every object of the model's bookkeeping and stops all streams meanwhile: make it rare.
 GC_THRESHOLDS = (50_000, 20, 100)
 
 # From what was asked for: how to load it, what exactly, and a sentence why that engine.
@@ -70,9 +69,7 @@ def serve(sock: socket.socket, choose: Choose) -> int:
     engine = _load(sock, opening, choose)
     if engine is None:
         return EXIT_UNREADY
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    calm_gc()
     loop = Loop(engine, opening.schedule)
     while _obey(commands, loop):
         batch = loop.step(tell=partial(_send, sock))
@@ -80,6 +77,17 @@ def serve(sock: socket.socket, choose: Choose) -> int:
             _send(sock, batch)
     engine.close()
     return EXIT_CLOSED
+
+
+def calm_gc() -> None:
+    """Make full collections rare, in a process that has set itself up.
+
+    One walks every object, be it of a model's bookkeeping or of thousands of connections, and stops all streams
+    meanwhile, for hundreds of milliseconds.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _load(sock: socket.socket, opening: Open, choose: Choose) -> Engine | None:

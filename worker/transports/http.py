@@ -102,7 +102,7 @@ class _Routes:
     async def create(self) -> Response:
         """POST a job: its description, or its stream at once for a client that asks for one."""
         gateway, principal = self._gateway, self._principal()
-        streams = EVENT_STREAM in request.headers.get("Accept", "") and not _is_legacy_path()
+        streams = _wants_events()
         if streams:
             # Refused before there is a job.
             gateway.check_room()
@@ -130,9 +130,9 @@ class _Routes:
         """Stream a job, in the dialect that the client speaks."""
         job = self._job(job_id)
         self._gateway.check_room()
-        if _is_legacy_path() or EVENT_STREAM not in request.headers.get("Accept", ""):
-            return self._streams.legacy_response(self._gateway, job, self._legacy_stream(job))
-        return self._job_stream(job, request.args.get("after"))
+        if _wants_events():
+            return self._job_stream(job, request.args.get("after"))
+        return self._streams.legacy_response(self._gateway, job, self._legacy_stream(job))
 
     def _job_stream(
         self, job: Job, after: str | None, channels: frozenset[frames.Channel] = frames.CHANNELS
@@ -239,6 +239,11 @@ class _Routes:
 
 def _is_legacy_path() -> bool:
     return request.path.startswith("/v1/inference")
+
+
+def _wants_events() -> bool:
+    """Tell whether the client reads server-sent events in the modern dialect."""
+    return EVENT_STREAM in request.headers.get("Accept", "") and not _is_legacy_path()
 
 
 async def _discard_body() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeAlias
 
@@ -25,8 +24,6 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
-
-logger = logging.getLogger(__name__)
 
 
 def route(gateway: Gateway, otherwise: App) -> App:
@@ -47,11 +44,11 @@ async def _serve(gateway: Gateway, scope: Message, receive: Receive, send: Send)
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     offered = list(scope["subprotocols"])
     await send({"type": "websocket.accept", "subprotocol": _pick_subprotocol(offered)})
-    refusal = _refusal(gateway, headers, offered)
-    if refusal is not None:
-        await send({"type": "websocket.close", "code": refusal.code, "reason": refusal.reason})
+    try:
+        principal = _admit(gateway, headers, offered)
+    except Close as close:
+        await send({"type": "websocket.close", "code": close.code, "reason": close.reason})
         return
-    principal = gateway.authenticate(_authorization(headers, offered))
     connection = WebSocketConnection(gateway, principal, receive, send)
     with gateway.connected(connection):
         await connection.run()
@@ -64,23 +61,23 @@ def _pick_subprotocol(offered: list[str]) -> str | None:
     return next((name for name in offered if name.startswith("jobwire.")), None)
 
 
-def _refusal(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> Close | None:
-    """Return how to close a connection that may not go on, or None."""
+def _admit(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> str:
+    """Return the principal of a connection. Raises Close if it may not go on."""
     versions = [name for name in offered if name.startswith("jobwire.")]
     try:
         gateway.check_host(headers.get("host"))
         gateway.check_origin(headers.get("origin"), headers.get("host"))
-        gateway.authenticate(_authorization(headers, offered))
+        principal = gateway.authenticate(_authorization(headers, offered))
         gateway.check_room()
     except Forbidden as error:
-        return Close(CloseCode.FORBIDDEN, error.detail)
+        raise Close(CloseCode.FORBIDDEN, error.detail) from None
     except RequestError as error:
-        return Close(CloseCode.UNAUTHORIZED, error.detail)
+        raise Close(CloseCode.UNAUTHORIZED, error.detail) from None
     except Overloaded as error:
-        return Close(CloseCode.OVERLOADED, error.detail)
+        raise Close(CloseCode.OVERLOADED, error.detail) from None
     if versions and PROTOCOL not in versions:
-        return Close(CloseCode.VERSION, f"This worker speaks {PROTOCOL}.")
-    return None
+        raise Close(CloseCode.VERSION, f"This worker speaks {PROTOCOL}.")
+    return principal
 
 
 def _authorization(headers: dict[str, str], offered: list[str]) -> str | None:
@@ -116,7 +113,7 @@ class WebSocketConnection:
         self._closing: Close | None = None
         self._finishing = False
         self._sending_since: float | None = None
-        self._heard_ms = gateway.clock.monotonic_ms()
+        self._silent_since = gateway.clock.monotonic_ms()
         self._writer: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -164,7 +161,7 @@ class WebSocketConnection:
     async def _timed_send(self, message: Message) -> None:
         self._sending_since = self._gateway.clock.monotonic_ms()
         await self._send(message)
-        self._heard_ms, self._sending_since = self._sending_since, None
+        self._silent_since, self._sending_since = self._sending_since, None
 
     def tick(self, now_ms: float) -> None:
         """Say pong after a silence; give up on a socket that takes nothing for `stall_timeout_s`."""
@@ -172,7 +169,7 @@ class WebSocketConnection:
         if self._sending_since is not None:
             if now_ms - self._sending_since >= settings.stall_timeout_s * 1000:
                 self.abort()
-        elif now_ms - self._heard_ms >= settings.heartbeat_s * 1000:
+        elif now_ms - self._silent_since >= settings.heartbeat_s * 1000:
             self._session.heartbeat()
 
     def finish(self) -> None:

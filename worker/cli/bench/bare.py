@@ -45,11 +45,8 @@ def main() -> None:
     loop, infer, limits = Loop(engine, opening.schedule), Infer(), Limits.of(settings)
     print(json.dumps({"ready": engine.info.engine}), flush=True)
     for line in sys.stdin:
-        requests = [infer.parse(body, limits) for body in json.loads(line)]
-        generations = [
-            Generation(id=str(i), prompt=r.prompt, sampling=r.sampling, max_tokens=r.max_tokens)
-            for i, r in enumerate(requests)
-        ]
+        bodies = enumerate(json.loads(line))
+        generations = [infer.parse(body, limits).generation(str(number), seed=0) for number, body in bodies]
         before = time.process_time()
         gathered = generate(loop, generations)
         print(json.dumps({**asdict(gathered), "cpu_s": time.process_time() - before}), flush=True)
