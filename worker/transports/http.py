@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import msgspec
-from quart import Quart, Response, g, has_request_context, request
+from quart import Blueprint, Quart, Response, g, has_request_context, request
 from werkzeug.exceptions import HTTPException, RequestTimeout
 
 from worker import __version__
@@ -63,8 +64,8 @@ class Streams(Protocol):
         ...
 
 
-def build(gateway: Gateway, streams: Streams) -> Quart:
-    """Return the Quart application with all routes."""
+def build(gateway: Gateway, streams: Streams, blueprints: Iterable[Blueprint] = ()) -> Quart:
+    """Return the Quart application with all routes, and what other modules add to them."""
     app = Quart("worker", static_folder=None)
     # The limit is ours, see `_body`: Quart's answer to a large body does not arrive.
     app.config["MAX_CONTENT_LENGTH"] = None
@@ -83,6 +84,8 @@ def build(gateway: Gateway, streams: Streams) -> Quart:
         ("GET", "/v1/inference/<job_id>/stream", routes.stream),
     ):
         app.add_url_rule(rule, f"{method} {rule}", view, methods=[method])
+    for blueprint in blueprints:
+        app.register_blueprint(blueprint)
     app.before_request(routes.guard)
     app.register_error_handler(JobwireError, routes.on_error)
     app.register_error_handler(HTTPException, routes.on_http_exception)
