@@ -172,6 +172,8 @@ export interface Options {
   /** A constructor like the browser's, for places without one. */
   WebSocket?: new (url: string, protocols?: string[]) => any;
   fetch?: typeof fetch;
+  /** Sees every frame, for inspectors. Over SSE a request counts as the frame it stands for. Keys are hidden. */
+  onframe?: (frame: Record<string, any>, direction: "in" | "out") => void;
 }
 
 /** The jobs of one program at one worker. It connects with the first job; `close()` ends it. */
@@ -184,6 +186,8 @@ export interface Jobwire {
   create(prompt: string | Message[], params?: RunParams): Promise<Job>;
   /** Watch a job that was created elsewhere, from its beginning or after a cursor. */
   subscribe(job_id: string, params?: WatchParams): Job;
+  /** Drop the connection now and come back: jobs resume where they are. */
+  reconnect(): void;
   /** Close the connection. Jobs go on at the worker; who waits for one here gets ConnectionFailed. */
   close(): void;
 }

@@ -26,6 +26,8 @@ const EVENT_TYPES = new Set(["token", "narration", "end"]);
 const CLOSE_CODES = new Map([
   [4400, "protocol_abuse"], [4401, "unauthorized"], [4403, "forbidden"], [4406, "version"], [4408, "auth_timeout"],
 ]);
+const HIDDEN = "..."; // what `onframe` sees of a key
+const DROPPED = 4000; // the close code of `reconnect`
 const WITHOUT_WORKER = new Set([429, 502, 503, 504]); // what a proxy says while the worker restarts
 
 /** Base of all errors here. `code` is stable; `retryAfterMs` is set exactly when a retry makes sense. */
@@ -79,6 +81,7 @@ class Jobwire {
       unreadBytesMax: 4 << 20,
       WebSocket: globalThis.WebSocket,
       fetch: globalThis.fetch.bind(globalThis),
+      onframe: () => {},
       ...options,
       base: baseUrl(url),
     };
@@ -112,6 +115,11 @@ class Jobwire {
   /** Watch a job that was created elsewhere, from its beginning or after a cursor. */
   subscribe(job_id, {after, signal, channels} = {}) {
     return this.#start({type: "subscribe", job_id, channels}, after, signal);
+  }
+
+  /** Drop the connection now and come back: jobs resume where they are. */
+  reconnect() {
+    this.#transport.reconnect();
   }
 
   /** Close the connection. Jobs go on at the worker; who waits for one here gets ConnectionFailed. */
@@ -471,6 +479,10 @@ class SocketTransport {
     else if (!this.#socket && this.#timer === undefined) this.#open();
   }
 
+  reconnect() {
+    if (this.#socket) this.#lost(DROPPED, "Dropped by the program");
+  }
+
   close() {
     this.#leave();
     this.#changed.clear();
@@ -496,6 +508,7 @@ class SocketTransport {
     this.#heardAt = performance.now();
     const frame = parse(data);
     if (!frame) return this.#lost(1007, "The worker sent something that is no JSON object");
+    this.#options.onframe(frame, "in");
     if (!this.#greeted) return this.#greet(frame);
     const subscription = this.#subscriptions.get(frame.job_id);
     if (frame.type === "accepted" || frame.type === "error") {
@@ -518,9 +531,14 @@ class SocketTransport {
     this.#greeted = true;
     this.#fallBack = null; // WebSockets work here
     this.#watchSilence(2 * (hello.limits?.heartbeat_s * 1000 || HEARTBEAT_MS));
-    if (hello.auth === "required") this.#socket.send(JSON.stringify({type: "auth", token: this.#options.token ?? ""}));
+    if (hello.auth === "required") this.#authenticate();
     for (const subscription of this.#subscriptions.values()) this.#changed.add(subscription);
     this.#send();
+  }
+
+  #authenticate() {
+    this.#options.onframe({type: "auth", token: HIDDEN}, "out");
+    this.#socket.send(JSON.stringify({type: "auth", token: this.#options.token ?? ""}));
   }
 
   #send() {
@@ -534,9 +552,12 @@ class SocketTransport {
       for (const frame of subscription.frames(ref)) {
         const message = JSON.stringify(frame);
         const bytes = new TextEncoder().encode(message).length;
-        if (bytes <= bytesMax) this.#socket.send(message);
-        // The worker would close the connection of all jobs.
-        else subscription.fail(new Refused(`Expected at most ${bytesMax} bytes, got ${bytes}`, "frame_too_large"));
+        if (bytes > bytesMax) { // the worker would close the connection of all jobs
+          subscription.fail(new Refused(`Expected at most ${bytesMax} bytes, got ${bytes}`, "frame_too_large"));
+          break;
+        }
+        this.#options.onframe(frame, "out");
+        this.#socket.send(message);
       }
       this.#forgetIfOver(subscription);
     }
@@ -611,6 +632,7 @@ class SseTransport {
   #options;
   #subscriptions;
   #streams = new Map(); // subscription -> the controller that ends its stream
+  #attempts = new Set(); // controllers of the requests for streams
   #closing = new AbortController();
 
   constructor(options, subscriptions) {
@@ -623,6 +645,10 @@ class SseTransport {
     if (closed) this.#streams.get(subscription)?.abort();
     else if (!over && !this.#streams.has(subscription)) this.#run(subscription);
     if (exists && subscription.takeCancel()) this.#cancel(subscription);
+  }
+
+  reconnect() {
+    for (const attempt of this.#attempts) attempt.abort(new Error("Dropped by the program"));
   }
 
   close() {
@@ -648,8 +674,10 @@ class SseTransport {
     let path = `${jobPath(subscription)}/stream`;
     const {type, ...body} = subscription.request;
     if (type === "create" && subscription.received === null) {
-      const answer = await this.#request("POST", "/v1/jobs", body);
-      subscription.answered({...answer, type: "accepted"});
+      this.#options.onframe(subscription.request, "out");
+      const answer = {...(await this.#request("POST", "/v1/jobs", body)), type: "accepted"};
+      this.#options.onframe(answer, "in");
+      subscription.answered(answer);
       path = answer.sse_url;
     }
     const retry = new Retry(this.#options);
@@ -668,6 +696,7 @@ class SseTransport {
   /** Read one stream until it ends, is silent, or the job is over. */
   async #read(path, subscription, signal, retry) {
     const attempt = new AbortController();
+    this.#attempts.add(attempt);
     const stop = () => attempt.abort(new Error("The stream was silent"));
     signal.addEventListener("abort", stop);
     const within = async (limitMs, promise) => {
@@ -685,6 +714,7 @@ class SseTransport {
       const reader = response.body.getReader();
       for await (const data of eventData(() => within(2 * HEARTBEAT_MS, reader.read()))) {
         const frame = parse(data);
+        if (frame) this.#options.onframe(frame, "in");
         if (frame?.reset) subscription.reset();
         else if (EVENT_TYPES.has(frame?.type)) subscription.receive(frame);
         retry.clear();
@@ -693,6 +723,7 @@ class SseTransport {
       }
     } finally {
       signal.removeEventListener("abort", stop);
+      this.#attempts.delete(attempt);
       attempt.abort();
     }
   }

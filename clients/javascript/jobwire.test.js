@@ -117,6 +117,32 @@ suite("WebSocket", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
     }
   });
 
+  test("reconnect drops the socket, and onframe sees both sides", async (t) => {
+    const peer = await scripted(t, {sockets: [
+      async (link) => {
+        await link.accept();
+        link.send(token(1, "a"));
+        await link.closed;
+      },
+      async (link) => {
+        assert.equal((await link.accept()).after, "e-1");
+        link.send(token(2, "b"), end(3));
+      },
+    ]});
+    const seen = [];
+    const onframe = (frame, direction) => seen.push(`${direction} ${frame.type} ${frame.cursor ?? frame.after ?? ""}`);
+    const jw = client(t, peer.url, {onframe});
+    jw.reconnect(); // there is nothing to drop yet
+    const job = jw.run("Hi", {job_id: ID});
+    for await (const _ of job) break;
+    jw.reconnect();
+    assert.equal(await job.text(), "ab");
+    assert.deepEqual(seen, [
+      "in hello ", "out create ", "in accepted ", "in token e-1",
+      "in hello ", "out create e-1", "in accepted ", "in token e-2", "in end e-3",
+    ]);
+  });
+
   test("reset starts the text over", async (t) => {
     const peer = await scripted(t, {sockets: [
       async (link) => {
@@ -537,7 +563,10 @@ suite("WebSocket", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
       await link.accept();
       link.send(end(1));
     }]});
-    assert.equal(await client(t, peer.url, {token: "key"}).run("Hi", {job_id: ID}).text(), "");
+    const seen = [];
+    const jw = client(t, peer.url, {token: "key", onframe: (frame) => seen.push(frame)});
+    assert.equal(await jw.run("Hi", {job_id: ID}).text(), "");
+    assert.doesNotMatch(JSON.stringify(seen), /key/);
   });
 
   test("a peer that speaks no JSON is a cut", async (t) => {
@@ -668,6 +697,23 @@ suite("SSE", {timeout: 20_000}, () => {
       const peer = await scripted(t, {requests: Array(4).fill(serve)});
       assert.equal(await client(t, peer.url, over).run("Count", {job_id: ID}).text(), "1 2 3 4 5 6 7 8 9 10 ");
     }
+  });
+
+  test("reconnect drops the stream, and onframe sees both sides", async (t) => {
+    const peer = await scripted(t, {requests: [
+      created,
+      ({response}) => response.writeHead(200).write(sse(token(1, "a"))),
+      streams(token(2, "b"), end(3)),
+    ]});
+    const seen = [];
+    const onframe = (frame, direction) => seen.push(`${direction} ${frame.type} ${frame.cursor ?? ""}`);
+    const jw = client(t, peer.url, {...over, onframe});
+    const job = jw.run("Hi", {job_id: ID});
+    for await (const _ of job) break;
+    jw.reconnect();
+    assert.equal(await job.text(), "ab");
+    assert.deepEqual(seen, ["out create ", "in accepted ", "in token e-1", "in token e-2", "in end e-3"]);
+    assert.equal(peer.requests[2].headers["last-event-id"], "e-1");
   });
 
   test("a POST without an answer is repeated with the same id", async (t) => {
