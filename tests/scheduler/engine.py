@@ -12,6 +12,7 @@ from worker.engines.base import (
     Delta,
     EngineInfo,
     Generation,
+    Paused,
     Prefilled,
     Prepared,
     StepEvent,
@@ -35,19 +36,24 @@ class Clock:
 
 @dataclass
 class CountingSequence:
-    """A sequence in the engine: the next token's position is `position`, `left` tokens are still to be prefilled."""
+    """A sequence in the engine: the next token's position is `position`, `left` tokens are still to be prefilled.
+
+    It holds cache for `reserved` tokens.
+    """
 
     prepared: Prepared
     total: int
     left: int
     position: int
+    reserved: int
 
 
 class CountingEngine:
     """Token n of every output is the number n, as text "n ". One token of prompt per character.
 
     A prompt that begins with "refuse" or "stumble" raises in `prepare`, with "break" it breaks alone at its first
-    token, with "explode" it takes the whole engine down. `on_step` is told the tokens of each step.
+    token, with "explode" it takes the whole engine down. `on_step` is told the tokens of each step. With `slice_tokens`
+    sequences reserve so many tokens of output at a time, and are paused where there is no block for more.
     """
 
     def __init__(
@@ -57,10 +63,13 @@ class CountingEngine:
         block: int = 16,
         cached: int = 0,
         on_step: Callable[[int], None] | None = None,
+        slice_tokens: int = 0,
     ) -> None:
         self.slots, self.kv_blocks, self.block, self.cached = slots, kv_blocks, block, cached
         self.on_step = on_step
+        self.slice_tokens = slice_tokens
         self.sequences: dict[str, CountingSequence] = {}
+        self.paused: dict[str, int] = {}
         self.steps = 0
         self.prefill_tokens_max: int | None = None
         self.closed = False
@@ -86,30 +95,32 @@ class CountingEngine:
             raise InvalidParams("this prompt is refused")
         if text.startswith("stumble"):
             raise ZeroDivisionError("a bug in the tokenizer")
-        return Prepared(generation, tuple(range(len(text))), generation.max_tokens)
+        return Prepared(generation, tuple(range(len(text))), generation.max_tokens, self.slice_tokens)
 
     def capacity(self) -> Capacity:
-        blocks = self.kv_blocks - sum(self.blocks(s.prepared) for s in self.sequences.values())
+        blocks = self.kv_blocks - sum(self.blocks(s.reserved) for s in self.sequences.values())
         slots = self.slots - len(self.sequences)
         if self.leaking:
             slots = blocks = 0
         return Capacity(slots, self.slots, blocks * self.block, self.kv_blocks * self.block, self.block)
 
-    def blocks(self, prepared: Prepared) -> int:
-        return -(-prepared.tokens_max // self.block)
+    def blocks(self, tokens: int) -> int:
+        return -(-tokens // self.block)
 
     @property
     def pending(self) -> int:
         return sum(sequence.left for sequence in self.sequences.values())
 
     def admit(self, prepared: Prepared) -> int:
-        assert self.capacity().fits(prepared.tokens_max), "overbooked"
+        assert self.capacity().fits(prepared.tokens_reserved), "overbooked"
         assert prepared.id not in self.sequences, "admitted twice"
         assert self.prefill_tokens_max is None or self.pending < self.prefill_tokens_max, "too many prompts at once"
-        done = len(prepared.generation.generated)
+        done = self.paused.pop(prepared.id, len(prepared.generation.generated))
         total = len(prepared.prompt_ids) + done
+        assert prepared.tokens_present == total
         cached = min(self.cached, total - 1)
-        self.sequences[prepared.id] = CountingSequence(prepared, total, total - cached, done)
+        reserved = prepared.tokens_reserved
+        self.sequences[prepared.id] = CountingSequence(prepared, total, total - cached, done, reserved)
         return cached
 
     def step(self, prefill_tokens_max: int) -> list[StepEvent]:
@@ -130,6 +141,21 @@ class CountingEngine:
             decoded += 1
         if self.on_step is not None:
             self.on_step(prefill_tokens_max - budget + decoded)
+        return events + self.pause()
+
+    def pause(self) -> list[StepEvent]:
+        """Give those at the end of their slice another block, or take them out."""
+        events: list[StepEvent] = []
+        for sequence_id, sequence in list(self.sequences.items()):
+            tokens = len(sequence.prepared.prompt_ids) + sequence.position
+            if tokens < self.blocks(sequence.reserved) * self.block:
+                continue
+            if self.capacity().kv_tokens_free:
+                sequence.reserved = tokens + 1
+            else:
+                del self.sequences[sequence_id]
+                self.paused[sequence_id] = sequence.position
+                events.append(Paused(sequence_id, sequence.position))
         return events
 
     def decode(self, sequence_id: str, sequence: CountingSequence) -> StepEvent:
@@ -148,6 +174,7 @@ class CountingEngine:
 
     def leave(self, sequence_id: str) -> None:
         self.sequences.pop(sequence_id, None)
+        self.paused.pop(sequence_id, None)
 
     def close(self) -> None:
         self.closed = True

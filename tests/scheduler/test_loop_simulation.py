@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.scheduler.engine import Clock, CountingEngine, make_work
-from worker.engines.base import Broke, Delta, Prefilled
+from worker.engines.base import Broke, Delta, Paused, Prefilled
 from worker.scheduler.loop import Loop
 from worker.scheduler.messages import Placed, Refused, Schedule, Started, Work, WorkEvent
 
@@ -42,6 +42,9 @@ class Story:
             case Started():
                 assert self.state == "waiting"
                 self.state = "prefill"
+            case Paused():
+                assert self.state == "decode" and event.produced == len(self.work.generation.generated) + len(self.ids)
+                self.state, self.prefilled = "waiting", 0
             case Prefilled():
                 assert self.state == "prefill"
                 assert self.prefilled < event.done <= event.total
@@ -67,10 +70,17 @@ class Story:
 class Simulation(RuleBasedStateMachine):
     """Commands, steps and time in any order; at the end everything still here must come to its end."""
 
-    @initialize(slots=st.integers(1, 4), cached=st.integers(0, 5), skips_max=st.integers(0, 3))
-    def open(self, slots: int, cached: int, skips_max: int) -> None:
+    @initialize(
+        slots=st.integers(1, 4),
+        cached=st.integers(0, 5),
+        skips_max=st.integers(0, 3),
+        slice_tokens=st.sampled_from([0, 0, 1, 3, 8]),
+    )
+    def open(self, slots: int, cached: int, skips_max: int, slice_tokens: int) -> None:
         self.clock = Clock()
-        self.engine = CountingEngine(slots=slots, kv_blocks=10, block=8, cached=cached, on_step=self.pass_time)
+        self.engine = CountingEngine(
+            slots=slots, kv_blocks=10, block=8, cached=cached, on_step=self.pass_time, slice_tokens=slice_tokens
+        )
         schedule = Schedule(prefill_tokens_per_step=BUDGET, ageing_s=0.5, skips_max=skips_max, news_ms=5)
         self.loop = Loop(self.engine, schedule, self.clock)
         self.stories: dict[str, Story] = {}
@@ -115,6 +125,7 @@ class Simulation(RuleBasedStateMachine):
         self.loop.cancel(work_id)
         self.commands += 1
         assert work_id not in self.engine.sequences, "its slot is free before the next step"
+        assert work_id not in self.engine.paused, "it is kept for nothing"
         del self.stories[work_id]
         self.gone.add(work_id)
 
@@ -151,9 +162,13 @@ class Simulation(RuleBasedStateMachine):
         running = self.here("prefill", "decode")
         for event in events:
             if isinstance(event, Started):
-                assert not (self.stories[event.id].work.solo and running)
-                assert not any(self.stories[r].work.solo and self.stories[r].state != "decode" for r in running)
+                assert not (self.suspected(event.id) and running)
+                assert not any(self.suspected(r) and self.stories[r].state != "decode" for r in running)
                 running.append(event.id)
+
+    def suspected(self, work_id: str) -> bool:
+        """A solo work is one until it has been paused: then it has had its steps."""
+        return self.stories[work_id].work.solo and not self.stories[work_id].ids
 
     @invariant()
     def the_engine_holds_what_it_can(self) -> None:
@@ -165,14 +180,15 @@ class Simulation(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
-        # Each step prefills or decodes something: far fewer steps than tokens are needed.
-        for _ in range(sum(100 + 20 for _ in self.stories) + 10):
+        # Each step prefills or decodes something, and each admission gives a token at least, after a prompt and what
+        # was produced have been prefilled again.
+        for _ in range(sum(100 + 20 + 12 * 10 for _ in self.stories) + 10):
             if self.loop.idle:
                 break
             self.step()
         assert self.loop.idle, "a work starves"
         assert self.here("waiting", "prefill", "decode") == []
-        assert not self.engine.sequences
+        assert not self.engine.sequences and not self.engine.paused
 
 
 TestSimulation = Simulation.TestCase

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.scheduler.engine import make_work
 from worker.config import Settings
-from worker.engines.base import Broke, Delta, EngineInfo, Generation, LoadProgress, Prefilled
+from worker.engines.base import Broke, Delta, EngineInfo, Generation, LoadProgress, Paused, Prefilled
 from worker.errors import FieldError, InvalidParams, ModelError
 from worker.events import Message, Prompt, ResponseFormat, Sampling, TopLogprob
 from worker.scheduler import wire
@@ -51,6 +51,7 @@ EVENTS = (
     Prefilled("b", 5, 10),
     Delta("b", (1, 2), "é🦊", (-0.5, -1.0), ((TopLogprob(1, "é", -0.5),), ()), "stop_string", "END"),
     Broke("d", "why"),
+    Paused("e", 7),
 )
 UP: list[Up] = [
     Loading(LoadProgress("weights", 1, 4, 1000)),

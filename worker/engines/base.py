@@ -34,12 +34,16 @@ class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Prepared(msgspec.Struct, frozen=True):
     """A generation that this engine has tokenized and checked. `prompt_ids` has at least one token.
 
-    `max_tokens` is cut to what fits the context: `len(prompt_ids) + max_tokens <= context_tokens`.
+    `max_tokens` is cut to what fits the context: `len(prompt_ids) + max_tokens <= context_tokens`. An engine that
+    reserves KV cache in slices, of `slice_tokens` output tokens, pauses sequences when there is no room for the next
+    slice; `produced` counts the output tokens of such a sequence.
     """
 
     generation: Generation
     prompt_ids: tuple[int, ...]
     max_tokens: int
+    slice_tokens: int = 0
+    produced: int = 0
 
     @property
     def id(self) -> str:
@@ -48,8 +52,18 @@ class Prepared(msgspec.Struct, frozen=True):
 
     @property
     def tokens_max(self) -> int:
-        """Tokens of KV cache to reserve: prompt and the whole output budget."""
+        """Tokens that the sequence may grow to: prompt and the whole output budget."""
         return len(self.prompt_ids) + self.max_tokens
+
+    @property
+    def tokens_present(self) -> int:
+        """Tokens that are there before the first step: prompt, and what an earlier attempt or residence produced."""
+        return len(self.prompt_ids) + max(self.produced, len(self.generation.generated))
+
+    @property
+    def tokens_reserved(self) -> int:
+        """Tokens of KV cache to reserve at admission: all that may come, or those present and one slice."""
+        return min(self.tokens_max, self.tokens_present + self.slice_tokens) if self.slice_tokens else self.tokens_max
 
 
 class Prefilled(msgspec.Struct, frozen=True, array_like=True, tag="P"):
@@ -84,13 +98,24 @@ class Broke(msgspec.Struct, frozen=True, array_like=True, tag="B"):
     reason: str
 
 
-StepEvent: TypeAlias = Prefilled | Delta | Broke
+class Paused(msgspec.Struct, frozen=True, array_like=True, tag="X"):
+    """Sequence `id` has left the batch because there is no KV cache for its next slice; it has produced `produced`.
+
+    The engine keeps all the rest of it, text and tokens that are withheld included. Admitted again, with `produced` in
+    its `Prepared`, it goes on exactly where it was.
+    """
+
+    id: str
+    produced: int
+
+
+StepEvent: TypeAlias = Prefilled | Delta | Broke | Paused
 
 
 class Capacity(msgspec.Struct, frozen=True):
     """Room in the engine now: free sequences, and free KV cache in tokens, handed out in blocks of `kv_block_tokens`.
 
-    A sequence takes `ceil(tokens_max / kv_block_tokens)` blocks. Engines with one fixed row of cache per slot have
+    A sequence takes `ceil(tokens_reserved / kv_block_tokens)` blocks. Engines with one fixed row of cache per slot have
     blocks of a whole context, so that slots alone decide.
     """
 
@@ -100,9 +125,9 @@ class Capacity(msgspec.Struct, frozen=True):
     kv_tokens_total: int
     kv_block_tokens: int
 
-    def fits(self, tokens_max: int) -> bool:
-        """Tell whether a sequence that may grow to `tokens_max` tokens can be admitted now."""
-        blocks = -(-tokens_max // self.kv_block_tokens)
+    def fits(self, tokens: int) -> bool:
+        """Tell whether a sequence that reserves so many tokens of KV cache can be admitted now."""
+        blocks = -(-tokens // self.kv_block_tokens)
         return self.slots_free > 0 and blocks * self.kv_block_tokens <= self.kv_tokens_free
 
 
@@ -172,7 +197,8 @@ class Engine(Protocol):
     def admit(self, prepared: Prepared) -> int:
         """Give a sequence a slot and its KV cache; return how many of its tokens were found in the cache.
 
-        The caller asks `capacity().fits(prepared.tokens_max)` first; without room this is an AssertionError.
+        The caller asks `capacity().fits(prepared.tokens_reserved)` first; without room this is an AssertionError. A
+        `Paused` sequence is admitted in the same way.
         """
         ...
 
@@ -183,7 +209,7 @@ class Engine(Protocol):
         ...
 
     def leave(self, sequence_id: str) -> None:
-        """Take a sequence out of the batch; its KV cache is free before the next step. Unknown ids are ignored."""
+        """Forget a sequence, in the batch or paused; its KV cache is free before the next step. Unknown ids are ignored."""
         ...
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from worker.engines.base import Generation
 from worker.events import FinishReason, Note, Token, Usage
@@ -17,12 +18,19 @@ class Choice:
 
     index: int
     lease: str = ""
+    place: Literal["waiting", "running", "paused", "ended"] = "waiting"
     ids: list[int] = field(default_factory=list)
     prompt_tokens: int = 0
     cached_tokens: int = 0
     prefilled: float = -1.0
     finish: FinishReason | None = None
     stop_sequence: str | None = None
+
+    def started(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """It holds a slot. What a paused one finds in the cache is its own, and saved it nothing."""
+        if self.place != "paused":
+            self.prompt_tokens, self.cached_tokens = prompt_tokens, cached_tokens
+        self.place = "running"
 
 
 @dataclass(slots=True)
@@ -69,6 +77,11 @@ class Job:
     def generation(self, choice: Choice) -> Generation:
         """Return what an engine needs to go on with `choice` under its current lease."""
         return self.request.generation(choice.lease, self.seed, choice.index, tuple(choice.ids))
+
+    def pause(self, choice: Choice) -> bool:
+        """A choice gave its slot back for a while, its prefill will begin anew; tell if the job holds no slot now."""
+        choice.place, choice.prefilled = "paused", -1.0
+        return not any(other.place == "running" for other in self.choices)
 
     def usage(self, now_ms: float) -> Usage:
         """Return what the job has consumed until `now_ms` (monotonic)."""

@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias
 
 from worker.brokers.base import Broker, EngineState
 from worker.config import Settings
-from worker.engines.base import Broke, Delta, Prefilled
+from worker.engines.base import Broke, Delta, Paused, Prefilled
 from worker.errors import (
     DeadlineExceeded,
     Draining,
@@ -32,6 +32,7 @@ from worker.events import (
     Failed,
     Finished,
     Note,
+    Preempted,
     Progress,
     Queued,
     Record,
@@ -265,7 +266,7 @@ class Jobs:
         self._leases.pop(choice.lease, None)
         self._lease_count += 1
         choice.lease = str(self._lease_count)
-        choice.prefilled = -1.0
+        choice.place, choice.prefilled = "waiting", -1.0
         self._leases[choice.lease] = (job, choice)
         self._broker.submit(
             Work(
@@ -298,9 +299,12 @@ class Jobs:
             case Placed():
                 self._on_placed(job, choice, event)
             case Started():
-                choice.prompt_tokens, choice.cached_tokens = event.prompt_tokens, event.cached_tokens
+                choice.started(event.prompt_tokens, event.cached_tokens)
                 if job.state == "queued":
                     self._append(job, Admitted(event.prompt_tokens, event.cached_tokens))
+            case Paused():
+                if job.pause(choice):
+                    self._append(job, Preempted("its next tokens have no room in the KV cache now"))
             case Refused():
                 self._fail(job, event.error)
             case Broke():
@@ -330,7 +334,7 @@ class Jobs:
             token = Token(delta.text, delta.ids, choice.index, "text", delta.logprobs, delta.top_logprobs)
             self._append(job, token)
         if delta.finish is not None:
-            choice.finish, choice.stop_sequence = delta.finish, delta.stop_sequence
+            choice.place, choice.finish, choice.stop_sequence = "ended", delta.finish, delta.stop_sequence
             del self._leases[choice.lease]
             if all(other.finish is not None for other in job.choices):
                 self._finish(job)

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from worker.engines.base import Broke, Capacity, Delta, Engine, Prefilled, StepEvent
+from worker.engines.base import Broke, Capacity, Delta, Engine, Paused, Prefilled, StepEvent
 from worker.errors import EngineFailed, InvalidParams, JobwireError
 from worker.scheduler.messages import Batch, Refused, Schedule, Started, Stats, Work, WorkEvent
-from worker.scheduler.policy import Policy, Room
+from worker.scheduler.policy import Policy, Room, Waiting
 from worker.scheduler.positions import Positions
 from worker.scheduler.rates import Rates
 
@@ -41,9 +41,13 @@ log = logging.getLogger(__name__)
 class _Running:
     """A work in the engine: tokens of it still to prefill, and those produced here."""
 
-    work: Work
+    waiting: Waiting
     prefill_left: int
     decoded: int = 0
+
+    @property
+    def principal(self) -> str:
+        return self.waiting.work.principal
 
 
 class Loop:
@@ -76,9 +80,10 @@ class Loop:
     def cancel(self, work_id: str) -> None:
         """Forget a work, wherever it is; no event of it follows. Unknown ids are ignored."""
         self._heard += 1
-        if self._arrived.pop(work_id, None) is None and not self._policy.remove(work_id) and work_id in self._running:
-            self._engine.leave(work_id)
-            self._leave(work_id)
+        if self._arrived.pop(work_id, None) is None:
+            self._engine.leave(work_id)  # one that waits may be paused in there
+            if not self._policy.remove(work_id) and work_id in self._running:
+                self._leave(work_id)
 
     def update(self, work_id: str, priority: int) -> None:
         """Change the priority of a waiting work. Other ids are ignored."""
@@ -152,7 +157,7 @@ class Loop:
             cached = self._engine.admit(waiting.prepared)
             left = waiting.prefill_tokens - cached
             self._policy.ledger.charge(waiting.work.principal, prefilled=left)
-            self._running[waiting.id] = _Running(waiting.work, left)
+            self._running[waiting.id] = _Running(waiting, left, waiting.decoded)
             self._prefill_left += left
             if waiting.work.solo:
                 self._solo = waiting.id
@@ -189,7 +194,7 @@ class Loop:
             case Delta():
                 prefilled, tokens = self._prefilled(running, 0), len(event.ids)
                 running.decoded += tokens
-                self._policy.ledger.charge(running.work.principal, decoded=tokens)
+                self._policy.ledger.charge(running.principal, decoded=tokens)
                 if event.id == self._solo:
                     self._solo = None
                 if event.finish is not None:
@@ -201,6 +206,9 @@ class Loop:
             case Broke():
                 self._leave(event.id)
                 return 0, 0
+            case Paused():
+                self._policy.put_back(self._out(event.id), event.produced, self._clock())
+                return 0, 0
 
     def _prefilled(self, running: _Running, left: int) -> int:
         done = running.prefill_left - left
@@ -209,11 +217,15 @@ class Loop:
         return done
 
     def _leave(self, work_id: str) -> None:
+        self._policy.release(self._out(work_id).work)
+
+    def _out(self, work_id: str) -> Waiting:
+        """Forget that a work is in the engine; return what was admitted."""
         running = self._running.pop(work_id)
         self._prefilled(running, 0)
-        self._policy.release(running.work)
         if work_id == self._solo:
             self._solo = None
+        return running.waiting
 
     def _stats(self) -> Stats:
         room, rates = self._engine.capacity(), self._rates

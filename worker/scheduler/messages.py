@@ -11,7 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from worker.config import Settings
-from worker.engines.base import Broke, Delta, EngineInfo, EngineSpec, Generation, LoadProgress, Prefilled
+from worker.engines.base import Broke, Delta, EngineInfo, EngineSpec, Generation, LoadProgress, Paused, Prefilled
 from worker.errors import Problem
 
 PROTOCOL_VERSION = 1
@@ -129,7 +129,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="R"):
     error: Problem
 
 
-WorkEvent: TypeAlias = Placed | Started | Refused | Prefilled | Delta | Broke
+WorkEvent: TypeAlias = Placed | Started | Refused | Prefilled | Delta | Broke | Paused
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):

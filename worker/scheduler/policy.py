@@ -3,7 +3,7 @@
 1. Higher priority first. A line (the works of one principal at one priority) gains a level per `ageing_s` seconds that
    it waits unserved, without limit, so that no flood of others can starve it.
 2. On one level, the principal who was served least goes first (see `fairness`), then the oldest work.
-3. Within a line, first in, first out.
+3. Within a line, first in, first out; a work that was paused for lack of KV cache is first again.
 4. A work that does not fit is passed by at most `skips_max` others; then all wait until it fits.
 5. Nothing starts while the prompt tokens still to be prefilled fill a whole step: long prompts enter one at a time.
 6. A solo work starts when nothing runs, and nothing starts beside it until its first token.
@@ -45,13 +45,18 @@ class Waiting:
 
     @property
     def prefill_tokens(self) -> int:
-        """Tokens to compute before the next one can be sampled: prompt and resumed output."""
-        return len(self.prepared.prompt_ids) + len(self.work.generation.generated)
+        """Tokens to compute before the next one can be sampled: prompt and output so far."""
+        return self.prepared.tokens_present
+
+    @property
+    def decoded(self) -> int:
+        """Tokens that it has produced in this engine, before it was paused."""
+        return max(self.prepared.produced - len(self.work.generation.generated), 0)
 
     @property
     def output_tokens_max(self) -> int:
         """Tokens that the work may still produce."""
-        return self.prepared.max_tokens - len(self.work.generation.generated)
+        return self.prepared.tokens_max - self.prepared.tokens_present
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -71,7 +76,7 @@ class Room(msgspec.Struct, frozen=True):
 
     def takes(self, waiting: Waiting) -> bool:
         """Tell whether this work may start."""
-        return self.capacity.fits(waiting.prepared.tokens_max) and not (waiting.work.solo and self.running)
+        return self.capacity.fits(waiting.prepared.tokens_reserved) and not (waiting.work.solo and self.running)
 
 
 @dataclass(slots=True, eq=False)
@@ -112,6 +117,14 @@ class Queue:
         if line is None:
             line = self.lines[key] = Line(*key)
         line.works[waiting.id] = self.works[waiting.id] = waiting
+
+    def put_back(self, waiting: Waiting) -> None:
+        """Put a paused work at the head of its line, behind paused ones that are older."""
+        self.add(waiting)
+        works = self.lines[waiting.work.principal, waiting.work.priority].works
+        older = [other.id for other in works.values() if other.prepared.produced and other.number < waiting.number]
+        for work_id in (waiting.id, *reversed(older)):
+            works.move_to_end(work_id, last=False)
 
     def remove(self, waiting: Waiting) -> None:
         """Take a work out of its line; without works the line is gone."""
@@ -232,6 +245,17 @@ class Policy:
         waiting = turn.take(room)
         self.revision += waiting is not None
         return waiting
+
+    def put_back(self, waiting: Waiting, produced: int, now_s: float) -> None:
+        """Let a work that was taken wait again, first in its line: it is paused, after `produced` output tokens.
+
+        It is under no suspicion any more: it has had its steps.
+        """
+        self.revision += 1
+        waiting.work = msgspec.structs.replace(waiting.work, solo=False)
+        waiting.prepared = msgspec.structs.replace(waiting.prepared, produced=produced)
+        waiting.since_s, waiting.skips = now_s, 0
+        self._queue.put_back(waiting)
 
     def release(self, work: Work) -> None:
         """A work that was taken has left the engine."""
