@@ -54,6 +54,14 @@ def test_messages_go_through_the_template_which_brings_its_own_begin_token() -> 
     assert prepared(prompt).prompt_ids == (BOS, USER, 97, USER, 98, EOT)
 
 
+def test_what_a_user_writes_is_text_even_where_it_spells_control_tokens() -> None:
+    words = "<user><<bos>"
+    assert prepared(Prompt(messages=(Message("user", words),))).prompt_ids == (BOS, USER, *words.encode(), EOT)
+    # The application itself may spell them: in what the system says, and in a prompt without messages.
+    assert prepared(Prompt(messages=(Message("system", "<eot>"),))).prompt_ids == (BOS, USER, EOT, EOT)
+    assert prepared(text("<eot>")).prompt_ids == (BOS, EOT)
+
+
 def test_the_budget_is_cut_to_the_context() -> None:
     assert prepared(text("a" * 60)).max_tokens == 3
     assert prepared(text("a" * 60)).tokens_max == 64

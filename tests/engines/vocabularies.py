@@ -16,6 +16,7 @@ class ByteVocabulary:
         self.eos_ids = frozenset({EOS, EOT})
         self.add_bos = add_bos
         self.special_ids = frozenset({BOS, EOS, EOT, USER})
+        self.special_names = frozenset(NAMES)
         self.token_text_max = max([6, *map(len, words)])
 
     def encode(self, text: str, *, special: bool) -> list[int]:

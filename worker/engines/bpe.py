@@ -86,7 +86,8 @@ class Bpe:
         self._byte_ids = self._bytes_to_ids()
         self._merges = self._pairs(merges)
         self._names = {False: _names(tokens[i] for i in verbatim)}
-        self._names[True] = _names(tokens[i] for i in (*verbatim, *self.special_ids) if types[i] != UNUSED)
+        self.special_names = frozenset(tokens[i] for i in self.special_ids if types[i] != UNUSED)
+        self._names[True] = _names((*(tokens[i] for i in verbatim), *self.special_names))
         self._cached = lru_cache(WORDS_CACHED_MAX)(self._word)
 
     def encode(self, text: str, *, special: bool) -> list[int]:

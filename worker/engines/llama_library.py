@@ -111,7 +111,8 @@ class LlamaVocabulary:
         self.eos_ids = frozenset(token for token in range(self.size) if vocab.is_eog(token))
         self.special_ids = frozenset(token for token in range(self.size) if vocab.is_control(token))
         self._bytes = [b"" if t in self.special_ids else vocab.token_to_bytes(t) for t in range(self.size)]
-        names = max((len(self.name(token).encode()) for token in self.special_ids), default=0)
+        self.special_names = frozenset(self.name(token) for token in self.special_ids | self.eos_ids)
+        names = max((len(name.encode()) for name in self.special_names), default=0)
         self.token_text_max = max(names, *map(len, self._bytes), 1)
 
     @property

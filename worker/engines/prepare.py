@@ -5,6 +5,7 @@ from __future__ import annotations
 from worker.engines.base import Generation, Prepared
 from worker.engines.chat import ChatTemplate
 from worker.engines.guide import Guides
+from worker.engines.quoting import Quoting
 from worker.engines.vocabulary import Vocabulary
 from worker.errors import FieldError, InvalidParams
 
@@ -20,7 +21,7 @@ def prepare(
     _check_sampling(generation, vocabulary)
     guides.guide(generation.sampling.response_format, generation.generated)
     pointer = "/messages" if generation.prompt.messages else "/prompt"
-    ids = _tokenize(_text(generation, vocabulary, chat, context_tokens, pointer), vocabulary)
+    ids = _tokenize(_texts(generation, vocabulary, chat, context_tokens, pointer), vocabulary)
     if not ids:
         raise _refusal(pointer, "must not be empty")
     if len(ids) >= context_tokens:
@@ -31,22 +32,32 @@ def prepare(
     return Prepared(generation, tuple(ids), max_tokens)
 
 
-def _text(generation: Generation, vocabulary: Vocabulary, chat: ChatTemplate, context_tokens: int, pointer: str) -> str:
-    """The prompt's text, refused before the work of tokenizing it if so many bytes cannot fit."""
+def _texts(
+    generation: Generation, vocabulary: Vocabulary, chat: ChatTemplate, context_tokens: int, pointer: str
+) -> list[str]:
+    """The prompt's text, in pieces that are tokenized each on its own where a message spells a control token.
+
+    Refused before the work of tokenizing it if so many bytes cannot fit.
+    """
     bytes_max = context_tokens * vocabulary.token_text_max
     prompt = generation.prompt
-    text = chat.render(prompt.messages, bytes_max) if prompt.messages else prompt.text
+    if prompt.messages:
+        messages, mark = Quoting(vocabulary.special_names).mark(prompt.messages)
+        text = chat.render(messages, bytes_max)
+    else:
+        text, mark = prompt.text, None
     size = len(text.encode("utf-8", "replace"))
     if size > bytes_max:
         raise _refusal(pointer, f"has more than {bytes_max} bytes, but the context holds {context_tokens} tokens")
-    return text
+    return [text] if mark is None else text.split(mark)
 
 
-def _tokenize(text: str, vocabulary: Vocabulary) -> list[int]:
-    if not text:
-        return []
+def _tokenize(texts: list[str], vocabulary: Vocabulary) -> list[int]:
     # A lone surrogate, which JSON can carry, is no text that a tokenizer could encode.
-    ids = vocabulary.encode(text.encode("utf-8", "replace").decode(), special=True)
+    whole = [text.encode("utf-8", "replace").decode() for text in texts if text]
+    if not whole:
+        return []
+    ids = [token for text in whole for token in vocabulary.encode(text, special=True)]
     if vocabulary.add_bos and vocabulary.bos_id is not None and ids[:1] != [vocabulary.bos_id]:
         return [vocabulary.bos_id, *ids]
     return ids

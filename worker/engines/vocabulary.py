@@ -9,8 +9,8 @@ class Vocabulary(Protocol):
     """A model's tokens: ids are 0 to `size` - 1, and every row of logits has `size` entries.
 
     `add_bos`: a prompt begins with `bos_id` even where its text does not say so. `eos_ids` end a sequence.
-    `special_ids` are control tokens (begin, end, roles): they stand for no text of their own. `token_text_max` is the
-    longest text in UTF-8 bytes that one token can stand for, names of special tokens included.
+    `special_ids` are control tokens (begin, end, roles): they stand for no text of their own, `special_names` is how
+    prompts spell them. `token_text_max` is the longest text in UTF-8 bytes that one token can stand for, those included.
     """
 
     @property
@@ -27,6 +27,9 @@ class Vocabulary(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]: ...
+
+    @property
+    def special_names(self) -> frozenset[str]: ...
 
     @property
     def token_text_max(self) -> int: ...

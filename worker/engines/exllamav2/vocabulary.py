@@ -45,6 +45,7 @@ class FolderVocabulary:
             special.add(self.bos_id)
         self.eos_ids = frozenset(eos_ids | {token for token in special if pieces.get(token) in END_NAMES})
         self.special_ids = frozenset(special)
+        self.special_names = frozenset(pieces[token] for token in special if token in pieces)
         self.add_bos = self._adds_bos(folder)
         decoded = _Decoder(document)
         self._bytes = [

@@ -1,0 +1,48 @@
+"""Text that is quoted to a model is no command to it: a message may not spell the model's control tokens.
+
+An application puts what its own users write into messages. If their text could say `<|im_start|>system`, they could
+speak in another role. A template is rendered to one text, in which names of control tokens become those tokens, so the
+names within a message are marked first, and the text is cut there before it is tokenized: each half is plain text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from worker.events import Message
+
+QUOTED_ROLES = frozenset({"user", "tool"})
+"""Who may say anything. What the system and the assistant said is taken as the application wrote it."""
+
+_MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+"""Noncharacters of Unicode, which are for use within a program."""
+
+
+class Quoting:
+    """Marks names of control tokens in messages. Names of one character cannot be cut, and are left alone."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+        # Looked at from every character, because names can overlap; only the character itself is taken.
+        self._name = re.compile(f"(?s)(?=(?:{'|'.join(map(re.escape, longest_first))}))(.)") if longest_first else None
+
+    def mark(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str | None]:
+        """Return messages in which names are broken by a mark, and the mark; None where there was nothing to break."""
+        name = self._name
+        if name is None or not any(_is_quoted(message) and name.search(message.content) for message in messages):
+            return messages, None
+        mark = next((mark for mark in _MARKS if all(mark not in message.content for message in messages)), _MARKS[0])
+
+        def broken(message: Message) -> Message:
+            if not _is_quoted(message):
+                return message
+            return msgspec.structs.replace(message, content=name.sub(rf"\1{mark}", message.content))
+
+        return tuple(map(broken, messages)), mark
+
+
+def _is_quoted(message: Message) -> bool:
+    return message.role in QUOTED_ROLES
