@@ -31,30 +31,33 @@ On the wire an error is a problem object (RFC 9457), built here so that HTTP, We
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
+from msgspec import Meta
 
 
 class FieldError(msgspec.Struct, frozen=True):
     """One wrong field: `pointer` is a JSON pointer into the request (RFC 6901), `detail` says what is allowed."""
 
-    pointer: str
-    detail: str
+    pointer: Annotated[str, Meta(description="JSON pointer to the field.")]
+    detail: Annotated[str, Meta(description="What is allowed there.")]
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The wire form of an error (RFC 9457). `retry_after_ms` is present exactly when a retry makes sense."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
+    type: Annotated[str, Meta(description="URN of the kind of error.")]
+    title: Annotated[str, Meta(description="The kind of error, in words.")]
+    status: Annotated[int, Meta(description="HTTP status, over every transport.")]
+    detail: Annotated[str, Meta(description="One sentence for a person.")]
+    code: Annotated[str, Meta(description="The kind of error, for programs: stable.")]
     # Required on the wire, so it has no default that could be omitted.
-    retriable: bool
-    retry_after_ms: int | None = None
-    errors: tuple[FieldError, ...] = ()
+    retriable: Annotated[bool, Meta(description="Whether the same request may succeed later.")]
+    retry_after_ms: Annotated[int | None, Meta(description="When to try again, in ms: only if that makes sense.")] = (
+        None
+    )
+    errors: Annotated[tuple[FieldError, ...], Meta(description="Each field that is wrong.")] = ()
 
 
 class JobwireError(Exception):

@@ -6,9 +6,10 @@ msgspec structs, so the same definitions travel between processes as msgpack.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from worker.errors import Problem
 
@@ -140,13 +141,13 @@ class Note(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="n
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What a job consumed. Durations in milliseconds from its creation; `tokens_per_s` over the decode phase."""
 
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    queue_ms: int
-    total_ms: int
-    ttft_ms: int | None = None
-    tokens_per_s: float | None = None
+    prompt_tokens: Annotated[int, Meta(description="Tokens of the prompt.")]
+    completion_tokens: Annotated[int, Meta(description="Tokens generated, over all choices.")]
+    cached_tokens: Annotated[int, Meta(description="Tokens of the prompt that were in the KV cache already.")]
+    queue_ms: Annotated[int, Meta(description="Wait for a slot, in ms.")]
+    total_ms: Annotated[int, Meta(description="From creation to the end, in ms.")]
+    ttft_ms: Annotated[int | None, Meta(description="From creation to the first token, in ms.")] = None
+    tokens_per_s: Annotated[float | None, Meta(description="Rate of the decode phase.")] = None
 
 
 class Finished(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="finished"):

@@ -20,7 +20,7 @@ from worker.events import FinishReason, Record
 from worker.jobs.job import Job
 from worker.observers.narration import narrate
 from worker.operations.infer import Infer
-from worker.protocol import commands, frames, legacy, views
+from worker.protocol import commands, decoding, legacy, views
 from worker.protocol.eventstream import Narrate
 from worker.protocol.legacy import LegacyStream
 from worker.scheduler.messages import Refused
@@ -80,7 +80,7 @@ def post(data: str) -> tuple[Job, dict[str, Any]]:
     """Create a job as a POST does; return it and the request that reached it. Raises errors of the tree."""
     client = Wire().connect()
     session = client.session
-    frame = frames.create_of(frames.load(data, 1 << 20))
+    frame = decoding.create_of(decoding.load(data, 1 << 20))
     job, _ = commands.create(session._jobs, session._operations, LIMITS, "ann", frame)
     return job, frame.body
 

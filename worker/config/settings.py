@@ -22,6 +22,7 @@ DAY_S = 86_400
 GROUPS = {
     "host": "Where to listen, and for whom",
     "engine": "What to run",
+    "cache": "ExLlamaV2 alone",
     "prefill_tokens_per_step": "How to schedule",
     "max_tokens_default": "What a job may ask for",
     "retention_s": "How long things are kept",
@@ -29,6 +30,12 @@ GROUPS = {
     "engine_stall_timeout_s": "The engine process",
     "log_level": "Operator and fleet",
 }
+
+EXLLAMAV2_ALONE = (
+    "cache", "cache_tokens", "slice_tokens", "chunk_tokens", "gpu_split", "tensor_parallel", "draft_model",
+    "draft_tokens", "ngram", "loras",
+)  # fmt: skip
+"""Settings that other engines have no use for: they refuse to start with one."""
 
 
 def is_loopback(host: str) -> bool:
@@ -89,6 +96,50 @@ class Settings:
         int, Meta(ge=0, le=1023, description="Index of the accelerator to use. CPU engines ignore it.")
     ] = 0
 
+    # ---- ExLlamaV2 alone ----
+    cache: Annotated[
+        Literal["fp16", "q8", "q6", "q4"], Meta(description="Precision of the KV cache. q4 holds 3.5 times as much.")
+    ] = "fp16"
+    cache_tokens: Annotated[
+        int, Meta(ge=0, le=1 << 30, description="Size of the KV cache. 0 takes what slots can use and memory has.")
+    ] = 0
+    slice_tokens: Annotated[
+        int,
+        Meta(ge=0, le=1 << 24, description="Output tokens that cache is reserved for at a time. 0 reserves all."),
+    ] = 1024
+    chunk_tokens: Annotated[
+        int,
+        Meta(
+            ge=256,
+            le=1 << 16,
+            multiple_of=256,
+            description="Most prompt tokens of one forward pass.",
+            extra={"allowed": "a multiple of 256, at least 256 and at most 65536"},
+        ),
+    ] = 512
+    gpu_split: Annotated[
+        str,
+        Meta(
+            pattern=r"^(auto|\d+(\.\d+)?(,\d+(\.\d+)?)*)?$",
+            description="Spread the model: auto, or GiB of weights for each GPU. Without it one GPU is used.",
+            extra={"allowed": "auto, or GiB for each GPU, as in 20,24", "metavar": "GIB,GIB"},
+        ),
+    ] = ""
+    tensor_parallel: Annotated[bool, Meta(description="Split every layer over the GPUs. Needs flash-attn.")] = False
+    draft_model: Annotated[
+        str | None,
+        Meta(description="Folder of a small model that guesses tokens ahead.", extra={"metavar": "PATH"}),
+    ] = None
+    draft_tokens: Annotated[int, Meta(ge=1, le=16, description="Tokens that are guessed ahead.")] = 4
+    ngram: Annotated[bool, Meta(description="Guess tokens ahead from what was said before.")] = False
+    loras: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[^=,]+(=-?\d+(\.\d+)?)?$")], ...],
+        Meta(
+            description="Folders of LoRA adapters for all jobs. PATH=0.5 scales one.",
+            extra={"allowed": "folders separated by commas, each PATH or PATH=SCALE"},
+        ),
+    ] = ()
+
     # ---- How to schedule ----
     prefill_tokens_per_step: Annotated[
         int, Meta(ge=1, le=1 << 20, description="Prompt tokens computed per step. Fewer keep running jobs smoother.")
@@ -140,6 +191,15 @@ class Settings:
     subscriptions_per_connection_max: Annotated[
         int, Meta(ge=1, le=1 << 20, description="Jobs that one WebSocket may watch at a time.")
     ] = 2048
+    window_frames_max: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Frames of a job that a client may ask to have on their way at a time.")
+    ] = 1024
+    coalesce_ms_max: Annotated[
+        int, Meta(ge=0, le=60_000, description="Longest pause between token frames of a job that a client may ask for.")
+    ] = 500
+    auth_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Time that a WebSocket without a key gets to send one.")
+    ] = 10.0
     heartbeat_s: Annotated[
         float, Meta(gt=0, le=3600, description="Silence after which a stream shows a sign of life.")
     ] = 15.0
@@ -189,7 +249,14 @@ class Settings:
     heartbeat_post_s: Annotated[float, Meta(ge=0.01, le=DAY_S, description="Time between heartbeats.")] = 30.0
     local_mode: Annotated[bool, Meta(description="Post no heartbeats, even when a coordinator is given.")] = False
 
+    @property
+    def exllamav2(self) -> dict[str, str]:
+        """The settings of ExLlamaV2 alone that were given another value than their default, as text."""
+        given = {name: getattr(self, name) for name in EXLLAMAV2_ALONE}
+        return {name: _text(value) for name, value in given.items() if value != getattr(Settings, name)}
+
     def __post_init__(self) -> None:
+        self._check_exllamav2()
         if not self.api_key and not is_loopback(self.host):
             raise ConfigError(
                 f"host {self.host} can be reached from other machines, and no api_key protects it. Set JOBWIRE_API_KEY "
@@ -205,3 +272,17 @@ class Settings:
                 f"engine_restart_backoff_s is {self.engine_restart_backoff_s}, but must be at most "
                 f"engine_restart_backoff_max_s, which is {self.engine_restart_backoff_max_s}."
             )
+
+    def _check_exllamav2(self) -> None:
+        if self.ngram and self.draft_model:
+            raise ConfigError("ngram and draft_model both guess tokens ahead. Choose one.")
+        given = ", ".join(self.exllamav2)
+        runs = self.engine if self.model or self.engine != "auto" else "numpy, which runs the bundled model"
+        if given and self.engine != "exllamav2" and runs != "auto":
+            raise ConfigError(f"Only ExLlamaV2 knows {given}, but the engine is {runs}. Leave that out, or run another.")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

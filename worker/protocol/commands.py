@@ -8,7 +8,8 @@ from worker.errors import FieldError, UnsupportedOperation
 from worker.jobs.job import Job
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits, Operation
-from worker.protocol.frames import Create, Subscribe, invalid
+from worker.protocol.decoding import invalid
+from worker.protocol.frames import Create, Subscribe
 
 
 def create(

@@ -1,49 +1,62 @@
-"""Every frame of the protocol as a typed struct. Decoding refuses with a typed error, encoding never fails.
+"""Every frame of the protocol as a typed struct, and how frames are encoded. `decoding` takes them apart.
 
-A frame is one flat JSON object, told apart by `type`. Absent means omitted, never null. Client frames come in through
-`decode`, server frames go out through `encode`; a job's events become frames in `eventstream`.
+A frame is one flat JSON object, told apart by `type`. Absent means omitted, never null. The structs are the single
+source of the protocol's schema: each field is described here, and `corpus` has an example of each frame.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
-from worker.errors import BadFrame, FieldError, FrameTooLarge, InvalidParams, Problem, UnsupportedOperation
+from worker.errors import Problem
 from worker.events import Usage
-from worker.operations.base import field_error
 
 PROTOCOL = "jobwire.v1"
-DEPTH_MAX = 64
-"""Nesting of a client's JSON. Deeper values could exhaust the stack of whoever walks them."""
 
 Channel: TypeAlias = Literal["token", "narration"]
 CHANNELS: frozenset[Channel] = frozenset({"token", "narration"})
 State: TypeAlias = Literal["queued", "running", "ended"]
 
 # `$` alone would let a trailing newline pass.
-JobId: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{16,64}$(?!\n)")]
-REASONS = {"/job_id": "Expected 16 to 64 letters, digits, `_` or `-`"}
-"""What is allowed, where the type's own words are hard to read."""
+JobId: TypeAlias = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9_-]{16,64}$(?!\n)", description="The job. Its client chose the id, or the worker.")
+]
+JOB_ID_ALLOWED = "Expected 16 to 64 letters, digits, `_` or `-`"
 
-Cursor: TypeAlias = Annotated[str, Meta(max_length=64)]
-Ref: TypeAlias = Annotated[str, Meta(max_length=256)]
-Priority: TypeAlias = Annotated[int, Meta(ge=0, le=9)]
+After: TypeAlias = Annotated[
+    str, Meta(max_length=64, description="The last cursor seen: go on after it. Without one, from the start.")
+]
+Channels: TypeAlias = Annotated[
+    frozenset[Channel], Meta(description="What to be sent besides the end. Both if absent.")
+]
+Window: TypeAlias = Annotated[
+    int, Meta(ge=0, description="Most frames of the job on their way without an `ack`. 0, the default, is no bound.")
+]
+CoalesceMs: TypeAlias = Annotated[
+    int, Meta(ge=0, description="Least time between token frames of the job, in ms: they get fewer and larger.")
+]
+Ref: TypeAlias = Annotated[str, Meta(max_length=256, description="Comes back in the reply.")]
+Priority: TypeAlias = Annotated[int, Meta(ge=0, le=9, description="Higher goes first.")]
+NewId: TypeAlias = Annotated[JobId, Meta(description="The client's choice, and the key to repeat a request safely.")]
 
 # ---- client to server ------------------------------------------------------------------------------------------------
 
 
 class Create(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
-    """Start a job, or attach to it if it exists. `body` is the whole frame, for the operation to parse."""
+    """Start a job, or attach to it if it exists. The fields of the operation stand beside these, in the same object.
 
-    job_id: JobId | None = None
-    operation: Annotated[str, Meta(max_length=64)] = "infer"
-    after: Cursor | None = None
-    channels: frozenset[Channel] = CHANNELS
-    window: int = 0
-    coalesce_ms: int = 0
+    `body` is that whole object, for the operation to parse: it is no field on the wire.
+    """
+
+    job_id: NewId | None = None
+    operation: Annotated[str, Meta(max_length=64, description="What to do: one of the worker's operations.")] = "infer"
+    after: After | None = None
+    channels: Channels = CHANNELS
+    window: Window = 0
+    coalesce_ms: CoalesceMs = 0
     ref: Ref | None = None
     body: dict[str, Any] = {}
 
@@ -59,15 +72,15 @@ class Subscribe(msgspec.Struct, frozen=True, kw_only=True, tag="subscribe"):
     """Follow a job that exists, from `after` or from its start."""
 
     job_id: JobId
-    after: Cursor | None = None
-    channels: frozenset[Channel] = CHANNELS
-    window: int = 0
-    coalesce_ms: int = 0
+    after: After | None = None
+    channels: Channels = CHANNELS
+    window: Window = 0
+    coalesce_ms: CoalesceMs = 0
     ref: Ref | None = None
 
 
 class Unsubscribe(msgspec.Struct, frozen=True, kw_only=True, tag="unsubscribe"):
-    """Stop following; the job goes on."""
+    """Stop following; the job goes on. Success has no reply."""
 
     job_id: JobId
     ref: Ref | None = None
@@ -81,156 +94,192 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     ref: Ref | None = None
 
 
-class Ping(msgspec.Struct, frozen=True, kw_only=True, tag="ping"):
-    """Ask for a pong. `t` comes back as it was."""
+class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
+    """Make room in the window of a job, which is followed with `window`. Success has no reply."""
 
-    t: int | float | Ref | None = None
+    job_id: JobId
+    cursor: Annotated[str, Meta(max_length=64, description="Of a frame that was taken in, and all before it.")]
     ref: Ref | None = None
 
 
-ClientFrame: TypeAlias = Create | Cancel | Subscribe | Unsubscribe | Update | Ping
+class Auth(msgspec.Struct, frozen=True, kw_only=True, tag="auth"):
+    """Show a key: first of all where `hello.auth` is "required", later to stay beyond `hello.expires_in`.
+
+    The first one is answered by `hello` again, with `auth` "ok"; success of a later one has no reply.
+    """
+
+    token: Annotated[str, Meta(description="The API key.")]
+    ref: Ref | None = None
+
+
+class Ping(msgspec.Struct, frozen=True, kw_only=True, tag="ping"):
+    """Ask for a pong."""
+
+    t: Annotated[
+        int | float | Annotated[str, Meta(max_length=256)] | None, Meta(description="Comes back in the pong as it was.")
+    ] = None
+    ref: Ref | None = None
+
+
+ClientFrame: TypeAlias = Create | Cancel | Subscribe | Unsubscribe | Update | Ack | Auth | Ping
 CLIENT_FRAMES: dict[str, type[ClientFrame]] = {
     "create": Create,
     "cancel": Cancel,
     "subscribe": Subscribe,
     "unsubscribe": Unsubscribe,
     "update": Update,
+    "ack": Ack,
+    "auth": Auth,
     "ping": Ping,
 }
 
-NOT_OFFERED = frozenset({"ack", "auth"})
-"""Frames of the protocol that this worker does not take; `hello.features` names what it offers."""
-
-F = TypeVar("F", bound=ClientFrame)
-
 # ---- server to client ------------------------------------------------------------------------------------------------
+
+AnyId: TypeAlias = Annotated[str, Meta(description="The job.")]
+Cursor: TypeAlias = Annotated[
+    str, Meta(description="Where the reader is with this frame: what to give as `after`. Opaque.")
+]
+EchoedRef: TypeAlias = Annotated[str, Meta(description="The `ref` of the request that this answers.")]
 
 
 class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client must keep to, or may count on. 0 for `max_window` and `max_coalesce_ms`: not offered."""
+    """What a client must keep to, or may count on."""
 
-    max_frame_bytes: int
-    max_jobs: int
-    max_queue: int
-    max_subscriptions: int
-    heartbeat_s: float
-    orphan_ttl_s: float
-    retention_s: float
-    max_window: int = 0
-    max_coalesce_ms: int = 0
+    max_frame_bytes: Annotated[int, Meta(description="Size of one message, either way.")]
+    max_jobs: Annotated[int, Meta(description="Live jobs of one client.")]
+    max_queue: Annotated[int, Meta(description="Waiting jobs, over all clients.")]
+    max_subscriptions: Annotated[int, Meta(description="Jobs that one connection may follow at a time.")]
+    max_window: Annotated[int, Meta(description="Largest `window`, in frames.")]
+    max_coalesce_ms: Annotated[int, Meta(description="Largest `coalesce_ms`.")]
+    heartbeat_s: Annotated[float, Meta(description="After so long a silence the worker says `pong`.")]
+    auth_timeout_s: Annotated[float, Meta(description="Where `auth` is required, it must come within this time.")]
+    orphan_ttl_s: Annotated[float, Meta(description="A job that nobody has watched for so long is cancelled.")]
+    retention_s: Annotated[float, Meta(description="How long an ended job can still be read.")]
 
 
-class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
-    """The first frame of a connection."""
+class Hello(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="hello"):
+    """The first frame of a connection, and the reply to the first `auth`."""
 
-    protocol: str
-    server: str
-    features: tuple[str, ...]
-    auth: Literal["ok", "required"]
-    limits: ServerLimits
+    protocol: Annotated[str, Meta(description="The version spoken.")]
+    server: Annotated[str, Meta(description="Name and version of the worker.")]
+    features: Annotated[tuple[str, ...], Meta(description="What is offered beyond the least that every worker has.")]
+    auth: Annotated[Literal["ok", "required"], Meta(description="Whether an `auth` frame must come first.")]
+    expires_in: Annotated[int | None, Meta(description="Seconds until another `auth` is needed to stay.")] = None
+    limits: Annotated[ServerLimits, Meta(description="What to keep to, and what to count on.")]
+    ref: EchoedRef | None = None
 
 
 class Queue(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a job waits: `position` counts from 1."""
+    """Where a job waits."""
 
-    position: int
-    eta_ms: int | None = None
+    position: Annotated[int, Meta(description="Counts from 1.")]
+    eta_ms: Annotated[int | None, Meta(description="Estimate of the wait that is left, in ms.")] = None
 
 
 class Accepted(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="accepted"):
-    """The reply to a request that worked. After `reset` the job is told again from its start.
+    """The reply to a request that worked."""
 
-    `over`: the job has ended and this reader has seen its end; nothing follows.
-    """
-
-    job_id: str
-    state: State
-    queue: Queue | None = None
-    replayed: bool = False
-    reset: bool = False
-    over: bool = False
-    sse_url: str
-    ref: str | None = None
+    job_id: AnyId
+    state: Annotated[State, Meta(description="Where the job stands.")]
+    queue: Annotated[Queue | None, Meta(description="Where it waits, if it does.")] = None
+    replayed: Annotated[bool, Meta(description="The job was there before: this `create` has attached to it.")] = False
+    reset: Annotated[bool, Meta(description="The cursor is of a log that is gone: the job is told from its start.")] = (
+        False
+    )
+    over: Annotated[bool, Meta(description="The job has ended and its end was seen: nothing follows.")] = False
+    sse_url: Annotated[str, Meta(description="Where the job can be read as server-sent events.")]
+    ref: EchoedRef | None = None
 
 
 class Narration(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="narration"):
-    """What happens to a job, for people. Durations in ms, `progress` 0 to 1."""
+    """What happens to a job, for people."""
 
-    job_id: str
-    cursor: str
-    actor: str
-    action: str
-    target: str
-    human: str
-    phase: str
-    queue: Queue | None = None
-    progress: float | None = None
-    metrics: dict[str, int | float] | None = None
-    cute: str | None = None
-    story: str | None = None
-    level: str | None = None
-    correlation_id: str | None = None
-    emitted_by: str | None = None
-    emitted_at_ms: int | None = None
-    duration_ms: int | None = None
-    queue_position: int | None = None
-    tokens_in: int | None = None
-    tokens_out: int | None = None
-    decode_time_ms: int | None = None
+    job_id: AnyId
+    cursor: Cursor
+    actor: Annotated[str, Meta(description="Who acts: scheduler, engine, worker...")]
+    action: Annotated[str, Meta(description="What is done: queued, admitted, prefill, first_token, completed...")]
+    target: Annotated[str, Meta(description="To whom: the job id.")]
+    human: Annotated[str, Meta(description="One plain sentence.")]
+    phase: Annotated[str, Meta(description="Where the job is: queued, prefill, decode, recovery, done or note.")]
+    queue: Annotated[Queue | None, Meta(description="Where the job waits.")] = None
+    progress: Annotated[float | None, Meta(description="Share of the prompt that is read, 0 to 1.")] = None
+    metrics: Annotated[dict[str, int | float] | None, Meta(description="Numbers that belong to the sentence.")] = None
+    cute: Annotated[str | None, Meta(description="The same, for a smile.")] = None
+    story: Annotated[str | None, Meta(description="The same, as a story would tell it.")] = None
+    level: Annotated[str | None, Meta(description="warn or error, where it is not info.")] = None
+    correlation_id: Annotated[str | None, Meta(description="Joins what belongs together across processes.")] = None
+    emitted_by: Annotated[str | None, Meta(description="The program that speaks.")] = None
+    emitted_at_ms: Annotated[int | None, Meta(description="When, in ms since the Unix epoch.")] = None
+    duration_ms: Annotated[int | None, Meta(description="How long it took, in ms.")] = None
+    queue_position: Annotated[int | None, Meta(description="Place in the queue, from 1.")] = None
+    tokens_in: Annotated[int | None, Meta(description="Tokens of the prompt.")] = None
+    tokens_out: Annotated[int | None, Meta(description="Tokens generated.")] = None
+    decode_time_ms: Annotated[int | None, Meta(description="Time spent on generating, in ms.")] = None
 
 
 class LikelyToken(msgspec.Struct, frozen=True):
-    """One of the likeliest tokens at a position: natural-log probability, text lossy where it is half a character."""
+    """One of the likeliest tokens at a position."""
 
-    id: int
-    text: str
-    logprob: float
+    id: Annotated[int, Meta(description="The token's id.")]
+    text: Annotated[str, Meta(description="Its text, lossy where it is half a character.")]
+    logprob: Annotated[float, Meta(description="Natural logarithm of its probability, at least -9999.")]
 
 
 class TokenFrame(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="token", gc=False):
-    """Text, of `n` events of the log. `ids`, `logprobs` and `top_logprobs` are parallel."""
+    """Text of a job. `ids`, `logprobs` and `top_logprobs` are parallel."""
 
-    job_id: str
-    cursor: str
-    text: str
-    n: int = 1
-    ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    top_logprobs: tuple[tuple[LikelyToken, ...], ...] = ()
-    index: int = 0
-    kind: str = "text"
+    job_id: AnyId
+    cursor: Cursor
+    text: Annotated[str, Meta(description="What comes next: whole Unicode characters.")]
+    n: Annotated[int, Meta(description="Events of the log that are merged here.")] = 1
+    ids: Annotated[tuple[int, ...], Meta(description="Ids of exactly the tokens that the text came from.")] = ()
+    logprobs: Annotated[tuple[float, ...], Meta(description="Natural log-probabilities of the tokens.")] = ()
+    top_logprobs: Annotated[
+        tuple[tuple[LikelyToken, ...], ...], Meta(description="The likeliest tokens at each position.")
+    ] = ()
+    index: Annotated[int, Meta(description="The choice that it belongs to, from 0.")] = 0
+    kind: Annotated[str, Meta(description="text, or reasoning that comes before the answer.")] = "text"
 
 
 class End(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="end"):
-    """The one last event of a job. `finish_reason` of a job that did not complete: cancelled, error or deadline."""
+    """The one last event of a job, whatever happened."""
 
-    job_id: str
-    cursor: str
-    status: Literal["completed", "cancelled", "failed", "expired"]
-    finish_reason: str
-    reason: str | None = None
-    stop_sequence: str | None = None
-    finish_reasons: tuple[str, ...] = ()
-    usage: Usage
-    error: Problem | None = None
+    job_id: AnyId
+    cursor: Cursor
+    status: Annotated[Literal["completed", "cancelled", "failed", "expired"], Meta(description="How it ended.")]
+    finish_reason: Annotated[
+        str, Meta(description="stop, length, stop_string or grammar; else cancelled, error or deadline.")
+    ]
+    reason: Annotated[str | None, Meta(description="Of a cancelled job: client, abandoned or shutdown.")] = None
+    stop_sequence: Annotated[str | None, Meta(description="The stop string that was found.")] = None
+    finish_reasons: Annotated[tuple[str, ...], Meta(description="With several choices: of each.")] = ()
+    usage: Annotated[Usage, Meta(description="What the job consumed.")]
+    error: Annotated[Problem | None, Meta(description="Why it failed or expired.")] = None
 
 
 class Error(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="error"):
     """The reply to a request that did not work. It never ends a job."""
 
-    error: Problem
-    job_id: str | None = None
-    ref: str | None = None
+    error: Annotated[Problem, Meta(description="What is wrong, and what can be done.")]
+    job_id: Annotated[str | None, Meta(description="The job that the request named.")] = None
+    ref: EchoedRef | None = None
 
 
 class Pong(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="pong"):
     """Answers a ping, and breaks a silence."""
 
-    t: int | float | str | None = None
-    ref: str | None = None
+    t: Annotated[int | float | str | None, Meta(description="The `t` of the ping.")] = None
+    ref: EchoedRef | None = None
 
 
-ServerFrame: TypeAlias = Hello | Accepted | Narration | TokenFrame | End | Error | Pong
+class Goaway(msgspec.Struct, frozen=True, kw_only=True, tag="goaway"):
+    """The worker is about to end: it takes no new jobs, those that run go on, and then it closes with 1012."""
+
+    reason: Annotated[str, Meta(description="Why: shutdown.")]
+    retry_ms: Annotated[int, Meta(description="When to try again, here or elsewhere, in ms.")]
+
+
+ServerFrame: TypeAlias = Hello | Accepted | Narration | TokenFrame | End | Error | Pong | Goaway
 
 _encoder = msgspec.json.Encoder()
 
@@ -259,87 +308,3 @@ def _whole(value: Any) -> Any:
 def sse_url(job_id: str) -> str:
     """Return the path of a job's event stream."""
     return f"/v1/jobs/{job_id}/stream"
-
-
-def decode(data: str | bytes, frame_bytes_max: int) -> ClientFrame:
-    """Return the client frame in a message.
-
-    Raises FrameTooLarge, BadFrame if it is no JSON object with a known type, UnsupportedOperation for a type that is
-    not offered, InvalidParams with a pointer to a field that is missing or wrong.
-    """
-    return interpret(load(data, frame_bytes_max))
-
-
-def load(data: str | bytes, frame_bytes_max: int) -> dict[str, Any]:
-    """Return the JSON object in a message. Raises FrameTooLarge or BadFrame."""
-    try:
-        raw = data.encode() if isinstance(data, str) else data
-    except UnicodeEncodeError:
-        raise BadFrame("The message is not Unicode: it has half a surrogate pair.") from None
-    if len(raw) > frame_bytes_max:
-        raise FrameTooLarge(f"The message has {len(raw)} bytes, of at most {frame_bytes_max}.")
-    try:
-        value = msgspec.json.decode(raw)
-    except RecursionError:
-        raise BadFrame(f"The message is nested deeper than {DEPTH_MAX} levels.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadFrame(f"The message is not JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise BadFrame("The message is JSON, but not an object.")
-    # Counting brackets is cheap, and most messages have too few to be deep.
-    if raw.count(b"[") + raw.count(b"{") > DEPTH_MAX and _is_deep(value):
-        raise BadFrame(f"The message is nested deeper than {DEPTH_MAX} levels.")
-    return value
-
-
-def interpret(fields: dict[str, Any]) -> ClientFrame:
-    """Return the client frame in a JSON object. null is the same as absent. Raises like `decode`."""
-    name = fields.get("type")
-    kind = CLIENT_FRAMES.get(name) if isinstance(name, str) else None
-    if kind is Create:
-        return create_of(fields)
-    if kind is not None:
-        return _convert(fields, kind)
-    if isinstance(name, str) and name in NOT_OFFERED:
-        raise UnsupportedOperation(f"This worker takes no {name} frames. `hello.features` lists what it offers.")
-    expected = f"Expected one of {', '.join(CLIENT_FRAMES)}"
-    found = "There is no `type`" if name is None else "The `type` is unknown"
-    raise BadFrame(f"{found}. {expected}.", errors=(FieldError("/type", expected),))
-
-
-def create_of(body: dict[str, Any], idempotency_key: str | None = None) -> Create:
-    """Return the Create in a JSON object. The Idempotency-Key of a POST is the job id. Raises InvalidParams."""
-    envelope = {name: body[name] for name in Create.__struct_fields__ if name in body and name != "body"}
-    if idempotency_key is not None and envelope.setdefault("job_id", idempotency_key) != idempotency_key:
-        detail = "Expected the same as the Idempotency-Key, or none"
-        raise invalid(FieldError("/job_id", detail))
-    frame = _convert(envelope, Create)
-    return msgspec.structs.replace(frame, body=body)
-
-
-def invalid(wrong: FieldError) -> InvalidParams:
-    """Return the error for one wrong field."""
-    sentence = f"{wrong.pointer[1:]}: {wrong.detail}" if wrong.pointer else wrong.detail
-    return InvalidParams(f"Fix this field and send it again: {sentence}.", errors=(wrong,))
-
-
-def _convert(fields: dict[str, Any], kind: type[F]) -> F:
-    present = {name: value for name, value in fields.items() if value is not None and name != "type"}
-    try:
-        return msgspec.convert({"type": kind.__struct_config__.tag, **present}, kind)
-    except msgspec.ValidationError as error:
-        wrong = field_error(error)
-        if wrong.pointer in REASONS:
-            wrong = FieldError(wrong.pointer, REASONS[wrong.pointer])
-        raise invalid(wrong) from None
-
-
-def _is_deep(value: dict[str, Any]) -> bool:
-    """Tell whether a JSON object is nested deeper than DEPTH_MAX, without recursion."""
-    level: list[dict[str, object] | list[object]] = [value]
-    for _ in range(DEPTH_MAX):
-        inner = [item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer)]
-        level = [item for item in inner if isinstance(item, dict | list)]
-        if not level:
-            return False
-    return True

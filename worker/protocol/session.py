@@ -12,11 +12,11 @@ from enum import IntEnum
 
 from worker import __version__
 from worker.config import Settings
-from worker.errors import BadFrame, FrameTooLarge, JobwireError, TooManyJobs, UnsupportedMediaType
+from worker.errors import BadFrame, FrameTooLarge, JobwireError, TooManyJobs, UnsupportedMediaType, UnsupportedOperation
 from worker.jobs.job import Job
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits, Operation
-from worker.protocol import commands, frames
+from worker.protocol import commands, decoding, frames
 from worker.protocol.eventstream import EventStream, FrameSource, locate, wire_queue, wire_state
 from worker.protocol.frames import Accepted, Channel, Error, Hello, Pong, ServerFrame, ServerLimits
 
@@ -106,7 +106,10 @@ class Session:
             max_jobs=settings.jobs_per_principal_max,
             max_queue=settings.queue_jobs_max,
             max_subscriptions=settings.subscriptions_per_connection_max,
+            max_window=0,
+            max_coalesce_ms=0,
             heartbeat_s=settings.heartbeat_s,
+            auth_timeout_s=settings.auth_timeout_s,
             orphan_ttl_s=settings.orphan_ttl_s,
             retention_s=settings.retention_s,
         )
@@ -154,8 +157,8 @@ class Session:
         try:
             if isinstance(data, bytes):
                 raise UnsupportedMediaType("The message is binary. Send JSON as a text message.")
-            fields = frames.load(data, self._settings.frame_bytes_max)
-            reply = self._act(frames.interpret(fields))
+            fields = decoding.load(data, self._settings.frame_bytes_max)
+            reply = self._act(decoding.interpret(fields))
         except JobwireError as error:
             if isinstance(error, BadFrame | FrameTooLarge | UnsupportedMediaType):
                 self._count_bad_frame(now_ms)
@@ -181,6 +184,8 @@ class Session:
                 return _accepted(jobs.cancel(principal, frame.job_id), frame.ref)
             case frames.Update():
                 return _accepted(jobs.prioritize(principal, frame.job_id, frame.priority), frame.ref)
+            case frames.Ack() | frames.Auth():
+                raise UnsupportedOperation("This worker takes no such frames. `hello.features` lists what it offers.")
             case frames.Ping():
                 return Pong(t=frame.t, ref=frame.ref)
 

@@ -19,7 +19,7 @@ from werkzeug.exceptions import HTTPException, RequestTimeout
 from worker import __version__
 from worker.errors import FrameTooLarge, JobwireError, UnsupportedMediaType
 from worker.jobs.job import Job
-from worker.protocol import commands, frames, legacy, sse, views
+from worker.protocol import commands, decoding, frames, legacy, sse, views
 from worker.protocol.eventstream import EventStream
 from worker.protocol.legacy import LegacyStream
 from worker.transports.base import Gateway
@@ -109,7 +109,7 @@ class _Routes:
         if streams:
             # Refused before there is a job.
             gateway.check_room()
-        frame = frames.create_of(await self._body(), request.headers.get("Idempotency-Key"))
+        frame = decoding.create_of(await self._body(), request.headers.get("Idempotency-Key"))
         job, _ = commands.create(gateway.jobs, gateway.operations, gateway.limits, principal, frame)
         gateway.jobs.touch(job)
         if streams:
@@ -169,7 +169,7 @@ class _Routes:
                         raise FrameTooLarge(f"The body may have at most {limit} bytes.")
         except TimeoutError:
             raise RequestTimeout from None
-        g.body = frames.load(bytes(data), limit)
+        g.body = decoding.load(bytes(data), limit)
         return g.body  # type: ignore[no-any-return]
 
     def _principal(self) -> str:
