@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol, TypedDict
 
 import msgspec
 
@@ -73,10 +73,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return cls(**{name: getattr(settings, name) for name in cls.__struct_fields__})
 
 
+class NoParams(TypedDict):
+    """Of an operation that has nothing to choose."""
+
+
 class Operation(Protocol):
-    """An operation that creates jobs: turns a request's body into a checked JobRequest."""
+    """An operation that creates jobs: turns a request's body into a checked JobRequest.
+
+    `params` is a TypedDict of the fields that it reads, each described: the worker's documents are made of it.
+    """
 
     name: str
+    params: type[Any]
 
     def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
         """Check a body. Raises InvalidParams that names every wrong field. Unknown fields are ignored."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, cast, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -18,34 +18,57 @@ STOP_CHARS_MAX = 256
 LOGIT_BIASES_MAX = 4096
 INT_MAX = (1 << 31) - 1
 
-Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
+Stops: TypeAlias = Annotated[list[Stop], Meta(max_length=STOPS_MAX)]
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=INT_MAX)]
+Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
 
-FIELDS: dict[str, Any] = {
-    "prompt": str,
-    "messages": Annotated[list[Message], Meta(min_length=1)],
-    "raw": bool,
-    "max_tokens": Annotated[int, Meta(ge=1)],
-    "temperature": Annotated[float, Meta(ge=0, le=2)],
-    "top_p": Annotated[float, Meta(gt=0, le=1)],
-    "top_k": Annotated[int, Meta(ge=0, le=INT_MAX)],
-    "min_p": Annotated[float, Meta(ge=0, le=1)],
-    "repetition_penalty": Annotated[float, Meta(gt=0, le=10)],
-    "presence_penalty": Penalty,
-    "frequency_penalty": Penalty,
-    "seed": int,
-    "stop": Stop | Annotated[list[Stop], Meta(max_length=STOPS_MAX)],
-    "logit_bias": dict[Annotated[int, Meta(ge=0, le=INT_MAX)], Annotated[float, Meta(ge=-100, le=100)]],
-    "response_format": ResponseFormat,
-    "logprobs": Annotated[int, Meta(ge=0, le=20)],
-    "include": list[Literal["ids", "logprobs", "top_logprobs"]],
-    "ignore_eos": bool,
-    "n": Annotated[int, Meta(ge=1)],
-    "priority": Annotated[int, Meta(ge=0, le=9)],
-    "deadline_ms": Annotated[int, Meta(ge=1, le=INT_MAX)],
-    "detach": bool,
-}
-"""Every field that means something here, and what is allowed. null is the same as absent."""
+
+class Params(TypedDict, total=False):
+    """What a client may ask of the model. null is the same as absent, and fields not named here are ignored."""
+
+    prompt: Annotated[str, Meta(description="What to answer, as one message of a user: this or `messages`.")]
+    messages: Annotated[list[Message], Meta(min_length=1, description="A conversation to answer: this or `prompt`.")]
+    raw: Annotated[bool, Meta(description="Continue `prompt` as it stands, without the model's chat template.")]
+    max_tokens: Annotated[int, Meta(ge=1, description="Most tokens per choice. The worker has a default and a limit.")]
+    temperature: Annotated[
+        float, Meta(ge=0, le=2, description="How freely to choose: 0 is greedy, 1 (default) the model's own way.")
+    ]
+    top_p: Annotated[
+        float, Meta(gt=0, le=1, description="Choose among the likeliest tokens of this total probability. 1 is off.")
+    ]
+    top_k: Annotated[int, Meta(ge=0, le=INT_MAX, description="Choose among so many likeliest tokens. 0 is off.")]
+    min_p: Annotated[
+        float, Meta(ge=0, le=1, description="Choose among tokens so likely, relative to the likeliest. 0 is off.")
+    ]
+    repetition_penalty: Annotated[
+        float, Meta(gt=0, le=10, description="Above 1, tokens of prompt and output become less likely. 1 is off.")
+    ]
+    presence_penalty: Annotated[
+        float, Meta(ge=-2, le=2, description="Taken off every token that was generated already. 0 is off.")
+    ]
+    frequency_penalty: Annotated[
+        float, Meta(ge=-2, le=2, description="Taken off a token for each time it was generated. 0 is off.")
+    ]
+    seed: Annotated[int, Meta(description="The same request with the same seed gives the same text. Drawn if absent.")]
+    stop: Annotated[Stop | Stops, Meta(description="Text, or texts, that end the answer and are not part of it.")]
+    logit_bias: Annotated[dict[TokenId, Bias], Meta(description="What to add to the logits, by token id.")]
+    response_format: Annotated[ResponseFormat, Meta(description="The form that the answer must have.")]
+    logprobs: Annotated[
+        int, Meta(ge=0, le=20, description="Log-probabilities of the chosen tokens, and of so many likeliest.")
+    ]
+    include: Annotated[
+        list[Literal["ids", "logprobs", "top_logprobs"]], Meta(description="What token frames carry besides text.")
+    ]
+    ignore_eos: Annotated[bool, Meta(description="Go on after an end token, up to `max_tokens`.")]
+    n: Annotated[int, Meta(ge=1, description="Answers to generate side by side. 1 if absent.")]
+    priority: Annotated[int, Meta(ge=0, le=9, description="Higher goes first. 5 if absent.")]
+    deadline_ms: Annotated[int, Meta(ge=1, le=INT_MAX, description="Time from creation after which the job expires.")]
+    detach: Annotated[bool, Meta(description="Go on although nobody watches. Other jobs are cancelled after a while.")]
+
+
+FIELDS: dict[str, Any] = get_type_hints(Params, include_extras=True)
+"""The fields of Params by name, and what each may be: they are checked one by one."""
 
 SEED_MODULUS = 1 << 64
 
@@ -54,6 +77,7 @@ class Infer:
     """Parses requests for generation."""
 
     name = "infer"
+    params = Params
 
     def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
         """Check a body against FIELDS and the limits. Raises InvalidParams that names every wrong field."""
@@ -81,7 +105,7 @@ class Infer:
         )
 
 
-def _convert(body: Mapping[str, object]) -> tuple[dict[str, Any], list[FieldError]]:
+def _convert(body: Mapping[str, object]) -> tuple[Params, list[FieldError]]:
     """Convert each known field by itself, so that one answer names all that is wrong."""
     values: dict[str, Any] = {}
     errors: list[FieldError] = []
@@ -95,10 +119,10 @@ def _convert(body: Mapping[str, object]) -> tuple[dict[str, Any], list[FieldErro
             values[name] = msgspec.convert(raw, kind, str_keys=True)
         except msgspec.ValidationError as error:
             errors.append(field_error(error, "/" + name))
-    return values, errors
+    return cast("Params", values), errors
 
 
-def _check_limits(values: dict[str, Any], limits: Limits) -> list[FieldError]:
+def _check_limits(values: Params, limits: Limits) -> list[FieldError]:
     """Check what one field's type cannot say."""
     errors: list[FieldError] = []
 
@@ -117,8 +141,12 @@ def _check_limits(values: dict[str, Any], limits: Limits) -> list[FieldError]:
     )
     check(size <= limits.prompt_bytes_max, "/prompt", f"Expected at most {limits.prompt_bytes_max} bytes, got {size}")
     check(_is_unicode(prompt, messages), "/prompt", "Expected whole Unicode characters, got half a surrogate pair")
-    for name, most in (("max_tokens", limits.max_tokens_max), ("n", limits.choices_max)):
-        check(values.get(name, 0) <= most, f"/{name}", f"Expected `int` <= {most}")
+    check(
+        values.get("max_tokens", 0) <= limits.max_tokens_max,
+        "/max_tokens",
+        f"Expected `int` <= {limits.max_tokens_max}",
+    )
+    check(values.get("n", 0) <= limits.choices_max, "/n", f"Expected `int` <= {limits.choices_max}")
     check(
         len(values.get("logit_bias", ())) <= LOGIT_BIASES_MAX,
         "/logit_bias",
@@ -150,7 +178,7 @@ def _is_unicode(prompt: str | None, messages: list[Message] | None) -> bool:
     return True
 
 
-def _prompt(values: dict[str, Any]) -> Prompt:
+def _prompt(values: Params) -> Prompt:
     """A bare prompt is one user's message for the chat template, unless the client says `raw`."""
     if values.get("raw"):
         return Prompt(text=values["prompt"])
@@ -159,12 +187,12 @@ def _prompt(values: dict[str, Any]) -> Prompt:
     return Prompt(messages=(Message("user", values["prompt"]),))
 
 
-def _sampling(values: dict[str, Any]) -> Sampling:
-    names = (
+def _sampling(values: Params) -> Sampling:
+    names = {
         "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
         "logit_bias", "response_format", "ignore_eos",
-    )  # fmt: skip
-    chosen = {name: values[name] for name in names if name in values}
+    }  # fmt: skip
+    chosen: dict[str, Any] = {name: value for name, value in values.items() if name in names}
     stop = values.get("stop", ())
     include = values.get("include", ())
     logprobs: int | None = values.get("logprobs")

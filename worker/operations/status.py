@@ -8,7 +8,7 @@ import msgspec
 
 from worker.brokers.base import EngineState
 from worker.events import Admitted, Note, Token
-from worker.operations.base import JobRequest, Limits, scripted
+from worker.operations.base import JobRequest, Limits, NoParams, scripted
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -29,6 +29,7 @@ class Status:
     """Tells the state of the engine, which `state` returns."""
 
     name = "status"
+    params = NoParams
 
     def __init__(self, state: Callable[[], EngineState]) -> None:
         self._state = state

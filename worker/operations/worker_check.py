@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from worker.events import Admitted, Event, Note, Progress, Token
-from worker.operations.base import JobRequest, Limits, scripted
+from worker.operations.base import JobRequest, Limits, NoParams, scripted
 
 # Text that a careless transport would break: an emoji of several scalars, accents, markers of the older dialect.
 WORDS = ("Hello ", "from ", "the ", "worker. ", "Grüße, 你好, 👩‍🚀! ", "[DONE] ", "is ", "only ", "text.")
@@ -26,6 +26,7 @@ class WorkerCheck:
     """Emits SCRIPT."""
 
     name = "worker_check"
+    params = NoParams
 
     def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:  # noqa: ARG002  (the port's signature)
         """Accept any body: there is nothing to choose."""
