@@ -13,7 +13,7 @@ from msgspec import inspect
 
 from worker.config import Settings, load
 from worker.config.schema import Given, Setting, schema
-from worker.config.settings import GROUPS, is_loopback
+from worker.config.settings import EXLLAMAV2_ALONE, GROUPS, is_loopback
 from worker.errors import ConfigError
 
 SETTINGS = list(schema().values())
@@ -26,6 +26,7 @@ COMPANIONS = {
     "max_tokens_max": {"max_tokens_default": 1},
     "engine_restart_backoff_s": {"engine_restart_backoff_max_s": 3600.0},
     "engine_restart_backoff_max_s": {"engine_restart_backoff_s": 0.0},
+    **dict.fromkeys(EXLLAMAV2_ALONE, {"engine": "exllamav2"}),
 }
 WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=",\\\"'"), min_size=1)
 
@@ -65,6 +66,8 @@ def samples(setting: Setting) -> list[Any]:
             return [("a.example",), ("a.example", "b.example:8080")]
         case _ if setting.name == "queen_url":
             return ["http://127.0.0.1:7833", "https://queen.example/base"]
+        case _ if setting.name == "gpu_split":
+            return ["auto", "20", "20,24.5"]
         case _:
             return ["some/path.gguf", "127.0.0.1"]
 
@@ -383,3 +386,40 @@ def test_defaults_are_shown_for_people(name: str, shown: str) -> None:
 def test_every_group_begins_at_a_setting() -> None:
     assert GROUPS.keys() <= schema().keys()
     assert next(iter(GROUPS)) == SETTINGS[0].name
+
+
+# ---- settings of one engine alone ------------------------------------------------------------------------------------
+
+
+def test_what_exllamav2_is_told_is_what_differs_from_the_defaults() -> None:
+    asked = ["--engine", "exllamav2", "--cache", "q4", "--slice-tokens", "0", "--tensor-parallel"]
+    given = load([*asked, "--loras", "one=0.5, two", "--chunk-tokens", "512"], {})
+    assert given.exllamav2 == {"cache": "q4", "slice_tokens": "0", "tensor_parallel": "true", "loras": "one=0.5,two"}
+
+
+@pytest.mark.parametrize("split", ["all", "20,", "20;24", "-1", "20 24", "auto,20"])
+def test_a_wrong_gpu_split_is_refused_at_start(split: str) -> None:
+    expected = (
+        f"gpu_split is {split!r} (from the flag --gpu-split), but must be auto, or GiB for each GPU, as in 20,24."
+    )
+    assert refusal([f"--gpu-split={split}", "--engine", "exllamav2"]) == expected
+
+
+@pytest.mark.parametrize("lora", ["one=big", "=2", "one=1=2"])
+def test_a_wrong_lora_is_refused_at_start(lora: str) -> None:
+    assert "folders separated by commas" in refusal(["--loras", lora, "--engine", "exllamav2"])
+
+
+def test_chunks_are_whole_pages() -> None:
+    assert "a multiple of 256" in refusal(["--chunk-tokens", "300", "--engine", "exllamav2"])
+
+
+def test_only_one_way_to_guess_tokens() -> None:
+    assert "Choose one" in refusal(["--engine", "exllamav2", "--ngram", "--draft-model", "small"])
+
+
+@pytest.mark.parametrize("engine", [["--engine", "numpy"], ["--engine", "llama_cpp", "--model", "a.gguf"], []])
+def test_another_engine_does_not_start_with_them(engine: list[str]) -> None:
+    message = refusal([*engine, "--cache", "q4", "--ngram"])
+    runs = engine[1] if engine else "numpy, which runs the bundled model"
+    assert message == f"Only ExLlamaV2 knows cache, ngram, but the engine is {runs}. Leave that out, or run another."

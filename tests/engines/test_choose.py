@@ -63,6 +63,13 @@ def test_a_folder_is_for_exllamav2_if_it_can_run(tmp_path: Path, monkeypatch: py
         assert load.__module__ == "worker.engines.exllamav2"
 
 
+def test_an_engine_refuses_settings_that_it_does_not_know(missing: str | None) -> None:
+    choose(EngineSpec(options={"device": "1"}))
+    name = "numpy" if missing else "llama_cpp"
+    with pytest.raises(ModelError, match=f"Only ExLlamaV2 knows cache, ngram, but the engine is {name}, because"):
+        choose(EngineSpec(model="my.gguf", options={"device": "0", "ngram": "true", "cache": "q4"}))
+
+
 def test_without_exllamav2_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exllamav2, "missing", lambda: "torch is missing")
     with pytest.raises(ModelError, match=r"is a folder.*torch is missing"):

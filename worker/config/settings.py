@@ -279,7 +279,9 @@ class Settings:
         given = ", ".join(self.exllamav2)
         runs = self.engine if self.model or self.engine != "auto" else "numpy, which runs the bundled model"
         if given and self.engine != "exllamav2" and runs != "auto":
-            raise ConfigError(f"Only ExLlamaV2 knows {given}, but the engine is {runs}. Leave that out, or run another.")
+            raise ConfigError(
+                f"Only ExLlamaV2 knows {given}, but the engine is {runs}. Leave that out, or run another."
+            )
 
 
 def _text(value: object) -> str:

@@ -209,7 +209,7 @@ class Engine(Protocol):
         ...
 
     def leave(self, sequence_id: str) -> None:
-        """Forget a sequence, in the batch or paused; its KV cache is free before the next step. Unknown ids are ignored."""
+        """Forget a sequence, running or paused. Its KV cache is free before the next step; unknown ids are ignored."""
         ...
 
     def close(self) -> None:

@@ -32,7 +32,8 @@ def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
     """Return the function that loads a model, what exactly to load, and a sentence why that engine.
 
     What to load names the model's path, and has the text of the chat template in place of its file. Raises ModelError
-    for an engine that does not exist, a model that none of them can run, or a template that cannot be read.
+    for an engine that does not exist, a model that none of them can run, a template that cannot be read, or settings
+    that the engine does not know.
     """
     template = _read_template(spec.chat_template) if spec.chat_template else None
     resolved = msgspec.structs.replace(spec, model=spec.model or bundled_model(), chat_template=template)
@@ -40,6 +41,8 @@ def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
     module = MODULES.get(name)
     if module is None:
         raise ModelError(f"The engine {name!r} does not exist. There are: auto, {', '.join(MODULES)}.")
+    if name != "exllamav2" and (foreign := sorted(spec.options.keys() - {"device"})):
+        raise ModelError(f"Only ExLlamaV2 knows {', '.join(foreign)}, but the engine is {name}, because {why}.")
     load = cast(Load, importlib.import_module(module).load)
     return load, msgspec.structs.replace(resolved, engine=name), why
 

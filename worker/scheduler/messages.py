@@ -64,7 +64,7 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
             context_tokens=settings.context_tokens,
             threads=settings.threads,
             chat_template=settings.chat_template,
-            options={"device": str(settings.device)},
+            options={"device": str(settings.device), **settings.exllamav2},
         )
         schedule = Schedule(
             prefill_tokens_per_step=settings.prefill_tokens_per_step,

@@ -10,15 +10,27 @@ from pathlib import Path
 
 import pytest
 
+from worker.config import Settings
+from worker.config.settings import EXLLAMAV2_ALONE
 from worker.engines.base import EngineSpec
 from worker.engines.exllamav2 import requirements
 from worker.engines.exllamav2.options import Options, read_options
 from worker.errors import ModelError
+from worker.scheduler.messages import Open
 
 
 def test_defaults() -> None:
     options = read_options({"device": "0"})
     assert options == Options() and options.ahead == 0 and options.split_gib is None and options.adapters == []
+
+
+def test_every_setting_of_this_engine_alone_is_an_option_with_the_same_default() -> None:
+    for name in EXLLAMAV2_ALONE:
+        default = getattr(Settings(), name)
+        assert getattr(Options(), name) == ("" if default in (None, ()) else default)
+    given = Settings(engine="exllamav2", cache="q6", slice_tokens=0, ngram=True, loras=("one=0.5", "two"), device=3)
+    options = read_options(Open.of(given).spec.options)
+    assert options == Options(device=3, cache="q6", slice_tokens=0, ngram=True, loras="one=0.5,two")
 
 
 def test_values_become_typed() -> None:

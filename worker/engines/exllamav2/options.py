@@ -17,7 +17,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """`EngineSpec.options` of this engine, as typed values. Defaults are what most want.
 
     `cache` is the precision of the KV cache; `cache_tokens` its size in tokens, 0 for as much as the slots could use
-    and the GPU has. `chunk_tokens` bounds the prompt tokens of one forward pass. `gpu_split` is "auto", or GiB of
+    and the GPU has. `slice_tokens` of output are reserved at a time, 0 for all. `chunk_tokens` bounds the prompt tokens of one forward pass. `gpu_split` is "auto", or GiB of
     weights for each GPU ("20,24"); without it one GPU is used. `draft_model` (a folder) or `ngram` speculate
     `draft_tokens` ahead. `loras` are folders of adapters, "a=0.5" scales one.
     """
@@ -25,6 +25,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     device: int = 0
     cache: Literal["fp16", "q8", "q6", "q4"] = "fp16"
     cache_tokens: int = 0
+    slice_tokens: int = 1024
     chunk_tokens: int = 512
     gpu_split: str = ""
     tensor_parallel: bool = False
@@ -74,8 +75,8 @@ def read_options(given: dict[str, str]) -> Options:
         raise ModelError(f"An option of the ExLlamaV2 engine is wrong: {error}.") from None
     if options.chunk_tokens < PAGE_TOKENS or options.chunk_tokens % PAGE_TOKENS:
         raise ModelError(f"chunk_tokens is {options.chunk_tokens}, but must be a multiple of {PAGE_TOKENS}.")
-    if options.cache_tokens < 0 or not 1 <= options.draft_tokens <= 16:
-        raise ModelError("cache_tokens must be at least 0, and draft_tokens 1 to 16.")
+    if options.cache_tokens < 0 or options.slice_tokens < 0 or not 1 <= options.draft_tokens <= 16:
+        raise ModelError("cache_tokens and slice_tokens must be at least 0, and draft_tokens 1 to 16.")
     if options.ngram and options.draft_model:
         raise ModelError("Guess tokens with ngram or with draft_model, not with both.")
     _ = options.split_gib, options.adapters  # refuses what they cannot read
