@@ -26,7 +26,7 @@ COMPANIONS = {
     "max_tokens_max": {"max_tokens_default": 1},
     "engine_restart_backoff_s": {"engine_restart_backoff_max_s": 3600.0},
     "engine_restart_backoff_max_s": {"engine_restart_backoff_s": 0.0},
-    **dict.fromkeys(EXLLAMAV2_ALONE, {"engine": "exllamav2"}),
+    **{name: {"engine": "exllamav2"} for name in EXLLAMAV2_ALONE},
 }
 WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=",\\\"'"), min_size=1)
 

@@ -17,9 +17,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """`EngineSpec.options` of this engine, as typed values. Defaults are what most want.
 
     `cache` is the precision of the KV cache; `cache_tokens` its size in tokens, 0 for as much as the slots could use
-    and the GPU has. `slice_tokens` of output are reserved at a time, 0 for all. `chunk_tokens` bounds the prompt tokens of one forward pass. `gpu_split` is "auto", or GiB of
-    weights for each GPU ("20,24"); without it one GPU is used. `draft_model` (a folder) or `ngram` speculate
-    `draft_tokens` ahead. `loras` are folders of adapters, "a=0.5" scales one.
+    and the GPU has. `slice_tokens` of output are reserved at a time, 0 for all. `chunk_tokens` bounds the prompt tokens
+    of one forward pass. `gpu_split` is "auto", or GiB of weights for each GPU ("20,24"); without it one GPU is used.
+    `draft_model` (a folder) or `ngram` speculate `draft_tokens` ahead. `loras` are folders of adapters, "a=0.5" scales
+    one.
     """
 
     device: int = 0
