@@ -28,10 +28,12 @@ class TopLogprob(msgspec.Struct, frozen=True, array_like=True):
 class ResponseFormat(msgspec.Struct, frozen=True, omit_defaults=True):
     """Constrains the output: JSON of a schema, any JSON object, a regular expression, or a Lark grammar."""
 
-    type: Literal["text", "json_object", "json_schema", "regex", "grammar"] = "text"
-    schema: dict[str, object] | None = None
-    pattern: str | None = None
-    grammar: str | None = None
+    type: Annotated[
+        Literal["text", "json_object", "json_schema", "regex", "grammar"], Meta(description="What kind of constraint.")
+    ] = "text"
+    schema: Annotated[dict[str, object] | None, Meta(description="With `json_schema`: the JSON Schema.")] = None
+    pattern: Annotated[str | None, Meta(description="With `regex`: the expression that the whole text matches.")] = None
+    grammar: Annotated[str | None, Meta(description="With `grammar`: in Lark's notation.")] = None
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -65,8 +67,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Message(msgspec.Struct, frozen=True):
     """One message of a conversation, for the model's chat template."""
 
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    role: Annotated[Literal["system", "user", "assistant", "tool"], Meta(description="Who speaks.")]
+    content: Annotated[str, Meta(description="What is said.")]
 
 
 class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):

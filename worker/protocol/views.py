@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from worker import __version__
 from worker.brokers.base import EngineState
@@ -15,7 +16,7 @@ from worker.errors import Problem
 from worker.events import Terminal, Usage
 from worker.jobs.job import Job
 from worker.protocol.eventstream import wire_queue, wire_state
-from worker.protocol.frames import Queue, encode, sse_url
+from worker.protocol.frames import Queue, State, encode, sse_url
 
 LOADING_URL = "/v1/loading/progress"
 WS_URL = "/v1/ws"
@@ -24,89 +25,88 @@ WS_URL = "/v1/ws"
 class Created(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The answer to POST /v1/jobs."""
 
-    job_id: str
-    sse_url: str
-    ws_url: str
-    state: str
-    queue: Queue | None = None
+    job_id: Annotated[str, Meta(description="The job.")]
+    sse_url: Annotated[str, Meta(description="Where it can be read as server-sent events.")]
+    ws_url: Annotated[str, Meta(description="Where WebSockets are taken.")]
+    state: Annotated[State, Meta(description="Where the job stands.")]
+    queue: Annotated[Queue | None, Meta(description="Where it waits, if it does.")] = None
 
 
 class JobItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A job in a list. `created_at` is RFC 3339."""
 
-    job_id: str
-    state: str
-    operation: str
-    priority: int
-    created_at: datetime
-    queue: Queue | None = None
-    # How it ended: completed, cancelled, failed or expired.
-    status: str | None = None
+    job_id: Annotated[str, Meta(description="The job.")]
+    state: Annotated[State, Meta(description="Where it stands.")]
+    operation: Annotated[str, Meta(description="What it does.")]
+    priority: Annotated[int, Meta(description="Higher goes first.")]
+    created_at: Annotated[datetime, Meta(description="When it was created.")]
+    queue: Annotated[Queue | None, Meta(description="Where it waits, if it does.")] = None
+    status: Annotated[str | None, Meta(description="How it ended: completed, cancelled, failed or expired.")] = None
 
 
 class JobList(msgspec.Struct, frozen=True):
     """The answer to GET /v1/jobs."""
 
-    jobs: tuple[JobItem, ...]
+    jobs: Annotated[tuple[JobItem, ...], Meta(description="Queued, running, and ended ones that are still kept.")]
 
 
 class JobDetail(JobItem, frozen=True, omit_defaults=True, kw_only=True):
     """The answer to GET /v1/jobs/{id}. A stream after `cursor` continues `text`; several choices are in `texts`."""
 
-    text: str
-    cursor: str
-    usage: Usage
-    sse_url: str
-    texts: tuple[str, ...] = ()
-    error: Problem | None = None
+    text: Annotated[str, Meta(description="The text so far, of the first choice.")]
+    cursor: Annotated[str, Meta(description="What to give as `after`: a stream goes on behind `text`.")]
+    usage: Annotated[Usage, Meta(description="What it has consumed so far.")]
+    sse_url: Annotated[str, Meta(description="Where it can be read as server-sent events.")]
+    texts: Annotated[tuple[str, ...], Meta(description="With several choices: the text of each.")] = ()
+    error: Annotated[Problem | None, Meta(description="Why it failed or expired.")] = None
 
 
 class CancelledView(msgspec.Struct, frozen=True):
     """The answer to DELETE /v1/jobs/{id}."""
 
-    job_id: str
-    status: str = "cancelled"
+    job_id: Annotated[str, Meta(description="The job.")]
+    status: Annotated[str, Meta(description="cancelled, also for a job that had ended before.")] = "cancelled"
 
 
 class Health(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The answer to GET /health: whether the worker does its work, and facts about it."""
 
     # Required on the wire, so it has no default that could be omitted.
-    status: str
-    version: str
-    engine_phase: str
-    message: str | None = None
-    model: str | None = None
-    engine: str | None = None
-    device: str | None = None
-    context_tokens: int | None = None
-    parameters: int | None = None
-    weights_bytes: int | None = None
-    slots_total: int | None = None
-    running: int | None = None
-    waiting: int | None = None
-    restarts: int | None = None
-    details: dict[str, str] | None = None
+    status: Annotated[str, Meta(description="healthy, or unhealthy when there is no usable model.")]
+    version: Annotated[str, Meta(description="Of the worker.")]
+    engine_phase: Annotated[str, Meta(description="What the engine process does.")]
+    message: Annotated[str | None, Meta(description="What is wrong.")] = None
+    model: Annotated[str | None, Meta(description="What it runs.")] = None
+    engine: Annotated[str | None, Meta(description="What runs it.")] = None
+    device: Annotated[str | None, Meta(description="Where it runs.")] = None
+    context_tokens: Annotated[int | None, Meta(description="Most tokens of a sequence, prompt and output.")] = None
+    parameters: Annotated[int | None, Meta(description="Size of the model.")] = None
+    weights_bytes: Annotated[int | None, Meta(description="Size of its weights in memory.")] = None
+    slots_total: Annotated[int | None, Meta(description="Sequences that share a step.")] = None
+    running: Annotated[int | None, Meta(description="Sequences that run now.")] = None
+    waiting: Annotated[int | None, Meta(description="Jobs that wait.")] = None
+    restarts: Annotated[int | None, Meta(description="How often the engine was started again.")] = None
+    details: Annotated[dict[str, str] | None, Meta(description="More of the engine, by name.")] = None
 
 
 class Ready(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The answer to GET /v1/ready."""
 
-    ready: bool
-    state: str
-    model_loaded: bool | None = None
-    progress_url: str | None = None
-    error: Problem | None = None
+    ready: Annotated[bool, Meta(description="Whether a new job would start without waiting for a model.")]
+    state: Annotated[str, Meta(description="idle, busy or draining; else the phase of the engine.")]
+    model_loaded: Annotated[bool | None, Meta(description="Whether the model is there.")] = None
+    progress_url: Annotated[str | None, Meta(description="Where to watch it being loaded.")] = None
+    error: Annotated[Problem | None, Meta(description="Why there is none.")] = None
 
 
 class LoadingItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One event of GET /v1/loading/progress."""
 
-    stage: str
-    layers_loaded: int | None = None
-    layers_total: int | None = None
-    vram_mb: int | None = None
-    error: Problem | None = None
+    stage: Annotated[str, Meta(description="What is being done; ready or failed at last.")]
+    layers_loaded: Annotated[int | None, Meta(description="Parts that are done.")] = None
+    layers_total: Annotated[int | None, Meta(description="Parts in all.")] = None
+    vram_mb: Annotated[int | None, Meta(description="Memory filled, in MiB.")] = None
+    error: Annotated[Problem | None, Meta(description="Why it failed.")] = None
 
 
 def created(job: Job) -> bytes:
