@@ -128,8 +128,12 @@ class Exchange:
         """Answer with an event stream of these pieces, which ends without an end: a cut."""
         self.writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         for piece in pieces:
-            self.writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-            await self.writer.drain()
+            await self.send(piece)
+
+    async def send(self, piece: bytes) -> None:
+        """Send another piece of the stream."""
+        self.writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        await self.writer.drain()
 
     async def finish(self) -> None:
         """End the stream as HTTP wants it."""

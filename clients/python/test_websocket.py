@@ -138,7 +138,7 @@ async def test_a_cut_in_a_frame_is_resumed_with_the_same_request(half: bytes) ->
         assert await jw.run("Count", job_id=ID, seed=1).text() == "one two three"
     before, after = requests
     assert after.pop("after") == "e-2"
-    assert (before.pop("ref"), after.pop("ref")) == ("1", "2")
+    assert (before.pop("ref"), after.pop("ref")) == ("1", "1")  # of two connections
     assert before == after
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from random import Random
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import httpx
 import pytest
@@ -13,13 +14,12 @@ from jobwire_client import (
     ConnectionFailed,
     End,
     Event,
+    Job,
     JobCancelled,
     Narration,
     Refused,
-    Stream,
     Token,
     connect,
-    stream_sse,
 )
 
 from tests.clients.cutting import cutting
@@ -27,10 +27,12 @@ from tests.server import Server, serving
 
 COUNT: dict[str, Any] = {"temperature": 0, "max_tokens": 200}
 LONG: dict[str, Any] = {"temperature": 0, "max_tokens": 1500}
+Transport: TypeAlias = Literal["websocket", "sse"]
+TRANSPORTS: tuple[Transport, ...] = ("websocket", "sse")
 QUICK: dict[str, Any] = {"backoff_s": (0.005, 0.05)}
 
 
-async def text_at(worker_url: str, job: Stream) -> str:
+async def text_at(worker_url: str, job: Job) -> str:
     """The text of a job as the worker has it."""
     async with httpx.AsyncClient(headers={"Accept": "application/json"}) as http:
         return str((await http.get(f"{worker_url}/v1/jobs/{job.id}")).json()["text"])
@@ -54,9 +56,10 @@ async def test_a_job_tells_its_text_its_narration_and_its_end(worker_url: str) -
 
 
 async def test_websocket_and_sse_tell_the_same(worker_url: str) -> None:
-    async with connect(worker_url) as jw:
-        over_websocket = await jw.run("Count from 1 to 60", **COUNT).text()
-    assert await stream_sse(worker_url, "Count from 1 to 60", **COUNT).text() == over_websocket
+    async with connect(worker_url) as jw, connect(worker_url, transport="sse") as over_sse:
+        text = await jw.run("Count from 1 to 60", **COUNT).text()
+        assert await over_sse.run("Count from 1 to 60", **COUNT).text() == text
+        assert (jw.transport, over_sse.transport) == ("websocket", "sse")
 
 
 async def test_sixty_four_jobs_on_one_connection(worker_url: str) -> None:
@@ -82,34 +85,36 @@ async def test_a_websocket_cut_anywhere_loses_and_doubles_nothing(worker_url: st
 async def test_a_stream_cut_anywhere_loses_and_doubles_nothing(worker_url: str, seed: int) -> None:
     random = Random(seed)
     with cutting(worker_url, [random.randrange(4_000) for _ in range(10)]) as url:
-        job = stream_sse(url, "Count from 1 to 60", **COUNT, **QUICK)
-        assert await job.text() == await text_at(worker_url, job)
+        async with connect(url, transport="sse", **QUICK) as jw:
+            jobs = [jw.run("Count from 1 to 60", **COUNT) for _ in range(2)]
+            texts = await asyncio.gather(*(job.text() for job in jobs))
+        assert texts == [await text_at(worker_url, job) for job in jobs]
 
 
 async def test_a_job_goes_on_over_the_other_transport_and_back(worker_url: str) -> None:
     seen: list[Event] = []
-    async with connect(worker_url) as jw:
-        job: Stream = jw.run("Count from 1 to 60", **COUNT)
+    async with connect(worker_url) as jw, connect(worker_url, transport="sse") as over_sse:
+        job = jw.run("Count from 1 to 60", **COUNT)
         hops = 0
         while job.end is None:
             async for event in job:
                 seen.append(event)
                 if isinstance(event, Token):
                     break
-            hops += 1
             await job.aclose()
-            job = await _hop(worker_url, jw, job, hops)
+            if job.end is None:
+                hops += 1
+                job = await _hop(over_sse if hops % 2 else jw, job)
         assert text_of(seen) == await text_at(worker_url, job)
         assert hops > 2
 
 
-async def _hop(worker_url: str, jw: Client, job: Stream, hops: int) -> Stream:
-    """The same job at the same place, over SSE or over a WebSocket in turn."""
-    if job.end is not None:
-        return job
-    if hops % 2:
-        return stream_sse(worker_url, job_id=job.id, after=job.cursor)
-    return jw.subscribe(job.id, after=job.cursor)
+async def _hop(elsewhere: Client, job: Job) -> Job:
+    """The same job at the same place; a client has an id to itself until it has told the worker to stop."""
+    while True:
+        with contextlib.suppress(ValueError):
+            return elsewhere.subscribe(job.id, after=job.cursor)
+        await asyncio.sleep(0)
 
 
 async def test_a_second_reader_joins_in_the_middle_and_a_third_comes_late(worker_url: str) -> None:
@@ -123,14 +128,10 @@ async def test_a_second_reader_joins_in_the_middle_and_a_third_comes_late(worker
         assert await elsewhere.subscribe(job.id).text() == text_of(head) + tail
 
 
-@pytest.mark.parametrize("transport", ["websocket", "sse"])
-async def test_cancel_ends_the_job(worker_url: str, transport: str) -> None:
-    async with connect(worker_url) as jw:
-        job: Stream = (
-            jw.run("Count from 1 to 99", **LONG)
-            if transport == "websocket"
-            else stream_sse(worker_url, "Count from 1 to 99", **LONG)
-        )
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_cancel_ends_the_job(worker_url: str, transport: Transport) -> None:
+    async with connect(worker_url, transport=transport) as jw:
+        job = jw.run("Count from 1 to 99", **LONG)
         while not isinstance(await anext(job), Token):
             pass
         await job.cancel()
@@ -152,16 +153,19 @@ async def test_the_same_id_is_the_same_job(worker_url: str) -> None:
         assert (refused.value.code, refused.value.status) == ("idempotency_mismatch", 422)
 
 
-async def test_what_is_wrong_is_said(worker_url: str) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_what_is_wrong_is_said(worker_url: str, transport: Transport) -> None:
+    async with connect(worker_url, transport=transport) as jw:
+        with pytest.raises(Refused) as refused:
+            await jw.create("Hi", top_p=7)
+        assert (refused.value.code, refused.value.status) == ("invalid_params", 422)
+        assert refused.value.problem["errors"][0]["pointer"] == "/top_p"
+        with pytest.raises(Refused, match="job_not_found"):
+            await jw.subscribe("no-such-job-anywhere").text()
+
+
+async def test_a_job_that_the_worker_lost_is_not_run_again(worker_url: str) -> None:
     async with connect(worker_url) as jw:
-        for job in (jw.run("Hi", top_p=7), stream_sse(worker_url, "Hi", top_p=7)):
-            with pytest.raises(Refused) as refused:
-                await job.text()
-            assert (refused.value.code, refused.value.status) == ("invalid_params", 422)
-            assert refused.value.problem["errors"][0]["pointer"] == "/top_p"
-        for unknown in (jw.subscribe("no-such-job-anywhere"), stream_sse(worker_url, job_id="no-such-job-anywhere")):
-            with pytest.raises(Refused, match="job_not_found"):
-                await unknown.text()
         with pytest.raises(Refused, match="job_lost"):
             await jw.create("Hi", job_id="never-run-here-0123456789", after="lost-1")
 
