@@ -6,7 +6,7 @@ msgspec structs, so the same definitions travel between processes as msgpack.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -31,7 +31,7 @@ class ResponseFormat(msgspec.Struct, frozen=True, omit_defaults=True):
     type: Annotated[
         Literal["text", "json_object", "json_schema", "regex", "grammar"], Meta(description="What kind of constraint.")
     ] = "text"
-    schema: Annotated[dict[str, object] | None, Meta(description="With `json_schema`: the JSON Schema.")] = None
+    schema: Annotated[dict[str, Any] | None, Meta(description="With `json_schema`: the JSON Schema.")] = None
     pattern: Annotated[str | None, Meta(description="With `regex`: the expression that the whole text matches.")] = None
     grammar: Annotated[str | None, Meta(description="With `grammar`: in Lark's notation.")] = None
 
@@ -53,6 +53,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     frequency_penalty: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    # Whatever their case, the output never contains these: tokens that led to one are taken back.
+    banned_strings: tuple[str, ...] = ()
     logit_bias: dict[int, float] = {}
     response_format: ResponseFormat = ResponseFormat()
     # None: no log-probabilities; 0: of the chosen token; k: and of the k likeliest.

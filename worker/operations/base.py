@@ -59,13 +59,15 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of what a job may ask for, from the settings."""
+    """Bounds of what a job and its delivery may ask for, from the settings."""
 
     max_tokens_default: int
     max_tokens_max: int
     prompt_bytes_max: int
     choices_max: int
     deadline_default_ms: int
+    window_frames_max: int
+    coalesce_ms_max: int
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -77,14 +79,17 @@ class NoParams(TypedDict):
     """Of an operation that has nothing to choose."""
 
 
-class Operation(Protocol):
-    """An operation that creates jobs: turns a request's body into a checked JobRequest.
-
-    `params` is a TypedDict of the fields that it reads, each described: the worker's documents are made of it.
-    """
+class Described(Protocol):
+    """What documents tell of an operation, and its class knows: `params` is a TypedDict of the fields that it reads,
+    each described; a request has one of the fields in `one_of`, if there are any."""
 
     name: str
     params: type[Any]
+    one_of: tuple[str, ...]
+
+
+class Operation(Described, Protocol):
+    """An operation that creates jobs: turns a request's body into a checked JobRequest."""
 
     def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
         """Check a body. Raises InvalidParams that names every wrong field. Unknown fields are ignored."""

@@ -14,12 +14,14 @@ from worker.operations.base import JobRequest, Limits, field_error, fingerprint
 
 TOP_LOGPROBS_DEFAULT = 5
 STOPS_MAX = 16
+BANS_MAX = 256
 STOP_CHARS_MAX = 256
 LOGIT_BIASES_MAX = 4096
 INT_MAX = (1 << 31) - 1
 
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
 Stops: TypeAlias = Annotated[list[Stop], Meta(max_length=STOPS_MAX)]
+Bans: TypeAlias = Annotated[list[Stop], Meta(max_length=BANS_MAX)]
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=INT_MAX)]
 Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
 
@@ -52,6 +54,9 @@ class Params(TypedDict, total=False):
     ]
     seed: Annotated[int, Meta(description="The same request with the same seed gives the same text. Drawn if absent.")]
     stop: Annotated[Stop | Stops, Meta(description="Text, or texts, that end the answer and are not part of it.")]
+    banned_strings: Annotated[
+        Bans, Meta(description="Texts, in any case, that the answer must not contain. ExLlamaV2 alone can do this.")
+    ]
     logit_bias: Annotated[dict[TokenId, Bias], Meta(description="What to add to the logits, by token id.")]
     response_format: Annotated[ResponseFormat, Meta(description="The form that the answer must have.")]
     logprobs: Annotated[
@@ -78,6 +83,7 @@ class Infer:
 
     name = "infer"
     params = Params
+    one_of: tuple[str, ...] = ("prompt", "messages")
 
     def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
         """Check a body against FIELDS and the limits. Raises InvalidParams that names every wrong field."""
@@ -203,6 +209,7 @@ def _sampling(values: Params) -> Sampling:
     return Sampling(
         **chosen,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        banned_strings=tuple(values.get("banned_strings", ())),
         logprobs=logprobs,
     )
 

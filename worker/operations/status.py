@@ -30,6 +30,7 @@ class Status:
 
     name = "status"
     params = NoParams
+    one_of: tuple[str, ...] = ()
 
     def __init__(self, state: Callable[[], EngineState]) -> None:
         self._state = state

@@ -39,7 +39,7 @@ class JobItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     state: Annotated[State, Meta(description="Where it stands.")]
     operation: Annotated[str, Meta(description="What it does.")]
     priority: Annotated[int, Meta(description="Higher goes first.")]
-    created_at: Annotated[datetime, Meta(description="When it was created.")]
+    created_at: Annotated[datetime, Meta(tz=True, description="When it was created.")]
     queue: Annotated[Queue | None, Meta(description="Where it waits, if it does.")] = None
     status: Annotated[str | None, Meta(description="How it ended: completed, cancelled, failed or expired.")] = None
 
