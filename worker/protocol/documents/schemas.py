@@ -138,7 +138,7 @@ def _union(name: str, members: Iterable[type[msgspec.Struct]], path: str) -> Sch
 
 def refined(schema: Any, references: Mapping[str, str]) -> Any:
     """Return a copy of a schema without what is Python's: null for absent, tags as lists of one, its own regex."""
-    if isinstance(schema, list):
+    if isinstance(schema, list | tuple):
         return [refined(item, references) for item in schema]
     if not isinstance(schema, dict):
         return schema

@@ -1,0 +1,192 @@
+"""OpenAPI 3.1 of every HTTP route, made of the table of routes, the schemas and the tree of errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from worker.errors import BusyError, FieldError, InvalidParams, JobwireError
+from worker.operations.base import Described
+from worker.protocol import corpus
+from worker.protocol.documents.routes import EVENTS, EVERYWHERE, HTML, JSON, ROUTES, WITH_KEY, Answer, Param, Route
+from worker.protocol.documents.schemas import Schema, definitions
+
+PATH = "#/components/schemas/"
+PROBLEM = "application/problem+json"
+
+DESCRIPTION = """\
+A job is an append-only log of events, owned by the worker and never by a connection. Create one, follow it from any
+cursor, over server-sent events or the WebSocket at `/v1/ws` (see `/docs/ws`), and come back after a cut: no event is
+missed or seen twice.
+
+Every error is a problem object (RFC 9457) with a stable `code`. Retry only when it has `retry_after_ms`.
+"""
+
+TAGS = {
+    "Jobs": "Create, follow and cancel jobs.",
+    "Access": "Keys and what they allow.",
+    "Worker": "How the worker is.",
+    "Documents": "What describes all this.",
+    "Older clients": "What clients of the older worker call. Their errors have its keys beside those of a problem.",
+}
+
+SECURITY: Schema = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The API key: `Authorization: Bearer <key>`. A worker without keys needs none.",
+    },
+    "ticket": {
+        "type": "apiKey",
+        "in": "query",
+        "name": "ticket",
+        "description": "Of the `sse_url` that the worker gives out, for an EventSource, which cannot send headers.",
+    },
+}
+
+HEADERS: Schema = {
+    "Retry-After": {"description": "When to try again, in seconds.", "schema": {"type": "integer", "minimum": 0}},
+    "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
+    "ETag": {"description": "Of this version of the document.", "schema": {"type": "string"}},
+}
+
+
+def openapi(operations: Iterable[Described], version: str) -> Schema:
+    """Return the OpenAPI document of a worker of this version that offers these operations."""
+    paths: dict[str, Schema] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method] = _operation(route)
+    used = {route.tag for route in ROUTES}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Jobwire",
+            "version": version,
+            "summary": "The realtime LLM worker, over HTTP.",
+            "description": DESCRIPTION,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "externalDocs": {"description": "The same jobs over a WebSocket", "url": "/docs/ws"},
+        "servers": [{"url": "/", "description": "This worker."}],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items() if name in used],
+        "paths": paths,
+        "components": {
+            "schemas": {
+                **definitions(operations, PATH),
+                "Document": {"title": "Document", "description": "A document in JSON.", "type": "object"},
+            },
+            "securitySchemes": SECURITY,
+            "headers": HEADERS,
+        },
+    }
+
+
+def example_problem(kind: type[JobwireError]) -> JobwireError:
+    """Return an error of a kind as a client might meet it."""
+    detail = (kind.__doc__ or "").partition("\n")[0]
+    if kind is InvalidParams:
+        wrong = FieldError("/temperature", "Expected `float` <= 2.0")
+        return kind("Fix these fields and send it again: temperature: Expected `float` <= 2.0.", errors=(wrong,))
+    return kind(detail, retry_after_ms=2000 if issubclass(kind, BusyError) else None)
+
+
+def _operation(route: Route) -> Schema:
+    made: Schema = {
+        "tags": [route.tag],
+        "operationId": route.name,
+        "summary": route.summary,
+        "description": route.text,
+        "parameters": [_parameter(param) for param in route.params if param.name != "ticket"],
+        "responses": _responses(route),
+        "security": _security(route),
+    }
+    if route.body is not None:
+        examples = {
+            example.name: {"summary": example.summary, "value": _without_type(example.frame)}
+            for example in corpus.CLIENT
+            if example.frame["type"] == "create"
+        }
+        content = {JSON: {"schema": {"$ref": PATH + route.body}, "examples": examples}}
+        made["requestBody"] = {"required": True, "content": content}
+    return {**made, "deprecated": True} if route.deprecated else made
+
+
+def _without_type(frame: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in frame.items() if name != "type"}
+
+
+def _security(route: Route) -> list[Schema]:
+    """No key at all may do too: whether there are keys is a matter of settings."""
+    if not route.key:
+        return []
+    ticket: list[Schema] = [{"ticket": []}] if any(param.name == "ticket" for param in route.params) else []
+    return [{"bearer": []}, *ticket, {}]
+
+
+def _parameter(param: Param) -> Schema:
+    return {
+        "name": param.name,
+        "in": param.where,
+        "description": param.text,
+        "required": param.where == "path",
+        "schema": param.schema,
+        "example": param.example,
+    }
+
+
+def _responses(route: Route) -> Schema:
+    responses: dict[str, Schema] = {}
+    for answer in route.answers:
+        response = responses.setdefault(str(answer.status), {"description": answer.text})
+        if answer.status != 204:
+            response.setdefault("content", {})[answer.media] = _content(answer)
+        if route.tag == "Documents" and route.path != "/":
+            response["headers"] = {"ETag": {"$ref": "#/components/headers/ETag"}}
+    for status, kinds in sorted(_by_status(route).items()):
+        responses[str(status)] = _refusal(kinds)
+    return responses
+
+
+def _content(answer: Answer) -> Schema:
+    """A stream or a page is text; what the events of a stream are stands beside it."""
+    if answer.media in (EVENTS, HTML) or answer.schema is None:
+        made: Schema = {"schema": {"type": "string"}}
+        if answer.schema is not None:
+            made["x-event-schema"] = {"$ref": PATH + answer.schema}
+    else:
+        made = {"schema": {"$ref": PATH + answer.schema}}
+    return made if answer.example is None else {**made, "example": answer.example}
+
+
+def _by_status(route: Route) -> dict[int, list[type[JobwireError]]]:
+    kinds: dict[int, list[type[JobwireError]]] = {}
+    for kind in (*(WITH_KEY if route.key else EVERYWHERE), *route.errors):
+        # The older dialect calls every wrong parameter a bad request; so may a client of /v1/jobs that speaks it.
+        for status in {kind.status, 400} if kind is InvalidParams else {kind.status}:
+            kinds.setdefault(status, []).append(kind)
+    return kinds
+
+
+def _refusal(kinds: list[type[JobwireError]]) -> Schema:
+    response: Schema = {
+        "description": " ".join(f"`{kind.code}`: {(kind.__doc__ or '').partition(chr(10))[0]}" for kind in kinds),
+        "content": {
+            PROBLEM: {
+                "schema": {"$ref": PATH + "Problem"},
+                "examples": {kind.code: {"summary": kind.title, "value": _problem(kind)} for kind in kinds},
+            }
+        },
+    }
+    names = []
+    if any(issubclass(kind, BusyError) for kind in kinds):
+        names.append("Retry-After")
+    if any(kind.status == 401 for kind in kinds):
+        names.append("WWW-Authenticate")
+    return {**response, "headers": {n: {"$ref": f"#/components/headers/{n}"} for n in names}} if names else response
+
+
+def _problem(kind: type[JobwireError]) -> Schema:
+    made: Schema = msgspec.to_builtins(example_problem(kind).problem())
+    return made
