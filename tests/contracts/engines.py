@@ -16,7 +16,19 @@ import msgspec
 
 import worker.engines.demo
 from tests.engines.exllamav2 import cpu
-from worker.engines.base import Broke, Delta, Engine, EngineSpec, Generation, LoadProgress, OnLoad, Prefilled
+from worker.engines.base import (
+    Broke,
+    Delta,
+    Engine,
+    EngineSpec,
+    Generation,
+    LoadProgress,
+    OnLoad,
+    Paused,
+    Prefilled,
+    Prepared,
+    StepEvent,
+)
 from worker.engines.llama_library import missing
 from worker.events import Message, Prompt, Sampling, TopLogprob
 
@@ -75,6 +87,7 @@ class Outcome:
     deltas: list[Delta] = field(default_factory=list)
     prefilled: list[Prefilled] = field(default_factory=list)
     cached: int = 0
+    pauses: int = 0
 
     @property
     def ended(self) -> bool:
@@ -87,16 +100,20 @@ class Driver:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.outcomes: dict[str, Outcome] = {}
+        self._prepared: dict[str, Prepared] = {}
+        self._paused: list[Prepared] = []
 
     def admit(self, generation: Generation) -> Outcome:
-        prepared = self.engine.prepare(generation)
-        assert self.engine.capacity().fits(prepared.tokens_max)
+        prepared = self._prepared[generation.id] = self.engine.prepare(generation)
+        assert self.engine.capacity().fits(prepared.tokens_reserved)
         outcome = self.outcomes[generation.id] = Outcome()
         outcome.cached = self.engine.admit(prepared)
-        assert 0 <= outcome.cached < len(prepared.prompt_ids) + len(generation.generated)
+        assert 0 <= outcome.cached < prepared.tokens_present
         return outcome
 
-    def step(self, prefill_tokens_max: int = 64) -> list[Prefilled | Delta | Broke]:
+    def step(self, prefill_tokens_max: int = 64) -> list[StepEvent]:
+        while self._paused and self.engine.capacity().fits(self._paused[0].tokens_reserved):
+            self.engine.admit(self._paused.pop(0))
         events = self.engine.step(prefill_tokens_max)
         for event in events:
             outcome = self.outcomes[event.id]
@@ -105,6 +122,11 @@ class Driver:
                 outcome.prefilled.append(event)
             elif isinstance(event, Broke):
                 outcome.broke = event.reason
+            elif isinstance(event, Paused):
+                outcome.pauses += 1
+                outcome.prefilled.clear()
+                again = msgspec.structs.replace(self._prepared[event.id], produced=event.produced)
+                self._paused.append(again)
             else:
                 self._add(outcome, event)
         return events

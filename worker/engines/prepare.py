@@ -11,14 +11,23 @@ from worker.errors import FieldError, InvalidParams
 
 
 def prepare(
-    generation: Generation, vocabulary: Vocabulary, chat: ChatTemplate, guides: Guides, context_tokens: int
+    generation: Generation,
+    vocabulary: Vocabulary,
+    chat: ChatTemplate,
+    guides: Guides,
+    context_tokens: int,
+    *,
+    rewinds: bool = False,
 ) -> Prepared:
     """Return the generation with its prompt's token ids and a budget that fits `context_tokens`.
 
-    Raises InvalidParams for an empty prompt, one that leaves no room for a token, ids of `logit_bias` or `generated`
-    out of range, an empty stop string, a bad schema, pattern or grammar, and a `generated` that is complete already.
+    `rewinds` tells that the engine can take tokens back, as banned strings need. Raises InvalidParams for an empty
+    prompt, one that leaves no room for a token, ids of `logit_bias` or `generated` out of range, an empty stop or
+    banned string, banned strings that cannot be had, a bad schema, pattern or grammar, and a `generated` that is
+    complete already.
     """
     _check_sampling(generation, vocabulary)
+    _check_bans(generation, rewinds)
     guides.guide(generation.sampling.response_format, generation.generated)
     pointer = "/messages" if generation.prompt.messages else "/prompt"
     ids = _tokenize(_texts(generation, vocabulary, chat, context_tokens, pointer), vocabulary)
@@ -73,6 +82,17 @@ def _check_sampling(generation: Generation, vocabulary: Vocabulary) -> None:
             raise _refusal(f"/stop/{number}", "must not be empty")
     if not all(0 <= token < vocabulary.size for token in generation.generated):
         raise _refusal("/generated", f"holds an id that is no token: ids are 0 to {vocabulary.size - 1}")
+
+
+def _check_bans(generation: Generation, rewinds: bool) -> None:
+    banned = generation.sampling.banned_strings
+    for number, text in enumerate(banned):
+        if not text:
+            raise _refusal(f"/banned_strings/{number}", "must not be empty")
+    if banned and not rewinds:
+        raise _refusal("/banned_strings", "need ExLlamaV2, without speculative decoding: leave them out here")
+    if banned and generation.sampling.response_format.type != "text":
+        raise _refusal("/banned_strings", "cannot be combined with response_format: put the limits into its pattern")
 
 
 def _refusal(pointer: str, detail: str) -> InvalidParams:

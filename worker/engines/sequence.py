@@ -42,17 +42,15 @@ class Sequence:
         self._tokens_max = prepared.tokens_max
         self._vocabulary = vocabulary
         shown = b"".join(map(vocabulary.token_bytes, generation.generated))
-        self._text = TextAssembler(self.sampling.stop, shown)
+        self._text = TextAssembler(self.sampling.stop, shown, self.sampling.banned_strings)
         self._guide = guides.guide(self.sampling.response_format, generation.generated)
         self._withheld: list[tuple[int, _Rank | None]] = []
         # A guide says by itself when the output is complete, and then only an end token is left.
         banned = vocabulary.eos_ids if self.sampling.ignore_eos and self._guide is None else ()
         self.bias = biases(self.sampling, banned)
-        self._shaping: Shaping | None = None
-        if Shaping.wanted(self.sampling, self.bias):
-            self._shaping = Shaping(
-                self.sampling, self.bias, vocabulary.size, prepared.prompt_ids, generation.generated
-            )
+        self._shaping = self._shape()
+        # Tokens that led to a banned string, by the position that they were chosen for.
+        self._blocked: dict[int, set[int]] = {}
 
     @property
     def position(self) -> int:
@@ -62,12 +60,14 @@ class Sequence:
     @property
     def reshapes(self) -> bool:
         """Tell whether `reshape` changes anything."""
-        return self._shaping is not None
+        return self._shaping is not None or self.position in self._blocked
 
     def reshape(self, row: Logits) -> None:
-        """Apply bias and penalties to this sequence's row of logits (vocab,), in place."""
+        """Apply bias, penalties and bans to this sequence's row of logits (vocab,), in place."""
         if self._shaping is not None:
             self._shaping.apply(row)
+        if self.position in self._blocked:
+            row[list(self._blocked[self.position])] = -np.inf
 
     def draw(self, number: int = 0) -> float:
         """Return the random number in [0, 1) for the next token; `number` 1 is for a second try."""
@@ -94,6 +94,7 @@ class Sequence:
     def take(self, token: int, logprobs: Logits | None = None) -> Delta | None:
         """Append the chosen token. Return what may be shown now or how the sequence ended, None if text is withheld.
 
+        Where the text completes a banned string, `tokens` has become shorter instead: the last ones are taken back.
         `logprobs` are the model's own log-probabilities (vocab,), needed where the settings ask for them.
         """
         if token in self._vocabulary.eos_ids:
@@ -103,6 +104,9 @@ class Sequence:
         if self._shaping is not None:
             self._shaping.observe(token)
         piece = self._text.push(self._vocabulary.token_bytes(token))
+        if piece.rewound:
+            self._rewind(piece.rewound)
+            return None
         if piece.stop is not None:
             return self._finish("stop_string", piece)
         complete = self._guide is not None and self._guide.complete
@@ -116,6 +120,21 @@ class Sequence:
         """End the sequence because of an error in its part of a step."""
         self.finished = True
         return Broke(self.id, f"{type(error).__name__}: {error}")
+
+    def _shape(self) -> Shaping | None:
+        """Bias and penalties that count the tokens so far."""
+        if not Shaping.wanted(self.sampling, self.bias):
+            return None
+        prompt, output = self.tokens[: self.prompt_tokens], self.tokens[self.prompt_tokens :]
+        return Shaping(self.sampling, self.bias, self._vocabulary.size, prompt, output)
+
+    def _rewind(self, count: int) -> None:
+        """Take the last tokens back, and never choose the first of them at this place again."""
+        first = self.tokens[-count]
+        del self.tokens[-count:], self._withheld[-count:]
+        self._blocked = {position: tokens for position, tokens in self._blocked.items() if position <= self.position}
+        self._blocked.setdefault(self.position, set()).add(first)
+        self._shaping = self._shape()
 
     def _finish(self, reason: FinishReason, piece: Piece) -> Delta:
         self.finished = True

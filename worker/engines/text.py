@@ -18,6 +18,9 @@ _decoder = codecs.getincrementaldecoder("utf-8")
 class Piece(NamedTuple):
     """Text that may be shown now; the oldest `tokens` of those withheld go with it. `stop` is the match that ended it.
 
+    Where the newest text completes a banned string, nothing is shown, and the newest `rewound` tokens are to be taken
+    back: the assembler has forgotten them.
+
     Up to a stop string text is shown to its last character, tokens only to the last boundary before: a token that
     reaches into the stop string gives its text but is not handed out, because nobody should continue from it.
     """
@@ -25,49 +28,65 @@ class Piece(NamedTuple):
     tokens: int
     text: str
     stop: str | None = None
+    rewound: int = 0
 
 
 NOTHING = Piece(0, "")
 
 
+class _State(NamedTuple):
+    """What an assembler knew at one point: its decoder's state, its matchers', and characters decoded."""
+
+    decoder: tuple[bytes, int]
+    stop: int
+    ban: int
+    end: int
+
+
 class _Held(NamedTuple):
-    """A withheld token: its text, the text's end, and if a character ends there too."""
+    """A withheld token: its text, the text's end, and if a character ends there too; and what was known before it."""
 
     text: str
     end: int
     whole: bool
+    before: _State | None = None
 
 
 class TextAssembler:
     """Assembles the text of one sequence. Every operation is O(1) amortised per byte.
 
-    The match that is complete first wins; of those complete at the same character, the longest. `shown` are bytes that
-    an earlier assembler released: a resumed sequence goes on exactly as it would have.
+    The match that is complete first wins; of those complete at the same character, the longest. `banned` strings are
+    found whatever their case, and a stop string that is complete by then goes first. `shown` are bytes that an earlier
+    assembler released: a resumed sequence goes on exactly as it would have.
     """
 
-    def __init__(self, stop: tuple[str, ...] = (), shown: bytes = b"") -> None:
+    def __init__(self, stop: tuple[str, ...] = (), shown: bytes = b"", banned: tuple[str, ...] = ()) -> None:
         self._decoder = _decoder("replace")
-        self._matcher = _Matcher(stop) if stop else None
+        self._matcher = _Matcher(stop)
+        self._bans = _Matcher(tuple(map(_folded, banned)))
+        self._plain = not stop and not banned
         self._held: list[_Held] = []
         self._releasable = 0  # leading tokens of _held that no stop string can reach any more
         self._end = 0  # characters decoded so far
         if shown:
             text = self._decoder.decode(shown)
             self._end = len(text)
-            if self._matcher is not None:
-                self._matcher.feed(text)
+            self._matcher.feed(text)
+            self._bans.feed(_folded(text))
 
     def push(self, data: bytes) -> Piece:
         """Add the bytes of the next token; return what may be shown now. After a stop string, push no more."""
+        before = self._state() if self._bans else None
         text = self._decoder.decode(data)
         whole = not self._decoder.getstate()[0]
-        if whole and self._matcher is None and not self._held:
+        if whole and self._plain and not self._held:
             self._end += len(text)
             return Piece(1, text)
-        return self._add(_Held(text, self._end + len(text), whole))
+        return self._add(_Held(text, self._end + len(text), whole, before))
 
     def finish(self) -> Piece:
         """End the text: nothing is withheld any longer, and half a character becomes U+FFFD."""
+        self._bans = _Matcher(())  # what is left of a banned string now stays a piece
         tail = self._decoder.decode(b"", True)
         piece = self._add(_Held(tail, self._end + len(tail), True)) if tail else NOTHING
         if piece.stop is not None:
@@ -81,12 +100,26 @@ class TextAssembler:
     def _add(self, held: _Held) -> Piece:
         self._held.append(held)
         start, self._end = self._end, held.end
-        if self._matcher is None:
-            return self._release(held.end)
-        match = self._matcher.feed(held.text)
-        if match is None:
-            return self._release(held.end - self._matcher.pending)
-        return self._stop(start + match.end - len(match.stop), match.stop)
+        match, ban = self._matcher.feed(held.text), self._bans.feed(_folded(held.text)) if self._bans else None
+        if match is not None and (ban is None or match.end <= ban.end):
+            return self._stop(start + match.end - len(match.stop), match.stop)
+        if ban is not None:
+            return self._rewind(start + ban.end - len(ban.stop))
+        return self._release(held.end - max(self._matcher.pending, self._bans.pending))
+
+    def _state(self) -> _State:
+        return _State(self._decoder.getstate(), self._matcher.state, self._bans.state, self._end)
+
+    def _rewind(self, begin: int) -> Piece:
+        """Forget all tokens from the one on in which the banned string at character `begin` begins."""
+        first = next((number for number, held in enumerate(self._held) if held.end > begin), len(self._held) - 1)
+        before, count = self._held[first].before, len(self._held) - first
+        assert before is not None
+        decoder, self._matcher.state, self._bans.state, self._end = before
+        self._decoder.setstate(decoder)
+        del self._held[first:]
+        self._releasable = min(self._releasable, first)
+        return Piece(0, "", None, count)
 
     def _release(self, safe: int) -> Piece:
         """Release up to the last boundary at or before character `safe`, which only ever grows."""
@@ -111,6 +144,14 @@ class TextAssembler:
         return Piece(tokens, text[: max(begin - start, 0)], stop)
 
 
+def _folded(text: str) -> str:
+    """The text in one case, character by character, so that lengths stay."""
+    lower = text.lower()
+    if text.isascii():
+        return lower
+    return "".join(small if len(small := character.lower()) == 1 else character for character in text)
+
+
 class _Match(NamedTuple):
     """A stop string, and the offset of its end in the text just fed."""
 
@@ -128,25 +169,29 @@ class _Matcher:
         for stop in stops:
             self._insert(stop)
         self._fail = self._link()
-        self._state = 0
+        self.state = 0
+
+    def __bool__(self) -> bool:
+        """Tell whether there is anything to find."""
+        return len(self._next) > 1
 
     @property
     def pending(self) -> int:
         """Characters at the end of the text that may be the beginning of a stop string."""
-        return self._depth[self._state]
+        return self._depth[self.state]
 
     def feed(self, text: str) -> _Match | None:
         """Read on; return the first match. In `text` no match begins before the last one ended."""
-        state = self._state
+        state = self.state
         for offset, character in enumerate(text):
             while state and character not in self._next[state]:
                 state = self._fail[state]
             state = self._next[state].get(character, 0)
             found = self._found[state]
             if found is not None:
-                self._state = state
+                self.state = state
                 return _Match(found, offset + 1)
-        self._state = state
+        self.state = state
         return None
 
     def _insert(self, stop: str) -> None:

@@ -4,6 +4,9 @@ An exception in `iterate` leaves the generator's page table wrong for every job 
 there is one, breaks; the table is made anew, and the others go on from their tokens, which are all kept here. What was
 told before an exception stays told: nothing is told twice. A sequence is replayed like that once, and never after a
 fault of CUDA itself: such exceptions are raised, they end the process.
+
+Pages are allocated for a slice of the output at first, and one by one after that. A sequence that needs one when none
+is free is paused: its pages can be had by others, the sequence is kept as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from worker.engines.base import (
@@ -20,6 +24,7 @@ from worker.engines.base import (
     EngineSpec,
     Generation,
     OnLoad,
+    Paused,
     Prepared,
     StepEvent,
 )
@@ -60,6 +65,7 @@ class ExLlamaV2Engine:
         self._loaded = loaded
         self._generator = loaded.generator
         self._ahead = options.ahead
+        self._slice_tokens = options.slice_tokens
         self._vocabulary = FolderVocabulary(folder, loaded.rows)
         self._guides = Guides(self._vocabulary)
         template = spec.chat_template or folder.chat_template()
@@ -68,6 +74,7 @@ class ExLlamaV2Engine:
         )
         self._step = Step()
         self._running: dict[str, _Row] = {}  # in order of admission
+        self._paused: dict[str, Sequence] = {}
         self._info = EngineInfo(
             engine="exllamav2",
             model=folder.path.name,
@@ -95,7 +102,12 @@ class ExLlamaV2Engine:
 
     def prepare(self, generation: Generation) -> Prepared:
         """Render, tokenize and check a generation, see `worker.engines.prepare`."""
-        return prepare(generation, self._vocabulary, self._chat, self._guides, self._info.context_tokens)
+        context, rewinds = self._info.context_tokens, not self._ahead
+        prepared = prepare(generation, self._vocabulary, self._chat, self._guides, context, rewinds=rewinds)
+        if generation.sampling.banned_strings:
+            # Pages that it may have to take back are its own alone as long as it is never paused.
+            return prepared
+        return msgspec.structs.replace(prepared, slice_tokens=self._slice_tokens)
 
     def capacity(self) -> Capacity:
         """Return the pages that no sequence holds; one that several share counts once.
@@ -109,11 +121,12 @@ class ExLlamaV2Engine:
         return Capacity(slots - len(self._running), slots, free * PAGE_TOKENS, total * PAGE_TOKENS, PAGE_TOKENS)
 
     def admit(self, prepared: Prepared) -> int:
-        """Allocate all pages of a sequence; return how many of its tokens the cache had."""
-        assert self.capacity().fits(prepared.tokens_max), "admitted without room"
+        """Allocate the first pages of a sequence, be it new or paused; return how many of its tokens the cache had."""
+        assert self.capacity().fits(prepared.tokens_reserved), "admitted without room"
         assert prepared.id not in self._running, "admitted twice"
-        sequence = Sequence(prepared, self._vocabulary, self._guides)
-        plan = Plan(sequence, prepared.tokens_max, len(sequence.tokens), self._vocabulary.size, self._ahead)
+        sequence = self._paused.pop(prepared.id, None) or Sequence(prepared, self._vocabulary, self._guides)
+        assert len(sequence.tokens) == prepared.tokens_present
+        plan = Plan(sequence, prepared.tokens_reserved, len(sequence.tokens), self._vocabulary.size, self._ahead)
         job = Job(plan, self._step, 0)
         self._running[prepared.id] = _Row(job)
         cached = job.told = self._start(job)
@@ -134,14 +147,18 @@ class ExLlamaV2Engine:
             self._recover(fault.__cause__, fault.job)
         except Exception as error:
             self._recover(error, None)
-        for sequence_id in [name for name, row in self._running.items() if row.job.sequence.finished]:
-            del self._running[sequence_id]
+        for sequence_id, row in list(self._running.items()):
+            if row.job.sequence.finished:
+                del self._running[sequence_id]
+            elif not row.job.has_room():
+                self._pause(sequence_id)
         events = self._step.events.copy()
         self._step.events.clear()
         return events
 
     def leave(self, sequence_id: str) -> None:
-        """Take a sequence out of the batch. Its pages are kept for prompts that begin alike until others need them."""
+        """Forget a sequence. Its pages are kept for prompts that begin alike until others need them."""
+        self._paused.pop(sequence_id, None)
         row = self._running.pop(sequence_id, None)
         if row is not None:
             self._generator.cancel(row.job)
@@ -149,7 +166,15 @@ class ExLlamaV2Engine:
     def close(self) -> None:
         """Free the GPU's memory."""
         self._running.clear()
+        self._paused.clear()
         self._loaded.close()
+
+    def _pause(self, sequence_id: str) -> None:
+        """Take a sequence out of the batch, and keep it."""
+        job = self._running.pop(sequence_id).job
+        self._generator.cancel(job)
+        self._paused[sequence_id] = job.sequence
+        self._step.events.append(Paused(sequence_id, job.sequence.position))
 
     def _start(self, job: Job) -> int:
         """Put a job into the batch; return how many of its tokens the cache had."""

@@ -3,7 +3,10 @@
 - Prompts: a step computes no more prompt tokens than the scheduler allows, in all jobs together.
 - Choosing: bias and penalties are those of `worker.engines.sampling`, the library's sampler then draws at a point that
   is a function of seed and position, so that a sequence resumed elsewhere goes on as it would have here.
-- Text: what may be shown, stop strings, guides and the end are `worker.engines.sequence`'s, as in every engine.
+- Text: what may be shown, stop and banned strings, guides and the end are `worker.engines.sequence`'s, as in every
+  engine. The library's own way with banned strings is not used: it hands out the ids of what it took back, does not
+  look while a character is incomplete, and ignores what was guessed ahead.
+- Room: pages for a slice of the output are allocated at first, and one by one as it grows.
 
 The library's own pages, forward passes and bookkeeping are untouched. What goes wrong while a token is chosen concerns
 this job alone and never leaves it: an exception would poison the library's page table for the others.
@@ -11,13 +14,14 @@ this job alone and never leaves it: an exception would poison the library's page
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from exllamav2.ext import exllamav2_ext, none_tensor
 from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler
+from exllamav2.generator.dynamic import _randomhash
 from torch import Tensor
 
 from worker.engines.base import Prefilled, StepEvent
@@ -40,12 +44,12 @@ class Step:
 class Plan:
     """A sequence and what stays the same of it through replays.
 
-    It may grow to `tokens_max` tokens. `prefill_tokens` of them, prompt and resumed ones, were there to begin with.
-    `vocab` of the logits are tokens. `ahead` tokens are guessed in a step.
+    Pages for `tokens_reserved` tokens are allocated. `prefill_tokens` of them, prompt and resumed ones, were there to
+    begin with. `vocab` of the logits are tokens. `ahead` tokens are guessed in a step.
     """
 
     sequence: Sequence
-    tokens_max: int
+    tokens_reserved: int
     prefill_tokens: int
     vocab: int
     ahead: int
@@ -68,7 +72,7 @@ class Job(ExLlamaV2DynamicJob):
             self=self,
             input_ids=torch.tensor([plan.sequence.tokens], dtype=torch.long),
             # Guessed tokens need room in the pages too, even those beyond the budget.
-            max_new_tokens=plan.tokens_max - len(plan.sequence.tokens) + plan.ahead,
+            max_new_tokens=plan.tokens_reserved - len(plan.sequence.tokens) + plan.ahead,
             gen_settings=settings(plan.sequence.sampling),
         )
         self.time_first_prefill = 0.0  # the library reckons with it, even for a prompt of one token
@@ -76,6 +80,9 @@ class Job(ExLlamaV2DynamicJob):
         self.sequence = plan.sequence
         self.told = told
         self.ready = False  # its whole prompt may be computed: the last token of it in the first decode step
+        if self.sequence.sampling.banned_strings:
+            # Tells the library that its last token may be taken back: then it shares no page of the output with others.
+            self.checkpoint = {"offset": 1}
         self._step = step
         self._logprobs: Logits | None = None
         self._failure: Exception | None = None
@@ -174,6 +181,25 @@ class Job(ExLlamaV2DynamicJob):
         )
         return best if best > 1 else 0
 
+    # ---- room --------------------------------------------------------------------------------------------------------
+
+    def has_room(self) -> bool:
+        """Tell whether the next step has room in the pages of this sequence, taking another page if it needs one."""
+        part, generator = self.sequences[0], self.generator
+        if len(self._tokens) + self.plan.ahead < len(part.allocated_pages) * PAGE_TOKENS:
+            return True
+        free = generator.unreferenced_pages.values()
+        if not free:
+            return False
+        oldest = min(free, key=lambda page: page.access_serial)
+        generator.access_serial += 1
+        oldest.add_ref_unique(generator.access_serial)
+        part.allocated_pages.append(oldest)
+        part.block_index_tensor = None
+        self.max_new_tokens += PAGE_TOKENS
+        self.plan = replace(self.plan, tokens_reserved=self.plan.tokens_reserved + PAGE_TOKENS)
+        return True
+
     # ---- the next token ----------------------------------------------------------------------------------------------
 
     def receive_logits(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
@@ -212,11 +238,33 @@ class Job(ExLlamaV2DynamicJob):
                 logits, final, none_tensor, none_tensor, none_tensor, False, [], first_sample_in_sd_batch
             )
             event = self.sequence.take(token, self._logprobs)
+            if self.checkpoint is not None:
+                self._follow_sequence()
         except Exception as error:
             raise JobFault(self) from error
         if event is not None:
             self._step.events.append(event)
         return self.sequence.finished, final
+
+    def _follow_sequence(self) -> None:
+        """Take back what the sequence took back. Nobody else is to find pages of the output: they may change again."""
+        part, gone = self.sequences[0], len(self._tokens) - len(self.sequence.tokens)
+        if self.sequence.finished:
+            return
+        if gone:
+            pages = range((part.kv_position - gone) // PAGE_TOKENS, part.kv_position // PAGE_TOKENS + 1)
+            self._tokens.truncate(len(self.sequence.tokens))
+            part.kv_position -= gone
+            for number in pages:
+                page = part.allocated_pages[number]
+                assert page.ref_count == 1, "a page that others have was to be taken back"
+                if page.kv_position == PAGE_TOKENS:
+                    page.update_hash(_randomhash())
+                page.kv_position = max(part.kv_position - number * PAGE_TOKENS, 0)
+        number = part.kv_position // PAGE_TOKENS
+        if number and part.allocated_pages[number].kv_position == 0:
+            # A page without one before it would be taken for the beginning of a prompt.
+            part.allocated_pages[number].prev_hash = part.allocated_pages[number - 1].phash
 
     def _draw(self, logits: Tensor) -> int:
         sequence, vocab, row = self.sequence, self.plan.vocab, logits[0, 0].numpy()
@@ -227,7 +275,7 @@ class Job(ExLlamaV2DynamicJob):
         row[vocab:] = -np.inf
         sequence.reshape(shown)
         if not np.isfinite(shown.max()):
-            raise ArithmeticError("bias and penalties leave no token")
+            raise ArithmeticError("bias, penalties and bans leave no token")
         drawn = ExLlamaV2Sampler.sample(
             logits=logits,
             settings=self.gen_settings,
