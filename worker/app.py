@@ -171,6 +171,8 @@ class Worker:
         await self._shutdown.wait()
         idle = asyncio.Event()
         self.jobs.drain(idle.set)
+        for connection in tuple(self.gateway.connections):
+            connection.drain()
         try:
             await asyncio.wait_for(idle.wait(), self.settings.drain_timeout_s)
         except TimeoutError:

@@ -106,7 +106,7 @@ NONSENSE: dict[str, tuple[str | bytes, str]] = {
     "deep objects": ('{"a":' * 2000 + "1" + "}" * 2000, "bad_frame"),
     "binary": (b'{"type":"ping"}', "unsupported_media_type"),
     "noise": (bytes(range(256)), "unsupported_media_type"),
-    "not offered": ('{"type":"ack","job_id":"0123456789abcdef","cursor":"a-1"}', "unsupported_operation"),
+    "ack of nothing": ('{"type":"ack","job_id":"0123456789abcdef","cursor":"a-1"}', "job_not_found"),
     "unknown operation": ('{"type":"create","operation":"frobnicate","prompt":"Hi"}', "unsupported_operation"),
     "no job id": ('{"type":"cancel"}', "invalid_params"),
     "wrong channel": ('{"type":"subscribe","job_id":"0123456789abcdef","channels":["smoke"]}', "invalid_params"),

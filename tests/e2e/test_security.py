@@ -68,7 +68,8 @@ async def test_without_the_key_nothing_is_answered(locked: Server, authorization
         assert KEY not in answer.body.decode()
         if not path.startswith("/v1/inference"):
             assert problem["code"] == "unauthorized"
-    assert await _close_code(locked, additional_headers=headers) == 4401
+    # Without any, it may come in the first frame.
+    assert await _close_code(locked, additional_headers=headers) == (4401 if headers else None)
 
 
 async def test_the_key_opens_everything(locked: Server) -> None:

@@ -31,7 +31,13 @@ INFO = EngineInfo(
 STATS = Stats(1, 2, 4, 10, 100, 5.0, 200.0, 1000.0)
 READY = EngineState(phase="ready", info=INFO)
 LIMITS = Limits(
-    max_tokens_default=16, max_tokens_max=1000, prompt_bytes_max=10_000, choices_max=4, deadline_default_ms=0
+    max_tokens_default=16,
+    max_tokens_max=1000,
+    prompt_bytes_max=10_000,
+    choices_max=4,
+    deadline_default_ms=0,
+    window_frames_max=8,
+    coalesce_ms_max=500,
 )
 WALL_START_MS = 1_761_838_000_000
 

@@ -79,9 +79,8 @@ OUTCOMES = {
 def post(data: str) -> tuple[Job, dict[str, Any]]:
     """Create a job as a POST does; return it and the request that reached it. Raises errors of the tree."""
     client = Wire().connect()
-    session = client.session
     frame = decoding.create_of(decoding.load(data, 1 << 20))
-    job, _ = commands.create(session._jobs, session._operations, LIMITS, "ann", frame)
+    job, _ = commands.create(client.jobs, client.operations, LIMITS, "ann", frame)
     return job, frame.body
 
 

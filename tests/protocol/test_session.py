@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.jobs.scripted import LIMITS
 from tests.protocol.wire import ID, OTHER, Client, Wire, number, parsed, text, types
-from worker.protocol.session import BAD_FRAMES_MAX, FEATURES, Close, CloseCode
+from worker.protocol.closing import Close, CloseCode
+from worker.protocol.session import BAD_FRAMES_MAX, FEATURES
 
 IDS = [f"job-number-{number_:08d}" for number_ in range(64)]
 
@@ -25,10 +27,17 @@ def connected(**settings_: Any) -> tuple[Wire, Client]:
 
 
 def test_hello_comes_first_and_tells_the_limits() -> None:
-    _, client = connected(
-        frame_bytes_max=2048, jobs_per_principal_max=3, queue_jobs_max=5, retention_s=7, orphan_ttl_s=8
+    wire, client = connected(
+        frame_bytes_max=2048,
+        jobs_per_principal_max=3,
+        queue_jobs_max=5,
+        retention_s=7,
+        orphan_ttl_s=8,
+        window_frames_max=9,
+        coalesce_ms_max=11,
+        auth_timeout_s=12,
     )
-    client.session.greet()
+    client.session.greet(wire.stage.clock.monotonic_ms())
     client.send("ping")
     hello, pong = client.pull_all()
     assert (hello["type"], hello["protocol"], hello["auth"], pong) == ("hello", "jobwire.v1", "ok", {"type": "pong"})
@@ -36,12 +45,8 @@ def test_hello_comes_first_and_tells_the_limits() -> None:
     assert hello["features"] == list(FEATURES)
     limits = hello["limits"]
     assert (limits["max_frame_bytes"], limits["max_jobs"], limits["max_queue"]) == (2048, 3, 5)
-    assert (limits["retention_s"], limits["orphan_ttl_s"], limits["max_window"], limits["max_coalesce_ms"]) == (
-        7,
-        8,
-        0,
-        0,
-    )
+    assert (limits["retention_s"], limits["orphan_ttl_s"]) == (7, 8)
+    assert (limits["max_window"], limits["max_coalesce_ms"], limits["auth_timeout_s"]) == (9, 11, 12)
 
 
 @pytest.mark.parametrize("t", [None, 0, 1.5, "x", 10**15])
@@ -134,8 +139,8 @@ def test_another_body_under_a_known_id_is_an_error_and_changes_nothing() -> None
     [
         ({"prompt": ""}, "invalid_params", ["/prompt"]),
         ({"prompt": "Hi", "temperature": 9, "n": 0}, "invalid_params", ["/temperature", "/n"]),
-        ({"prompt": "Hi", "window": 1}, "invalid_params", ["/window"]),
-        ({"prompt": "Hi", "coalesce_ms": 20}, "invalid_params", ["/coalesce_ms"]),
+        ({"prompt": "Hi", "window": LIMITS.window_frames_max + 1}, "invalid_params", ["/window"]),
+        ({"prompt": "Hi", "coalesce_ms": LIMITS.coalesce_ms_max + 1}, "invalid_params", ["/coalesce_ms"]),
         ({"prompt": "Hi", "operation": "frobnicate"}, "unsupported_operation", []),
         ({"prompt": "Hi", "after": "k3f9-1"}, "job_lost", []),
         ({"prompt": "Hi", "channels": ["x"]}, "invalid_params", ["/channels/0"]),
@@ -404,7 +409,7 @@ def test_a_job_stands_in_the_line_once_however_much_it_says() -> None:
     client.pull_all()
     wakes = client.wakes
     wire.stage.tokens(job, *["x"] * 100)
-    assert len(client.session._ready) == 1
+    assert len(client.session._subscriptions._ready) == 1
     assert client.wakes == wakes + 1
     assert types(client.pull_all()) == ["token", "narration", "token"]
 

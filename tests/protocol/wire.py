@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from tests.jobs.scripted import LIMITS, Stage
+from worker.errors import Unauthorized
+from worker.jobs.job import Job
+from worker.jobs.principals import Grant, Principal
 from worker.observers.narration import narrate
 from worker.operations.base import Operation
 from worker.operations.infer import Infer
@@ -29,25 +32,42 @@ class Wire:
         self.source = FrameSource(narrate, self.stage.settings.frame_bytes_max)
 
     def connect(self, principal: str = "ann") -> Client:
-        """Open a connection."""
-        return Client(self, principal)
+        """Open a connection of somebody who has shown a key."""
+        return Client(self, Grant(principal=Principal(name=principal)))
+
+    def knock(self, **grants: Grant) -> Client:
+        """Open a connection without a key. `grants` are the tokens that are good for something."""
+        return Client(self, None, grants)
 
 
 class Client:
     """One connection as its client sees it: `send` a frame, `pull` or `pull_all` what comes back."""
 
-    def __init__(self, wire: Wire, principal: str) -> None:
+    def __init__(self, wire: Wire, grant: Grant | None, grants: Mapping[str, Grant] | None = None) -> None:
         self.stage = wire.stage
         self.wakes = 0
+        self.grants = dict(grants or {})
         broker = self.stage.broker
-        operations: dict[str, Operation] = {
+        # What a session needs of the worker:
+        self.jobs = self.stage.jobs
+        self.settings = self.stage.settings
+        self.limits = LIMITS
+        self.frames = wire.source
+        self.operations: dict[str, Operation] = {
             "infer": Infer(),
             "status": Status(lambda: broker.state),
             "worker_check": WorkerCheck(),
         }
-        self.session = Session(
-            self.stage.jobs, operations, self.stage.settings, LIMITS, wire.source, principal, self._wake
-        )
+        self.session = Session(self, grant, self._authenticate, self._wake)
+
+    def sse_url(self, job: Job) -> str:
+        """Where the job's stream is."""
+        return f"/v1/jobs/{job.id}/stream"
+
+    def _authenticate(self, token: str) -> Grant:
+        if token not in self.grants:
+            raise Unauthorized("The API key is wrong.")
+        return self.grants[token]
 
     def _wake(self) -> None:
         self.wakes += 1
@@ -62,7 +82,7 @@ class Client:
 
     def pull(self) -> Sent | None:
         """Take the next frame, checked to be what every frame is: one flat JSON object without nulls."""
-        data = self.session.pull()
+        data = self.session.pull(self.stage.clock.monotonic_ms())
         return None if data is None else parsed(data)
 
     def pull_all(self) -> list[Sent]:

@@ -19,7 +19,7 @@ def create(
 
     Raises UnsupportedOperation, InvalidParams, and what `Jobs.create` raises.
     """
-    check_delivery(frame)
+    check_delivery(frame, limits)
     if frame.after is not None and frame.job_id is None:
         raise invalid(FieldError("/after", "Expected `after` only together with `job_id`"))
     operation = operations.get(frame.operation)
@@ -31,9 +31,11 @@ def create(
     return jobs.create(principal, frame.job_id, request, resuming=frame.after is not None)
 
 
-def check_delivery(frame: Create | Subscribe) -> None:
-    """Refuse ways of delivery that are not offered, rather than pass over them. Raises InvalidParams."""
-    if frame.window:
-        raise invalid(FieldError("/window", "Expected no `window`: `hello.limits.max_window` is 0"))
-    if frame.coalesce_ms:
-        raise invalid(FieldError("/coalesce_ms", "Expected no `coalesce_ms`: `hello.limits.max_coalesce_ms` is 0"))
+def check_delivery(frame: Create | Subscribe, limits: Limits) -> None:
+    """Refuse more than may be asked of the delivery of a job. Raises InvalidParams."""
+    for name, asked, most in (
+        ("window", frame.window, limits.window_frames_max),
+        ("coalesce_ms", frame.coalesce_ms, limits.coalesce_ms_max),
+    ):
+        if asked > most:
+            raise invalid(FieldError(f"/{name}", f"Expected `int` <= {most}"))

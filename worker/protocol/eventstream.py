@@ -15,6 +15,7 @@ import msgspec
 from worker.events import Cancelled, Expired, Failed, Finished, Record, Terminal, Token
 from worker.jobs.job import Job
 from worker.protocol.frames import CHANNELS, Channel, End, LikelyToken, Narration, Queue, State, TokenFrame, encode
+from worker.protocol.tally import Tally
 
 Narrate: TypeAlias = Callable[[str, Record], Mapping[str, Any] | None]
 """Returns the narration fields of a record of the job with this id, without `job_id` and `cursor`."""
@@ -70,6 +71,7 @@ class FrameSource:
     """Makes event streams. Streams of one job share its frames."""
 
     def __init__(self, narrate: Narrate, frame_bytes_max: int = 1 << 20) -> None:
+        self.tally = Tally()
         self._narrate = narrate
         self._frame_bytes_max = frame_bytes_max
         self._by_job: WeakValueDictionary[Job, JobFrames] = WeakValueDictionary()
@@ -79,19 +81,22 @@ class FrameSource:
         frames = self._by_job.get(job)
         if frames is None:
             frames = self._by_job[job] = JobFrames(job, self._narrate, self._frame_bytes_max)
-        return EventStream(frames, after, channels)
+        if after:
+            self.tally.resumes += 1
+        return EventStream(frames, after, channels, self.tally)
 
 
 class EventStream:
     """One reader of a job's log: `after` is the number of the last event that it has taken or skipped."""
 
-    __slots__ = ("_channels", "_frames", "_records", "after", "job")
+    __slots__ = ("_channels", "_frames", "_records", "_tally", "after", "job")
 
-    def __init__(self, frames: JobFrames, after: int, channels: Iterable[Channel]) -> None:
+    def __init__(self, frames: JobFrames, after: int, channels: Iterable[Channel], tally: Tally) -> None:
         self.job = frames.job
         self.after = after
         self._frames = frames
         self._records = frames.job.log.records
+        self._tally = tally
         self._channels = None if CHANNELS.issubset(channels) else frozenset(channels)
 
     @property
@@ -111,9 +116,18 @@ class EventStream:
                 self.after += 1
                 continue
             frame = self._frames.after(self.after)
+            tally, merged = self._tally, frame.n - self.after - 1
+            tally.frames += 1
+            if merged:
+                tally.merged += merged
             self.after = frame.n
             return frame
         return None
+
+    def flushes(self, index: int) -> bool:
+        """Tell whether the record at this index of the log is for this reader, and more urgent than tokens."""
+        record = self._records[index]
+        return not isinstance(record.event, Token) and (self._channels is None or self._is_wanted(record))
 
     def _is_wanted(self, record: Record) -> bool:
         assert self._channels is not None

@@ -6,150 +6,136 @@ subscriptions that have something, in turn, one frame each. A log wakes its subs
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from enum import IntEnum
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from worker import __version__
 from worker.config import Settings
-from worker.errors import BadFrame, FrameTooLarge, JobwireError, TooManyJobs, UnsupportedMediaType, UnsupportedOperation
+from worker.errors import (
+    BadFrame,
+    FieldError,
+    Forbidden,
+    FrameTooLarge,
+    JobwireError,
+    TooManyJobs,
+    Unauthorized,
+    UnsupportedMediaType,
+)
 from worker.jobs.job import Job
+from worker.jobs.principals import Grant
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits, Operation
 from worker.protocol import commands, decoding, frames
-from worker.protocol.eventstream import EventStream, FrameSource, locate, wire_queue, wire_state
-from worker.protocol.frames import Accepted, Channel, Error, Hello, Pong, ServerFrame, ServerLimits
+from worker.protocol.closing import Close, CloseCode
+from worker.protocol.eventstream import FrameSource, locate, wire_queue, wire_state
+from worker.protocol.frames import Accepted, Error, Goaway, Hello, Pong, ServerFrame, ServerLimits
+from worker.protocol.subscriptions import Subscriptions
 
-FEATURES = ("update", "channels", "ids", "logprobs", "top_logprobs", "n", "priority", "deadline", "detach")
+FEATURES = (
+    "update", "channels", "window", "coalesce", "auth", "goaway",
+    "ids", "logprobs", "top_logprobs", "n", "priority", "deadline", "detach",
+)  # fmt: skip
 """What is offered beyond the least that every worker has."""
 
 BAD_FRAMES_MAX = 10
 BAD_FRAMES_WINDOW_MS = 10_000
-REASON_BYTES_MAX = 123
-"""RFC 6455: a control frame has 125 bytes at most, two of which are the close code."""
+BAD = (BadFrame, FrameTooLarge, UnsupportedMediaType, Unauthorized)
+"""Errors of clients that do not know how to speak here, or may not: few of them are borne with."""
+
+GOAWAY_RETRY_MS = 2000
+"""When to try again after a goaway: a restart takes about as long, and where there are others they are there now."""
 
 
-class CloseCode(IntEnum):
-    """Why a connection ends: 1000 is done, 44xx means fix something first, anything else reconnect and resume."""
+class Worker(Protocol):
+    """The parts of the worker that a session needs."""
 
-    DONE = 1000
-    GOING_AWAY = 1001
-    TOO_BIG = 1009
-    BUG = 1011
-    RESTART = 1012
-    ABUSE = 4400
-    UNAUTHORIZED = 4401
-    FORBIDDEN = 4403
-    VERSION = 4406
-    AUTH_TIMEOUT = 4408
-    OVERLOADED = 4503
-    STALLED = 4504
+    jobs: Jobs
+    operations: Mapping[str, Operation]
+    settings: Settings
+    limits: Limits
+    frames: FrameSource
 
-
-class Close(Exception):
-    """The connection must be closed with this code and this reason, which is cut to what fits a close frame."""
-
-    def __init__(self, code: CloseCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason.encode(errors="replace")[:REASON_BYTES_MAX].decode(errors="ignore")
-
-
-class _Subscription:
-    """A position in a job's log, and whether it stands in the line of those that have something to send."""
-
-    __slots__ = ("_enqueue", "queued", "stream")
-
-    def __init__(self, stream: EventStream, enqueue: Callable[[_Subscription], None]) -> None:
-        self.stream = stream
-        self.queued = False
-        self._enqueue = enqueue
-
-    def notify(self) -> None:
-        """The log has grown."""
-        if not self.queued:
-            self._enqueue(self)
+    def sse_url(self, job: Job) -> str:
+        """Return where the owner of a job can read it as server-sent events."""
+        ...
 
 
 class Session:
-    """A client's side of one connection. `wake` is called whenever `pull` may have something new."""
+    """A client's side of one connection. `wake` is called whenever `pull` may have something new.
+
+    With a `grant` it speaks for its principal. Without one the client must send an `auth` frame first, in time.
+    """
 
     def __init__(
         self,
-        jobs: Jobs,
-        operations: Mapping[str, Operation],
-        settings: Settings,
-        limits: Limits,
-        source: FrameSource,
-        principal: str,
+        worker: Worker,
+        grant: Grant | None,
+        authenticate: Callable[[str], Grant],
         wake: Callable[[], None],
     ) -> None:
-        self._jobs = jobs
-        self._operations = operations
-        self._settings = settings
-        self._limits = limits
-        self._source = source
-        self._principal = principal
+        self._worker = worker
+        self._settings = worker.settings
+        self._grant = grant
+        self._authenticate = authenticate
         self._wake = wake
+        self._auth_until_ms = math.inf
         self._outbox: deque[bytes] = deque()
-        self._subscriptions: dict[str, _Subscription] = {}
-        self._ready: deque[_Subscription] = deque()
+        self._subscriptions = Subscriptions(worker.jobs, wake)
         self._bad_frames_ms: deque[float] = deque(maxlen=BAD_FRAMES_MAX)
+        self._leaving = False
+
+    @property
+    def grant(self) -> Grant | None:
+        """For whom the connection speaks; None before the `auth` frame."""
+        return self._grant
 
     # ---- out ---------------------------------------------------------------------------------------------------------
 
-    def greet(self) -> None:
-        """Queue the hello frame."""
-        settings = self._settings
-        limits = ServerLimits(
-            max_frame_bytes=settings.frame_bytes_max,
-            max_jobs=settings.jobs_per_principal_max,
-            max_queue=settings.queue_jobs_max,
-            max_subscriptions=settings.subscriptions_per_connection_max,
-            max_window=0,
-            max_coalesce_ms=0,
-            heartbeat_s=settings.heartbeat_s,
-            auth_timeout_s=settings.auth_timeout_s,
-            orphan_ttl_s=settings.orphan_ttl_s,
-            retention_s=settings.retention_s,
-        )
-        server = f"jobwire/{__version__}"
-        self._reply(Hello(protocol=frames.PROTOCOL, server=server, features=FEATURES, auth="ok", limits=limits))
+    def greet(self, now_ms: float) -> None:
+        """Queue the hello frame, and begin to wait for a key if none was shown."""
+        self._auth_until_ms = now_ms + self._settings.auth_timeout_s * 1000
+        self._reply(self._hello(now_ms))
 
     def heartbeat(self) -> None:
         """Queue a pong unasked, unless something waits to be sent anyway."""
-        if not self._outbox and not self._ready:
+        if not self._outbox and not self._subscriptions.ready:
             self._reply(Pong())
 
-    def pull(self) -> bytes | None:
-        """Take the next message to send, or None if there is nothing to say now."""
-        if self._outbox:
-            return self._outbox.popleft()
-        while self._ready:
-            subscription = self._ready.popleft()
-            subscription.queued = False
-            stream = subscription.stream
-            if self._subscriptions.get(stream.job.id) is not subscription:
-                continue
-            frame = stream.next()
-            if stream.pending:
-                self._enqueue(subscription)
-            elif stream.done:
-                self._drop(stream.job.id)
-            if frame is not None:
-                return frame.data
-        return None
+    def goaway(self) -> None:
+        """Queue the news that the worker shuts down, once."""
+        if not self._leaving:
+            self._leaving = True
+            self._reply(Goaway(reason="shutdown", retry_ms=GOAWAY_RETRY_MS))
+
+    def pull(self, now_ms: float) -> bytes | None:
+        """Take the next message to send at monotonic time `now_ms`, or None if there is nothing to say now."""
+        return self._outbox.popleft() if self._outbox else self._subscriptions.pull(now_ms)
+
+    @property
+    def due_ms(self) -> float | None:
+        """When there will be something that is held back now, in monotonic ms; None if nothing is."""
+        return self._subscriptions.due_ms
 
     def close(self) -> None:
         """Stop following all jobs. The session is not used afterwards."""
-        for job_id in list(self._subscriptions):
-            self._drop(job_id)
+        self._subscriptions.clear()
         self._outbox.clear()
 
     # ---- in ----------------------------------------------------------------------------------------------------------
 
+    def check_time(self, now_ms: float) -> None:
+        """Raise Close if the client has not shown a key in time, or the one it has shown is good no more."""
+        if self._grant is None:
+            if now_ms >= self._auth_until_ms:
+                raise Close(CloseCode.AUTH_TIMEOUT, f"No auth frame within {self._settings.auth_timeout_s:g} s.")
+        elif self._grant.expires_at_ms is not None and now_ms >= self._grant.expires_at_ms:
+            raise Close(CloseCode.UNAUTHORIZED, "The token has expired. Send a new one in time, in an auth frame.")
+
     def receive(self, data: str | bytes, now_ms: float) -> None:
         """Act on one message at monotonic time `now_ms` and queue its one reply. Raises Close for abuse."""
+        self.check_time(now_ms)
         if len(self._outbox) >= self._settings.outbox_replies_max:
             raise Close(CloseCode.ABUSE, f"{len(self._outbox)} replies wait unread. Read them before asking more.")
         fields: dict[str, object] = {}
@@ -158,55 +144,81 @@ class Session:
             if isinstance(data, bytes):
                 raise UnsupportedMediaType("The message is binary. Send JSON as a text message.")
             fields = decoding.load(data, self._settings.frame_bytes_max)
-            reply = self._act(decoding.interpret(fields))
+            reply = self._act(decoding.interpret(fields), now_ms)
         except JobwireError as error:
-            if isinstance(error, BadFrame | FrameTooLarge | UnsupportedMediaType):
+            self._worker.frames.tally.refusals[error.code] += 1
+            if isinstance(error, BAD):
                 self._count_bad_frame(now_ms)
             reply = Error(error=error.problem(), job_id=_short(fields.get("job_id")), ref=_short(fields.get("ref")))
         if reply is not None:
             self._reply(reply)
 
-    def _act(self, frame: frames.ClientFrame) -> ServerFrame | None:
-        jobs, principal = self._jobs, self._principal
+    def _act(self, frame: frames.ClientFrame, now_ms: float) -> ServerFrame | None:
+        if isinstance(frame, frames.Auth):
+            return self._auth(frame, now_ms)
+        if self._grant is None:
+            raise Unauthorized("Send an auth frame first.")
+        jobs, principal = self._worker.jobs, self._grant.principal.name
         match frame:
             case frames.Create():
-                return self._create(frame)
+                self._check_room(frame.job_id)
+                job, replayed = commands.create(jobs, self._worker.operations, self._worker.limits, principal, frame)
+                return self._follow(job, frame, replayed)
             case frames.Subscribe():
-                commands.check_delivery(frame)
+                commands.check_delivery(frame, self._worker.limits)
                 job = jobs.get(principal, frame.job_id)
                 self._check_room(frame.job_id)
-                return self._follow(job, frame.after, frame.channels, frame.ref)
+                return self._follow(job, frame)
             case frames.Unsubscribe():
                 # A job that has just ended was dropped already: not worth an error.
-                self._drop(frame.job_id)
+                self._subscriptions.drop(frame.job_id)
+                return None
+            case frames.Ack():
+                self._ack(frame, principal)
                 return None
             case frames.Cancel():
-                return _accepted(jobs.cancel(principal, frame.job_id), frame.ref)
+                return self._accepted(jobs.cancel(principal, frame.job_id), frame.ref)
             case frames.Update():
-                return _accepted(jobs.prioritize(principal, frame.job_id, frame.priority), frame.ref)
-            case frames.Ack() | frames.Auth():
-                raise UnsupportedOperation("This worker takes no such frames. `hello.features` lists what it offers.")
+                return self._accepted(jobs.prioritize(principal, frame.job_id, frame.priority), frame.ref)
             case frames.Ping():
                 return Pong(t=frame.t, ref=frame.ref)
 
-    def _create(self, frame: frames.Create) -> ServerFrame:
-        self._check_room(frame.job_id)
-        job, replayed = commands.create(self._jobs, self._operations, self._limits, self._principal, frame)
-        return self._follow(job, frame.after, frame.channels, frame.ref, replayed)
+    def _auth(self, frame: frames.Auth, now_ms: float) -> ServerFrame | None:
+        """Take a token. The first opens the connection, and a wrong one closes it; later ones prolong it, or fail."""
+        before = self._grant
+        try:
+            grant = self._authenticate(frame.token)
+        except Unauthorized as error:
+            if before is None:
+                raise Close(CloseCode.UNAUTHORIZED, error.detail) from None
+            raise
+        if before is not None and grant.principal.name != before.principal.name:
+            raise Forbidden("The token is another caller's. Open another connection for it.")
+        self._grant = grant
+        return self._hello(now_ms, frame.ref) if before is None else None
 
-    def _follow(
-        self, job: Job, after: str | None, channels: Iterable[Channel], ref: str | None, replayed: bool = False
-    ) -> ServerFrame:
+    def _ack(self, frame: frames.Ack, principal: str) -> None:
+        job = self._worker.jobs.get(principal, frame.job_id)
+        # Of a job that has just ended, and was dropped, the last ones are still on their way here.
+        known = (
+            self._subscriptions.ack(frame.job_id, frame.cursor)
+            if frame.job_id in self._subscriptions
+            else job.log.position(frame.cursor) is not None
+        )
+        if not known:
+            detail = "Expected the cursor of a frame that was sent here, of a job that is followed with a `window`"
+            raise decoding.invalid(FieldError("/cursor", detail))
+
+    def _follow(self, job: Job, frame: frames.Create | frames.Subscribe, replayed: bool = False) -> ServerFrame:
         """Subscribe to a job, in place of an earlier position in it, and return the reply."""
-        self._drop(job.id)
-        start = locate(job, after)
+        self._subscriptions.drop(job.id)
+        start = locate(job, frame.after)
+        if start.reset:
+            self._worker.frames.tally.resets += 1
         if not start.over:
-            subscription = _Subscription(self._source.stream(job, start.after, channels), self._enqueue)
-            self._subscriptions[job.id] = subscription
-            self._jobs.watch(job, subscription.notify)
-            if subscription.stream.pending:
-                self._enqueue(subscription)
-        return _accepted(job, ref, replayed=replayed, reset=start.reset, over=start.over)
+            stream = self._worker.frames.stream(job, start.after, frame.channels)
+            self._subscriptions.follow(stream, frame.window, frame.coalesce_ms)
+        return self._accepted(job, frame.ref, replayed=replayed, reset=start.reset, over=start.over)
 
     def _check_room(self, job_id: str | None) -> None:
         """Refuse before anything is created. Raises TooManyJobs."""
@@ -217,41 +229,55 @@ class Session:
                 retry_after_ms=1000,
             )
 
-    def _drop(self, job_id: str) -> None:
-        """Stop following a job. It may still stand in the line: then it is passed over."""
-        subscription = self._subscriptions.pop(job_id, None)
-        if subscription is not None:
-            self._jobs.unwatch(subscription.stream.job, subscription.notify)
-
-    def _enqueue(self, subscription: _Subscription) -> None:
-        subscription.queued = True
-        self._ready.append(subscription)
-        self._wake()
-
-    def _reply(self, frame: ServerFrame) -> None:
-        self._outbox.append(frames.encode(frame))
-        self._wake()
-
     def _count_bad_frame(self, now_ms: float) -> None:
         times = self._bad_frames_ms
         times.append(now_ms)
         if len(times) == BAD_FRAMES_MAX and now_ms - times[0] <= BAD_FRAMES_WINDOW_MS:
             raise Close(CloseCode.ABUSE, f"{BAD_FRAMES_MAX} bad frames within {BAD_FRAMES_WINDOW_MS // 1000} s.")
 
+    # ---- replies -----------------------------------------------------------------------------------------------------
 
-def _accepted(
-    job: Job, ref: str | None, *, replayed: bool = False, reset: bool = False, over: bool = False
-) -> Accepted:
-    return Accepted(
-        job_id=job.id,
-        state=wire_state(job),
-        queue=wire_queue(job),
-        replayed=replayed,
-        reset=reset,
-        over=over,
-        sse_url=frames.sse_url(job.id),
-        ref=ref,
-    )
+    def _reply(self, frame: ServerFrame) -> None:
+        self._outbox.append(frames.encode(frame))
+        self._wake()
+
+    def _hello(self, now_ms: float, ref: str | None = None) -> Hello:
+        settings = self._settings
+        expires_at_ms = self._grant.expires_at_ms if self._grant is not None else None
+        return Hello(
+            protocol=frames.PROTOCOL,
+            server=f"jobwire/{__version__}",
+            features=FEATURES,
+            auth="required" if self._grant is None else "ok",
+            expires_in=None if expires_at_ms is None else max(int(expires_at_ms - now_ms) // 1000, 0),
+            limits=ServerLimits(
+                max_frame_bytes=settings.frame_bytes_max,
+                max_jobs=settings.jobs_per_principal_max,
+                max_queue=settings.queue_jobs_max,
+                max_subscriptions=settings.subscriptions_per_connection_max,
+                max_window=settings.window_frames_max,
+                max_coalesce_ms=settings.coalesce_ms_max,
+                heartbeat_s=settings.heartbeat_s,
+                auth_timeout_s=settings.auth_timeout_s,
+                orphan_ttl_s=settings.orphan_ttl_s,
+                retention_s=settings.retention_s,
+            ),
+            ref=ref,
+        )
+
+    def _accepted(
+        self, job: Job, ref: str | None, *, replayed: bool = False, reset: bool = False, over: bool = False
+    ) -> Accepted:
+        return Accepted(
+            job_id=job.id,
+            state=wire_state(job),
+            queue=wire_queue(job),
+            replayed=replayed,
+            reset=reset,
+            over=over,
+            sse_url=self._worker.sse_url(job),
+            ref=ref,
+        )
 
 
 def _short(value: object) -> str | None:

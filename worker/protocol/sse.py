@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from worker.errors import FieldError
 from worker.jobs.job import Job
-from worker.protocol.eventstream import Frame, Start, locate
+from worker.operations.base import Limits
+from worker.protocol.decoding import invalid
+from worker.protocol.eventstream import EventStream, Frame, Start, locate
+from worker.protocol.frames import Create
+from worker.protocol.subscriptions import subscribe
 
 RETRY = b"retry: 1000\n\n"
 RESET = b'data: {"type":"accepted","reset":true}\n\n'
@@ -15,9 +22,53 @@ def start(job: Job, last_event_id: str | None, after: str | None) -> Start:
     return locate(job, last_event_id or after)
 
 
+def check(frame: Create) -> None:
+    """Refuse a window: an event stream cannot be acknowledged, and a client would rely on it. Raises InvalidParams.
+
+    Programs need none, since TCP holds back whatever they do not read; pages may ask for `coalesce_ms`.
+    """
+    if frame.window:
+        raise invalid(FieldError("/window", "Expected no `window`: only a WebSocket has one"))
+
+
+def coalesce_ms(text: str | None, limits: Limits) -> int:
+    """Return the `coalesce_ms` in a query, 0 if there is none. Raises InvalidParams."""
+    most = limits.coalesce_ms_max
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= most):
+        raise invalid(FieldError("/coalesce_ms", f"Expected `int` from 0 to {most}"))
+    return int(text)
+
+
 def prologue(*, reset: bool) -> bytes:
     """Return what a stream begins with: how soon to reconnect, and whether the job is told again from its start."""
     return RETRY + RESET if reset else RETRY
+
+
+class SseStream:
+    """One reader of a job in the modern dialect. `wake` is called whenever `next` may have something new."""
+
+    def __init__(self, stream: EventStream, coalesce_ms: int, wake: Callable[[], None]) -> None:
+        self._stream = stream
+        self._subscription = subscribe(stream, lambda _: wake(), 0, coalesce_ms)
+        self.notify = self._subscription.notify
+
+    @property
+    def done(self) -> bool:
+        """Whether the job has ended and everything was taken."""
+        return self._stream.done
+
+    @property
+    def due_ms(self) -> float | None:
+        """When there will be something that is held back now, in monotonic ms; None if nothing is."""
+        return self._subscription.held_until
+
+    def next(self, now_ms: float) -> bytes | None:
+        """Take the next event at monotonic time `now_ms`, or None if there is nothing to send now."""
+        due_ms = self._subscription.held_until
+        frame = None if due_ms is not None and now_ms < due_ms else self._subscription.take(now_ms)
+        return None if frame is None else encode(frame)
 
 
 def encode(frame: Frame) -> bytes:

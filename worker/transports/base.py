@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 
 from worker.config import Settings
 from worker.errors import Forbidden, Overloaded, Unauthorized
+from worker.jobs.job import Job
 from worker.jobs.service import Clock, Jobs
 from worker.operations.base import Limits, Operation
 from worker.protocol.eventstream import FrameSource, Narrate
+from worker.protocol.frames import sse_url
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
@@ -32,14 +34,23 @@ CONNECTIONS_RETRY_MS = 2000
 
 
 class Connection(Protocol):
-    """A long-lived connection, as the app sees it. All methods return at once."""
+    """A long-lived connection, as the app sees it. All methods return at once.
+
+    `kind` is websocket, sse, legacy or loading.
+    """
+
+    kind: str
 
     def tick(self, now_ms: float) -> None:
         """Time passes: say something if nothing was said for long, give up if nothing could be sent for long."""
         ...
 
+    def drain(self) -> None:
+        """Tell the client, if it can be told, that the worker shuts down once its jobs have ended."""
+        ...
+
     def finish(self) -> None:
-        """Send what is there, then close: the worker shuts down."""
+        """Send what is there, then close: the jobs have ended."""
         ...
 
     def abort(self) -> None:
@@ -92,6 +103,10 @@ class Gateway:
             raise Unauthorized("The API key is wrong.")
         return "key"
 
+    def sse_url(self, job: Job) -> str:
+        """Return where the owner of a job can read it as server-sent events."""
+        return sse_url(job.id)
+
     def check_room(self) -> None:
         """Raise Overloaded if there are as many open connections as there may be."""
         if len(self.connections) >= self.settings.connections_max:
@@ -131,9 +146,16 @@ class Wake:
         """Let the reader go on."""
         self._event.set()
 
-    async def wait_next(self) -> None:
-        """Wait until the flag is set, and take it down."""
-        await self._event.wait()
+    async def wait_next(self, timeout_s: float | None = None) -> None:
+        """Wait until the flag is set, or for `timeout_s`, and take it down."""
+        if timeout_s is None:
+            await self._event.wait()
+        else:
+            timer = asyncio.get_running_loop().call_later(timeout_s, self._event.set)
+            try:
+                await self._event.wait()
+            finally:
+                timer.cancel()
         self._event.clear()
 
 

@@ -51,8 +51,10 @@ logger = logging.getLogger(__name__)
 class Streams(Protocol):
     """The streaming responses, made by another transport."""
 
-    def job_response(self, gateway: Gateway, job: Job, stream: EventStream, *, reset: bool) -> Response:
-        """Stream a job in the modern dialect."""
+    def job_response(
+        self, gateway: Gateway, job: Job, stream: EventStream, *, reset: bool, coalesce_ms: int
+    ) -> Response:
+        """Stream a job in the modern dialect, with at least `coalesce_ms` between its token frames."""
         ...
 
     def legacy_response(self, gateway: Gateway, job: Job, stream: LegacyStream) -> Response:
@@ -110,10 +112,11 @@ class _Routes:
             # Refused before there is a job.
             gateway.check_room()
         frame = decoding.create_of(await self._body(), request.headers.get("Idempotency-Key"))
+        sse.check(frame)
         job, _ = commands.create(gateway.jobs, gateway.operations, gateway.limits, principal, frame)
         gateway.jobs.touch(job)
         if streams:
-            return self._job_stream(job, frame.after, frame.channels)
+            return self._job_stream(job, frame.after, frame.channels, frame.coalesce_ms)
         return Response(views.created(job), content_type=JSON)
 
     async def list(self) -> Response:
@@ -134,17 +137,22 @@ class _Routes:
         job = self._job(job_id)
         self._gateway.check_room()
         if _wants_events():
-            return self._job_stream(job, request.args.get("after"))
+            coalesce_ms = sse.coalesce_ms(request.args.get("coalesce_ms"), self._gateway.limits)
+            return self._job_stream(job, request.args.get("after"), coalesce_ms=coalesce_ms)
         return self._streams.legacy_response(self._gateway, job, self._legacy_stream(job))
 
     def _job_stream(
-        self, job: Job, after: str | None, channels: frozenset[frames.Channel] = frames.CHANNELS
+        self,
+        job: Job,
+        after: str | None,
+        channels: frozenset[frames.Channel] = frames.CHANNELS,
+        coalesce_ms: int = 0,
     ) -> Response:
         start = sse.start(job, request.headers.get("Last-Event-ID"), after)
         if start.over:
             return Response(status=204)
         stream = self._gateway.frames.stream(job, start.after, channels)
-        return self._streams.job_response(self._gateway, job, stream, reset=start.reset)
+        return self._streams.job_response(self._gateway, job, stream, reset=start.reset, coalesce_ms=coalesce_ms)
 
     def _legacy_stream(self, job: Job) -> LegacyStream:
         info = self._gateway.jobs.engine.info

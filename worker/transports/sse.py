@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import TypeAlias
+from typing import Protocol
 
 from quart import Response
 
@@ -26,24 +26,42 @@ HEADERS = {
 CHUNK_BYTES = 64 * 1024
 """Events that wait already are sent together, up to about this size: one system call instead of many."""
 
-Take: TypeAlias = Callable[[], bytes | None]
+
+class Reader(Protocol):
+    """One reader of one job, in some dialect."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the job has ended and everything was taken."""
+        ...
+
+    @property
+    def due_ms(self) -> float | None:
+        """When there will be something that is held back now, in monotonic ms; None if nothing is."""
+        ...
+
+    def next(self, now_ms: float) -> bytes | None:
+        """Take the next event at monotonic time `now_ms`, or None if there is nothing to send now."""
+        ...
+
+    def notify(self) -> None:
+        """The log has grown."""
+        ...
 
 
-def job_response(gateway: Gateway, job: Job, stream: EventStream, *, reset: bool) -> Response:
-    """Stream a job in the modern dialect."""
-
-    def take() -> bytes | None:
-        frame = stream.next()
-        return None if frame is None else sse.encode(frame)
-
-    connection = _SseConnection(gateway, lambda: stream.done, take, sse.HEARTBEAT)
+def job_response(gateway: Gateway, job: Job, stream: EventStream, *, reset: bool, coalesce_ms: int = 0) -> Response:
+    """Stream a job in the modern dialect, with at least `coalesce_ms` between its token frames."""
+    if reset:
+        gateway.frames.tally.resets += 1
+    wake = Wake()
+    connection = _JobConnection(gateway, sse.SseStream(stream, coalesce_ms, wake.set), wake)
     return _response(connection.follow(job, sse.prologue(reset=reset)))
 
 
 def legacy_response(gateway: Gateway, job: Job, stream: LegacyStream) -> Response:
     """Stream a job in the legacy dialect: one chunk per event, no comments."""
-    connection = _SseConnection(gateway, lambda: stream.done, stream.next, None)
-    return _response(connection.follow(job, b"", chunk_bytes=1))
+    wake = Wake()
+    return _response(_LegacyConnection(gateway, _LegacyReader(stream, wake.set), wake).follow(job))
 
 
 def loading_response(gateway: Gateway) -> Response:
@@ -58,60 +76,85 @@ def _response(body: AsyncIterator[bytes]) -> Response:
     return response
 
 
-class _SseConnection:
-    """One reader of one job: takes what is there, else waits to be woken by the log, the ticker or the shutdown."""
+class _LegacyReader:
+    """A reader in the legacy dialect, which knows no pauses."""
 
-    def __init__(self, gateway: Gateway, done: Callable[[], bool], take: Take, heartbeat: bytes | None) -> None:
+    due_ms = None
+
+    def __init__(self, stream: LegacyStream, notify: Callable[[], None]) -> None:
+        self._stream = stream
+        self.notify = notify
+
+    @property
+    def done(self) -> bool:
+        return self._stream.done
+
+    def next(self, _: float) -> bytes | None:
+        return self._stream.next()
+
+
+class _JobConnection:
+    """A stream of one job: sends what is there, else waits for the log, the time, the ticker or the shutdown."""
+
+    kind = "sse"
+    heartbeat = sse.HEARTBEAT
+    chunk_bytes = CHUNK_BYTES
+
+    def __init__(self, gateway: Gateway, reader: Reader, wake: Wake) -> None:
         self._gateway = gateway
-        self._done = done
-        self._take = take
-        self._heartbeat = heartbeat
-        self._wake = Wake()
+        self._reader = reader
+        self._wake = wake
         self._silent_since = gateway.clock.monotonic_ms()
         self._beat = False
         self._finishing = False
 
-    async def follow(self, job: Job, prologue: bytes, chunk_bytes: int = CHUNK_BYTES) -> AsyncIterator[bytes]:
+    async def follow(self, job: Job, prologue: bytes = b"") -> AsyncIterator[bytes]:
         """Yield chunks until the job's end was sent or the worker shuts down."""
-        jobs, clock = self._gateway.jobs, self._gateway.clock
-        jobs.watch(job, self._wake.set)
+        jobs, clock, reader = self._gateway.jobs, self._gateway.clock, self._reader
+        notify = reader.notify
+        jobs.watch(job, notify)
         try:
             with self._gateway.connected(self):
                 if prologue:
                     yield prologue
                 sent = 0
                 while True:
-                    chunk = self._chunk(chunk_bytes)
+                    now_ms = clock.monotonic_ms()
+                    chunk = self._chunk(now_ms)
                     if chunk:
                         yield chunk
-                        self._silent_since = clock.monotonic_ms()
+                        self._silent_since = now_ms
                         sent += 1
                         if sent % YIELD_EVERY == 0:
                             await asyncio.sleep(0)
-                    elif self._done() or self._finishing:
+                    elif reader.done or self._finishing:
                         return
                     else:
-                        await self._wake.wait_next()
+                        due_ms = reader.due_ms
+                        await self._wake.wait_next(None if due_ms is None else (due_ms - now_ms) / 1000)
         finally:
-            jobs.unwatch(job, self._wake.set)
+            jobs.unwatch(job, notify)
 
-    def _chunk(self, chunk_bytes: int) -> bytes:
+    def _chunk(self, now_ms: float) -> bytes:
         """Join the events that wait, up to about `chunk_bytes`; empty when there is nothing to say."""
         parts: list[bytes] = []
         size = 0
-        while size < chunk_bytes and (part := self._take()) is not None:
+        while size < self.chunk_bytes and (part := self._reader.next(now_ms)) is not None:
             parts.append(part)
             size += len(part)
         if not parts and self._beat:
-            parts.append(self._heartbeat or b"")
+            parts.append(self.heartbeat)
         self._beat = False
         return b"".join(parts)
 
     def tick(self, now_ms: float) -> None:
         """Say something after a silence, so that proxies and clients know that the stream lives."""
-        if self._heartbeat and now_ms - self._silent_since >= self._gateway.settings.heartbeat_s * 1000:
+        if self.heartbeat and now_ms - self._silent_since >= self._gateway.settings.heartbeat_s * 1000:
             self._beat = True
             self._wake.set()
+
+    def drain(self) -> None:
+        """Nothing to do: the stream ends with its job."""
 
     def finish(self) -> None:
         """Send what is there and end the response."""
@@ -122,8 +165,18 @@ class _SseConnection:
         """Nothing to do: an ASGI response cannot be cut, and TCP_USER_TIMEOUT does it."""
 
 
+class _LegacyConnection(_JobConnection):
+    """A stream in the legacy dialect: old clients know no comments, and want every event in a chunk of its own."""
+
+    kind = "legacy"
+    heartbeat = b""
+    chunk_bytes = 1
+
+
 class _LoadingConnection:
     """Somebody who watches the model being loaded."""
+
+    kind = "loading"
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -150,6 +203,9 @@ class _LoadingConnection:
 
     def tick(self, now_ms: float) -> None:
         """Nothing to do: old clients know no comments."""
+
+    def drain(self) -> None:
+        """Nothing to do: who watches the loading has no jobs here."""
 
     def finish(self) -> None:
         """End the response."""

@@ -9,16 +9,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeAlias
 
-from worker.errors import Forbidden, Overloaded, RequestError
+from worker.errors import Forbidden, JobwireError, Overloaded
+from worker.jobs.principals import Grant, Principal
+from worker.protocol.closing import Close, CloseCode
 from worker.protocol.frames import PROTOCOL
-from worker.protocol.session import Close, CloseCode, Session
+from worker.protocol.session import Session
 from worker.transports.base import YIELD_EVERY, Gateway, Wake
 
 PATH = "/v1/ws"
 BEARER_PREFIX = "bearer."
+
+LAST_WORD_S = 1.0
+"""How long a socket that took nothing may take for the close frame."""
+
+CLOSE_CODES = {Forbidden: CloseCode.FORBIDDEN, Overloaded: CloseCode.OVERLOADED}
+"""What closes a connection that may not come in for another reason than its key."""
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -45,11 +54,11 @@ async def _serve(gateway: Gateway, scope: Message, receive: Receive, send: Send)
     offered = list(scope["subprotocols"])
     await send({"type": "websocket.accept", "subprotocol": _pick_subprotocol(offered)})
     try:
-        principal = _admit(gateway, headers, offered)
+        grant = _admit(gateway, headers, offered)
     except Close as close:
-        await send({"type": "websocket.close", "code": close.code, "reason": close.reason})
+        await send(_close_message(close))
         return
-    connection = WebSocketConnection(gateway, principal, receive, send)
+    connection = WebSocketConnection(gateway, grant, receive, send)
     with gateway.connected(connection):
         await connection.run()
 
@@ -61,23 +70,26 @@ def _pick_subprotocol(offered: list[str]) -> str | None:
     return next((name for name in offered if name.startswith("jobwire.")), None)
 
 
-def _admit(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> str:
-    """Return the principal of a connection. Raises Close if it may not go on."""
+def _admit(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> Grant | None:
+    """Return for whom a connection speaks, or None if an auth frame must tell. Raises Close if it may not go on."""
     versions = [name for name in offered if name.startswith("jobwire.")]
+    authorization = _authorization(headers, offered)
     try:
         gateway.check_host(headers.get("host"))
         gateway.check_origin(headers.get("origin"), headers.get("host"))
-        principal = gateway.authenticate(_authorization(headers, offered))
+        # A page cannot set headers: without any key it may send one as its first frame.
+        grant = None if authorization is None and gateway.settings.api_key else _grant(gateway, authorization)
         gateway.check_room()
-    except Forbidden as error:
-        raise Close(CloseCode.FORBIDDEN, error.detail) from None
-    except RequestError as error:
-        raise Close(CloseCode.UNAUTHORIZED, error.detail) from None
-    except Overloaded as error:
-        raise Close(CloseCode.OVERLOADED, error.detail) from None
+    except JobwireError as error:
+        gateway.frames.tally.refusals[error.code] += 1
+        raise Close(CLOSE_CODES.get(type(error), CloseCode.UNAUTHORIZED), error.detail) from None
     if versions and PROTOCOL not in versions:
         raise Close(CloseCode.VERSION, f"This worker speaks {PROTOCOL}.")
-    return principal
+    return grant
+
+
+def _grant(gateway: Gateway, authorization: str | None) -> Grant:
+    return Grant(principal=Principal(name=gateway.authenticate(authorization)))
 
 
 def _authorization(headers: dict[str, str], offered: list[str]) -> str | None:
@@ -96,29 +108,26 @@ def _authorization(headers: dict[str, str], offered: list[str]) -> str | None:
 class WebSocketConnection:
     """Moves messages between the socket and a session."""
 
-    def __init__(self, gateway: Gateway, principal: str, receive: Receive, send: Send) -> None:
+    kind = "websocket"
+
+    def __init__(self, gateway: Gateway, grant: Grant | None, receive: Receive, send: Send) -> None:
         self._gateway = gateway
         self._receive = receive
         self._send = send
         self._wake = Wake()
-        self._session = Session(
-            gateway.jobs,
-            gateway.operations,
-            gateway.settings,
-            gateway.limits,
-            gateway.frames,
-            principal,
-            self._wake.set,
-        )
+        self._session = Session(gateway, grant, lambda token: _grant(gateway, f"Bearer {token}"), self._wake.set)
         self._closing: Close | None = None
         self._finishing = False
+        self._stalled = False
         self._sending_since: float | None = None
         self._silent_since = gateway.clock.monotonic_ms()
         self._writer: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Serve until either side closes."""
-        self._session.greet()
+        self._session.greet(self._gateway.clock.monotonic_ms())
+        if self._gateway.jobs.draining:
+            self.drain()
         try:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read())
@@ -126,6 +135,8 @@ class WebSocketConnection:
                 self._writer.add_done_callback(lambda _: reader.cancel())
         finally:
             self._session.close()
+        if self._stalled:
+            await self._say_why()
 
     async def _read(self) -> None:
         """Hand every message to the session. Never waits for the socket's write side."""
@@ -138,39 +149,56 @@ class WebSocketConnection:
             try:
                 self._session.receive(message["bytes"] if data is None else data, self._gateway.clock.monotonic_ms())
             except Close as close:
-                self._closing = close
-                self._wake.set()
+                self._close(close)
 
     async def _write(self) -> None:
         """Send what the session has, as fast as the socket takes it; frames grow by themselves when it is slow."""
-        sent = 0
+        monotonic_ms, session, sent = self._gateway.clock.monotonic_ms, self._session, 0
         while self._closing is None:
-            data = self._session.pull()
+            now_ms = monotonic_ms()
+            data = session.pull(now_ms)
             if data is None:
                 if self._finishing:
                     self._closing = Close(CloseCode.RESTART, "The worker shuts down.")
                     break
-                await self._wake.wait_next()
+                due_ms = session.due_ms
+                await self._wake.wait_next(None if due_ms is None else (due_ms - now_ms) / 1000)
                 continue
-            await self._timed_send({"type": "websocket.send", "text": data.decode()})
+            await self._timed_send({"type": "websocket.send", "text": data.decode()}, now_ms)
             sent += 1
             if sent % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
-        await self._timed_send({"type": "websocket.close", "code": self._closing.code, "reason": self._closing.reason})
+        await self._timed_send(_close_message(self._closing), monotonic_ms())
 
-    async def _timed_send(self, message: Message) -> None:
-        self._sending_since = self._gateway.clock.monotonic_ms()
+    async def _timed_send(self, message: Message, now_ms: float) -> None:
+        self._sending_since = now_ms
         await self._send(message)
-        self._silent_since, self._sending_since = self._sending_since, None
+        self._silent_since, self._sending_since = now_ms, None
+
+    async def _say_why(self) -> None:
+        """Tell a client that did not read, in case it does now. Its socket may take nothing any more."""
+        close = Close(CloseCode.STALLED, "The client does not read. Connect again, and resume.")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORD_S):
+                await self._send(_close_message(close))
 
     def tick(self, now_ms: float) -> None:
-        """Say pong after a silence; give up on a socket that takes nothing for `stall_timeout_s`."""
+        """Say pong after a silence; close when the key is no good; give up on a socket that takes nothing for long."""
         settings = self._gateway.settings
         if self._sending_since is not None:
             if now_ms - self._sending_since >= settings.stall_timeout_s * 1000:
+                self._stalled = True
                 self.abort()
         elif now_ms - self._silent_since >= settings.heartbeat_s * 1000:
             self._session.heartbeat()
+        try:
+            self._session.check_time(now_ms)
+        except Close as close:
+            self._close(close)
+
+    def drain(self) -> None:
+        """Send goaway."""
+        self._session.goaway()
 
     def finish(self) -> None:
         """Send what is there and close with 1012."""
@@ -181,3 +209,12 @@ class WebSocketConnection:
         """Stop to write; TCP_USER_TIMEOUT takes the socket down, ASGI cannot."""
         if self._writer is not None:
             self._writer.cancel()
+
+    def _close(self, close: Close) -> None:
+        """Close with a code, before anything else is sent."""
+        self._closing = close
+        self._wake.set()
+
+
+def _close_message(close: Close) -> Message:
+    return {"type": "websocket.close", "code": close.code, "reason": close.reason}

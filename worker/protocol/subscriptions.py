@@ -1,0 +1,214 @@
+"""The subscriptions of a connection: positions in logs, served in turn, and what may hold their frames back.
+
+Two things may, where a client asks for them. A window: at most so many frames without an `ack` are on their way, so
+that a client that cannot push back on its socket decides when to be sent more. A floor of `coalesce_ms` between token
+frames. Nothing is stored for either: what is held back stays in the log, and the next frame is the larger for it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable
+
+from worker.jobs.service import Jobs
+from worker.protocol.eventstream import EventStream, Frame
+
+
+class Subscription:
+    """A position in a job's log, and whether it stands in the line of those that have something to send.
+
+    `held_until`: when its next frame may be sent, in monotonic ms, while only time holds it back.
+    """
+
+    __slots__ = ("_enqueue", "held_until", "queued", "stream")
+
+    def __init__(self, stream: EventStream, enqueue: Callable[[Subscription], None]) -> None:
+        self.stream = stream
+        self.queued = False
+        self.held_until: float | None = None
+        self._enqueue = enqueue
+
+    def notify(self) -> None:
+        """The log has grown."""
+        if not self.queued:
+            self._enqueue(self)
+
+    def take(self, now_ms: float) -> Frame | None:  # noqa: ARG002 - nothing holds it back
+        """Leave the line and take the next frame, or None if there is none that may be sent now."""
+        self.queued = False
+        return self.stream.next()
+
+    def release(self) -> None:
+        """Time does not hold it back any more: stand in the line."""
+        self.held_until = None
+        if not self.queued:
+            self._enqueue(self)
+
+    def ack(self, cursor: str) -> bool:  # noqa: ARG002 - there is no window
+        """Make room up to this cursor; tell whether it is one that was sent here. Without a window none counts."""
+        return False
+
+
+class PacedSubscription(Subscription):
+    """A subscription with a window of frames, a floor of ms between token frames, or both; 0 is none.
+
+    Every frame takes a place in the window, the end too: it waits like any other. A job's first token is never held
+    back by the floor, and narration and the end let go what was.
+    """
+
+    __slots__ = ("_acked", "_coalesce_ms", "_flushed", "_full", "_next_ms", "_unacked", "_window")
+
+    def __init__(
+        self, stream: EventStream, enqueue: Callable[[Subscription], None], window: int, coalesce_ms: int
+    ) -> None:
+        super().__init__(stream, enqueue)
+        self._window = window
+        self._acked = stream.after
+        self._unacked: deque[int] = deque()
+        self._full = False
+        self._coalesce_ms = coalesce_ms
+        # From when on tokens may be sent, and up to which log number they may before that.
+        self._next_ms = -math.inf
+        self._flushed = 0
+
+    def notify(self) -> None:
+        """The log has grown."""
+        if self.held_until is None or self.stream.flushes(self.stream.job.log.tail - 1):
+            self.release()
+
+    def take(self, now_ms: float) -> Frame | None:
+        """Take the next frame, if the window has room and the pause is over."""
+        self.held_until = None
+        self._full = self._window > 0 and len(self._unacked) >= self._window
+        # While it is full, the log need not wake it.
+        self.queued = self._full
+        if self._full or self._must_pause(now_ms):
+            return None
+        frame = self.stream.next()
+        if frame is not None:
+            if self._window:
+                self._unacked.append(frame.n)
+            if self._coalesce_ms and not self.stream.flushes(frame.n - 1):
+                # Whole milliseconds: what was sent together may go on together.
+                self._next_ms = math.ceil(now_ms + self._coalesce_ms)
+        return frame
+
+    def ack(self, cursor: str) -> bool:
+        """Make room up to this cursor; tell whether it is one that was sent here. One that came earlier is ignored."""
+        n = self.stream.job.log.position(cursor)
+        if not self._window or n is None or not (n <= self._acked or n in self._unacked):
+            return False
+        while self._unacked and self._unacked[0] <= n:
+            self._acked = self._unacked.popleft()
+        if self._full and len(self._unacked) < self._window:
+            self._full = False
+            self._enqueue(self)
+        return True
+
+    def _must_pause(self, now_ms: float) -> bool:
+        """Tell whether only tokens are pending, and too soon; then `held_until` says until when."""
+        stream, tail = self.stream, self.stream.job.log.tail
+        if not stream.pending or stream.after < self._flushed:
+            return False
+        if now_ms >= self._next_ms or any(map(stream.flushes, range(stream.after, tail))):
+            self._flushed = tail
+            return False
+        self.held_until = self._next_ms
+        return True
+
+
+def subscribe(
+    stream: EventStream, enqueue: Callable[[Subscription], None], window: int, coalesce_ms: int
+) -> Subscription:
+    """Return a subscription that calls `enqueue` when it has something to send."""
+    if window or coalesce_ms:
+        return PacedSubscription(stream, enqueue, window, coalesce_ms)
+    return Subscription(stream, enqueue)
+
+
+class Subscriptions:
+    """All subscriptions of one connection, by job id. `wake` is called whenever `pull` may have something new."""
+
+    def __init__(self, jobs: Jobs, wake: Callable[[], None]) -> None:
+        self._jobs = jobs
+        self._wake = wake
+        self._by_id: dict[str, Subscription] = {}
+        self._ready: deque[Subscription] = deque()
+        # Those that time holds back, the earliest first. One that was let go before its time is passed over.
+        self._held: list[tuple[float, int, Subscription]] = []
+        self._count = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, job_id: object) -> bool:
+        return job_id in self._by_id
+
+    @property
+    def ready(self) -> bool:
+        """Whether one stands in the line."""
+        return bool(self._ready)
+
+    @property
+    def due_ms(self) -> float | None:
+        """When time lets the next one go, in monotonic ms; None while it holds none back."""
+        return self._held[0][0] if self._held else None
+
+    def follow(self, stream: EventStream, window: int, coalesce_ms: int) -> None:
+        """Add a reader of a job, in place of an earlier one."""
+        self.drop(stream.job.id)
+        subscription = subscribe(stream, self._enqueue, window, coalesce_ms)
+        self._by_id[stream.job.id] = subscription
+        self._jobs.watch(stream.job, subscription.notify)
+        if stream.pending:
+            self._enqueue(subscription)
+
+    def drop(self, job_id: str) -> None:
+        """Stop following a job, if it is followed. It may still stand in the line: then it is passed over."""
+        subscription = self._by_id.pop(job_id, None)
+        if subscription is not None:
+            self._jobs.unwatch(subscription.stream.job, subscription.notify)
+
+    def clear(self) -> None:
+        """Stop following all jobs."""
+        for job_id in list(self._by_id):
+            self.drop(job_id)
+
+    def ack(self, job_id: str, cursor: str) -> bool:
+        """Make room in the window of a job that is followed; tell whether the cursor is one that was sent here."""
+        return self._by_id[job_id].ack(cursor)
+
+    def pull(self, now_ms: float) -> bytes | None:
+        """Take the next frame at monotonic time `now_ms`, or None if there is nothing to send now."""
+        if self._held:
+            self._let_go(now_ms)
+        while self._ready:
+            subscription = self._ready.popleft()
+            stream = subscription.stream
+            if self._by_id.get(stream.job.id) is not subscription:
+                continue
+            frame = subscription.take(now_ms)
+            if frame is None:
+                if subscription.held_until is not None:
+                    heapq.heappush(self._held, (subscription.held_until, next(self._count), subscription))
+                continue
+            if stream.pending:
+                self._enqueue(subscription)
+            elif stream.done:
+                self.drop(stream.job.id)
+            return frame.data
+        return None
+
+    def _let_go(self, now_ms: float) -> None:
+        while self._held and self._held[0][0] <= now_ms:
+            due_ms, _, subscription = heapq.heappop(self._held)
+            if subscription.held_until == due_ms:
+                subscription.release()
+
+    def _enqueue(self, subscription: Subscription) -> None:
+        subscription.queued = True
+        self._ready.append(subscription)
+        self._wake()
