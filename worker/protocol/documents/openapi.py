@@ -11,7 +11,7 @@ from worker.errors import BusyError, FieldError, InvalidParams, JobwireError
 from worker.operations.base import Described
 from worker.protocol import corpus
 from worker.protocol.documents.routes import EVENTS, EVERYWHERE, HTML, JSON, ROUTES, WITH_KEY, Answer, Param, Route
-from worker.protocol.documents.schemas import Schema, definitions
+from worker.protocol.documents.schemas import UNIONS, Schema, definitions, name_of, tag_of
 
 PATH = "#/components/schemas/"
 PROBLEM = "application/problem+json"
@@ -73,14 +73,20 @@ def openapi(operations: Iterable[Described], version: str) -> Schema:
         "tags": [{"name": name, "description": text} for name, text in TAGS.items() if name in used],
         "paths": paths,
         "components": {
-            "schemas": {
-                **definitions(operations, PATH),
-                "Document": {"title": "Document", "description": "A document in JSON.", "type": "object"},
-            },
+            "schemas": _schemas(operations),
             "securitySchemes": SECURITY,
             "headers": HEADERS,
         },
     }
+
+
+def _schemas(operations: Iterable[Described]) -> dict[str, Schema]:
+    made = definitions(operations, PATH)
+    for name, members in UNIONS.items():
+        mapping = {tag_of(member): PATH + name_of(member) for member in members}
+        made[name]["discriminator"] = {"propertyName": "type", "mapping": mapping}
+    made["Document"] = {"title": "Document", "description": "A document in JSON.", "type": "object"}
+    return made
 
 
 def example_problem(kind: type[JobwireError]) -> JobwireError:

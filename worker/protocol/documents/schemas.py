@@ -34,6 +34,7 @@ VIEWS: tuple[type[msgspec.Struct], ...] = (
     Problem,
 )
 
+UNIONS = {"ClientFrame": CLIENT, "ServerFrame": SERVER, "JobEvent": EVENTS}
 UNION_TEXTS = {
     "ClientFrame": "Whatever a client may send.",
     "ServerFrame": "Whatever the worker sends over a WebSocket.",
@@ -77,7 +78,7 @@ def definitions(operations: Iterable[Described], path: str) -> dict[str, Schema]
     create["description"] = create["description"].partition("\n")[0]
     made |= _add_operations(create, offered, path)
     made["CreateBody"] = _without_type(create)
-    for name, members in (("ClientFrame", CLIENT), ("ServerFrame", SERVER), ("JobEvent", EVENTS)):
+    for name, members in UNIONS.items():
         made[name] = _union(name, members, path)
     made["StreamReset"] = {
         "title": "StreamReset",
@@ -129,10 +130,6 @@ def _union(name: str, members: Iterable[type[msgspec.Struct]], path: str) -> Sch
         "title": name,
         "description": UNION_TEXTS[name],
         "oneOf": [{"$ref": path + name_of(member)} for member in members],
-        "discriminator": {
-            "propertyName": "type",
-            "mapping": {tag_of(member): path + name_of(member) for member in members},
-        },
     }
 
 
