@@ -1260,8 +1260,8 @@ class SyncClient:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="jobwire", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread
         self._lock = threading.Lock()
         self._open = False
 
@@ -1277,6 +1277,8 @@ class SyncClient:
 
     def __enter__(self) -> Self:
         """Connect. Raises ConnectionFailed at once if that does not work; only later cuts are retried."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="jobwire", daemon=True)
         self._thread.start()
         self._open = True
         try:

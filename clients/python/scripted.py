@@ -74,7 +74,7 @@ class Peer:
 
 
 @asynccontextmanager
-async def scripted_worker(*scripts: Script, hello: Frame | None = None) -> AsyncIterator[Peer]:
+async def scripted_worker(*scripts: Script, hello: Frame | None = None, greets: bool = True) -> AsyncIterator[Peer]:
     """Serve WebSocket connections: the first by the first script and so on, the last script serves all the rest."""
     peer = Peer()
 
@@ -86,7 +86,8 @@ async def scripted_worker(*scripts: Script, hello: Frame | None = None) -> Async
         peer.subprotocols.append(socket.subprotocol)
         try:
             link = Link(socket)
-            await link.send({"type": "hello", "protocol": "jobwire.v1", "limits": LIMITS, **(hello or {})})
+            if greets:
+                await link.send({"type": "hello", "protocol": "jobwire.v1", "limits": LIMITS, **(hello or {})})
             await script(link)
         except ConnectionClosed:
             pass  # the client left; what it has seen is for the test to judge
