@@ -30,6 +30,7 @@ commands:
   bench              measure what delivery costs, against the bare engine
   doctor             look at this machine and say what is missing, and how to get it
   engine build       compile what the engine for NVIDIA GPUs needs, once
+  schema NAME        print a description of the protocol: OpenAPI, AsyncAPI, JSON Schema, TypeScript types, tables
 
 `jobwire COMMAND --help` shows what a command takes. Arguments without a command are settings of `serve`.
 
@@ -108,10 +109,17 @@ def _engine(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return engine(argv, environ)
 
 
+def _schema(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    from worker.cli.schema import schema
+
+    return schema(argv, environ)
+
+
 _COMMANDS: dict[str, Command] = {
     "serve": _serve,
     "run": _run,
     "doctor": _doctor,
     "bench": _bench,
     "engine": _engine,
+    "schema": _schema,
 }

@@ -80,12 +80,22 @@ class NoParams(TypedDict):
 
 
 class Described(Protocol):
-    """What documents tell of an operation, and its class knows: `params` is a TypedDict of the fields that it reads,
-    each described; a request has one of the fields in `one_of`, if there are any."""
+    """What documents tell of an operation. Its class knows it already."""
 
-    name: str
-    params: type[Any]
-    one_of: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """How requests name it."""
+        ...
+
+    @property
+    def params(self) -> type[Any]:
+        """A TypedDict of the fields that it reads, each described."""
+        ...
+
+    @property
+    def one_of(self) -> tuple[str, ...]:
+        """Fields of which a request must have one."""
+        ...
 
 
 class Operation(Described, Protocol):

@@ -83,7 +83,7 @@ class Infer:
 
     name = "infer"
     params = Params
-    one_of: tuple[str, ...] = ("prompt", "messages")
+    one_of = ("prompt", "messages")
 
     def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
         """Check a body against FIELDS and the limits. Raises InvalidParams that names every wrong field."""

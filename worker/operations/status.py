@@ -30,7 +30,7 @@ class Status:
 
     name = "status"
     params = NoParams
-    one_of: tuple[str, ...] = ()
+    one_of = ()
 
     def __init__(self, state: Callable[[], EngineState]) -> None:
         self._state = state

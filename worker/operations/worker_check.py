@@ -27,7 +27,7 @@ class WorkerCheck:
 
     name = "worker_check"
     params = NoParams
-    one_of: tuple[str, ...] = ()
+    one_of = ()
 
     def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:  # noqa: ARG002  (the port's signature)
         """Accept any body: there is nothing to choose."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
-from worker.errors import BusyError, FieldError, InvalidParams, JobwireError
+from worker.errors import BusyError, InvalidParams, JobwireError
 from worker.operations.base import Described
 from worker.protocol import corpus
+from worker.protocol.documents import errors
 from worker.protocol.documents.routes import EVENTS, EVERYWHERE, HTML, JSON, ROUTES, WITH_KEY, Answer, Param, Route
 from worker.protocol.documents.schemas import UNIONS, Schema, definitions, name_of, tag_of
 
@@ -87,15 +88,6 @@ def _schemas(operations: Iterable[Described]) -> dict[str, Schema]:
         made[name]["discriminator"] = {"propertyName": "type", "mapping": mapping}
     made["Document"] = {"title": "Document", "description": "A document in JSON.", "type": "object"}
     return made
-
-
-def example_problem(kind: type[JobwireError]) -> JobwireError:
-    """Return an error of a kind as a client might meet it."""
-    detail = (kind.__doc__ or "").partition("\n")[0]
-    if kind is InvalidParams:
-        wrong = FieldError("/temperature", "Expected `float` <= 2.0")
-        return kind("Fix these fields and send it again: temperature: Expected `float` <= 2.0.", errors=(wrong,))
-    return kind(detail, retry_after_ms=2000 if issubclass(kind, BusyError) else None)
 
 
 def _operation(route: Route) -> Schema:
@@ -177,7 +169,7 @@ def _by_status(route: Route) -> dict[int, list[type[JobwireError]]]:
 
 def _refusal(kinds: list[type[JobwireError]]) -> Schema:
     response: Schema = {
-        "description": " ".join(f"`{kind.code}`: {(kind.__doc__ or '').partition(chr(10))[0]}" for kind in kinds),
+        "description": " ".join(f"`{kind.code}`: {errors.meaning(kind)}" for kind in kinds),
         "content": {
             PROBLEM: {
                 "schema": {"$ref": PATH + "Problem"},
@@ -194,5 +186,5 @@ def _refusal(kinds: list[type[JobwireError]]) -> Schema:
 
 
 def _problem(kind: type[JobwireError]) -> Schema:
-    made: Schema = msgspec.to_builtins(example_problem(kind).problem())
+    made: Schema = msgspec.to_builtins(errors.example(kind).problem())
     return made

@@ -72,6 +72,10 @@ def definitions(operations: Iterable[Described], path: str) -> dict[str, Schema]
     public = {struct.__name__: name_of(struct) for struct in structs}
     references = {path + name: path + public.get(name, name) for name in raw}
     made = {public.get(name, name): refined(schema, references) for name, schema in raw.items()}
+    for struct in (*SERVER, *VIEWS):
+        if not struct.__struct_config__.omit_defaults:
+            # Defaults are written out, so all fields are there.
+            made[name_of(struct)]["required"] = list(made[name_of(struct)]["properties"])
     offered = {operation.name: operation for operation in operations}
     create = made["CreateFrame"]
     del create["properties"]["body"]
@@ -99,7 +103,7 @@ def _add_operations(create: Schema, operations: Mapping[str, Described], path: s
         raw = msgspec.json.schema_components([operation.params], ref_template=path + "{name}")[1]
         same = {path + other: path + other for other in raw}
         params = refined(raw.pop(operation.params.__name__), same)
-        create["properties"] |= params.get("properties", {})
+        create["properties"] |= {field: params["properties"][field] for field in operation.params.__annotations__}
         used |= {other: refined(schema, same) for other, schema in raw.items()}
         choices += _choices(operation, is_default=name == create["properties"]["operation"]["default"])
     create["properties"]["operation"]["examples"] = list(operations)
@@ -140,6 +144,9 @@ def refined(schema: Any, references: Mapping[str, str]) -> Any:
     if not isinstance(schema, dict):
         return schema
     made = {key: refined(value, references) for key, value in schema.items() if key != "uniqueItems"}
+    if "uniqueItems" in schema and "default" in made:
+        # A set has no order of its own.
+        made["default"] = sorted(made["default"])
     if "anyOf" in made:
         made = _without_null(made)
     if made.get("default", ()) is None:

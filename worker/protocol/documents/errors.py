@@ -1,0 +1,35 @@
+"""The errors that a client can meet, from the tree itself."""
+
+from __future__ import annotations
+
+from worker.errors import BusyError, ConfigError, FieldError, InvalidParams, JobwireError
+
+NEVER_ON_THE_WIRE: frozenset[type[JobwireError]] = frozenset({ConfigError})
+"""The program does not start."""
+
+
+def error_classes() -> list[type[JobwireError]]:
+    """Return every class of error that has a code of its own, in the order of status and code."""
+    found: list[type[JobwireError]] = []
+    todo: list[type[JobwireError]] = [JobwireError]
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        if "code" in vars(kind) and kind not in NEVER_ON_THE_WIRE:
+            found.append(kind)
+    return sorted(found, key=lambda kind: (kind.status, kind.code))
+
+
+def meaning(kind: type[JobwireError]) -> str:
+    """Return what an error says, in one sentence or two."""
+    if kind is JobwireError:
+        return "The worker made an error. It was logged."
+    return " ".join((kind.__doc__ or "").split())
+
+
+def example(kind: type[JobwireError]) -> JobwireError:
+    """Return an error of a kind as a client might meet it."""
+    if kind is InvalidParams:
+        wrong = FieldError("/temperature", "Expected `float` <= 2.0")
+        return kind("Fix these fields and send it again: temperature: Expected `float` <= 2.0.", errors=(wrong,))
+    return kind(meaning(kind), retry_after_ms=2000 if issubclass(kind, BusyError) else None)
