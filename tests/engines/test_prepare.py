@@ -126,3 +126,20 @@ def test_a_broken_template_concerns_chat_alone() -> None:
     chat = Generation(id="g", prompt=Prompt(messages=(Message("user", "a"),)), sampling=Sampling(), max_tokens=1)
     with pytest.raises(InvalidParams, match="chat template"):
         prepare(chat, vocabulary, broken, Guides(vocabulary), 64)
+
+
+def test_banned_strings_need_an_engine_that_can_take_tokens_back() -> None:
+    banning = Sampling(banned_strings=("never",))
+    assert refused(text("a"), banning)[0] == "/banned_strings"
+    vocabulary = ByteVocabulary()
+    chat, guides = ChatTemplate(TEMPLATE), Guides(vocabulary)
+
+    def prepare_here(sampling: Sampling) -> Prepared:
+        wanted = Generation(id="g", prompt=text("a"), sampling=sampling, max_tokens=1)
+        return prepare(wanted, vocabulary, chat, guides, 64, rewinds=True)
+
+    assert prepare_here(banning).generation.sampling.banned_strings == ("never",)
+    guided = ResponseFormat(type="regex", pattern="a")
+    for wrong in (Sampling(banned_strings=("a", "")), Sampling(banned_strings=("a",), response_format=guided)):
+        with pytest.raises(InvalidParams):
+            prepare_here(wrong)

@@ -266,3 +266,41 @@ def test_logits_are_left_as_they_were() -> None:
 
 def test_an_empty_batch_is_an_empty_step() -> None:
     assert advance([], np.zeros((0, VOCABULARY.size), np.float32)) == []
+
+
+# ---- banned strings --------------------------------------------------------------------------------------------------
+
+
+def test_tokens_of_a_banned_string_are_taken_back_and_the_first_is_not_chosen_there_again() -> None:
+    live = sequence(Sampling(temperature=0.0, banned_strings=("bad",), presence_penalty=0.1, logprobs=0))
+    assert drive(live, b"a") == [Delta("s", (97,), "a", (pytest.approx(0.0, abs=1e-3),))]
+    assert drive(live, b"bad") == []
+    assert (live.position, live.reshapes) == (1, True)
+    row = wants(98)[0]
+    live.reshape(row)
+    assert row[98] == -np.inf and np.isfinite(row[97])
+    # The model still wants it, and gets its second choice; the penalty counts what is there alone.
+    logits = wants(98)
+    logits[0, 99] = 10.0
+    (event,) = advance([live], logits)
+    assert isinstance(event, Delta) and (event.ids, event.text) == ((99,), "c")
+    assert event.logprobs is not None and event.logprobs[0] < -9.0
+    assert not live.finished and live.tokens[2:] == [97, 99]
+
+
+def test_several_ways_into_a_banned_string_are_closed_one_after_the_other() -> None:
+    live = sequence(Sampling(temperature=0.0, banned_strings=("xy", "yz")))
+    assert drive(live, b"x") == []
+    assert drive(live, b"y") == []
+    assert live.position == 0
+    assert drive(live, b"y") == []
+    assert drive(live, b"z") == []
+    row = wants(120)[0]
+    live.reshape(row)
+    assert live.position == 0 and set(np.flatnonzero(row == -np.inf)) == {120, 121}
+
+
+def test_taken_back_tokens_are_not_of_the_budget() -> None:
+    live = sequence(Sampling(temperature=0.0, banned_strings=("ab",)), max_tokens=2)
+    assert drive(live, b"ab") == []
+    assert drive(live, b"cd") == [Delta("s", (99,), "c"), Delta("s", (100,), "d", finish="length")]

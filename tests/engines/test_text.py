@@ -156,3 +156,75 @@ def test_the_work_per_token_does_not_grow_with_what_is_withheld() -> None:
     assert crossing.push(b"\xe2\x82").tokens == 0
     assert all(crossing.push(b"\xac\xe2\x82").tokens == 0 for _ in range(50_000))
     assert crossing.push(b"\xac") == Piece(50_002, "€" * 50_001)
+
+
+# ---- banned strings --------------------------------------------------------------------------------------------------
+
+
+def keep(assembler: TextAssembler, tokens: list[bytes]) -> tuple[list[bytes], str, str | None]:
+    """Push tokens, dropping those that are taken back; return those kept, the text, and the stop string."""
+    kept: list[bytes] = []
+    text, stop = "", None
+    for token in tokens:
+        kept.append(token)
+        piece = assembler.push(token)
+        text += piece.text
+        if piece.rewound:
+            assert (piece.tokens, piece.text, piece.stop) == (0, "", None)
+            del kept[-piece.rewound :]
+        stop = piece.stop
+        if stop is not None:
+            break
+    return kept, text, stop
+
+
+def test_what_completes_a_banned_string_is_taken_back_to_the_token_in_which_it_begins() -> None:
+    assembler = TextAssembler(banned=("bad cat",))
+    assert [assembler.push(token) for token in (b"a b", b"ad", b" c")] == [Piece(0, "")] * 3
+    assert assembler.push(b"at!") == Piece(0, "", None, rewound=4)
+    assert assembler.push(b"a ") == Piece(1, "a ")
+    assert [assembler.push(token) for token in (b"bad", b" dog")] == [Piece(0, ""), Piece(2, "bad dog")]
+
+
+def test_case_is_ignored_and_nothing_else() -> None:
+    assert TextAssembler(banned=("STRASSE É",)).push("straSSe é".encode()).rewound == 1
+    assert TextAssembler(banned=("ﬁ",)).push(b"fi") == Piece(1, "fi")
+    # One character stays one, even where its small form is two.
+    assert TextAssembler(banned=("x",)).push("İİx".encode()).rewound == 1
+
+
+def test_of_a_stop_string_and_a_banned_one_the_first_complete_wins() -> None:
+    assert TextAssembler(("ab",), banned=("bc",)).push(b"xabc") == Piece(0, "x", "ab")
+    assert TextAssembler(("bc",), banned=("ab",)).push(b"xabc").rewound == 1
+    assert TextAssembler(("ab",), banned=("ab",)).push(b"xab") == Piece(0, "x", "ab")
+
+
+def test_half_a_character_is_forgotten_with_its_token() -> None:
+    assembler = TextAssembler(banned=("x",))
+    assert assembler.push("é".encode()[:1]) == Piece(0, "")
+    assert assembler.push("é".encode()[1:] + b"x" + "日".encode()[:2]).rewound == 1
+    assert assembler.push("é".encode()[1:]) == Piece(2, "é")
+
+
+def test_at_the_end_the_beginning_of_a_banned_string_is_text() -> None:
+    assembler = TextAssembler(banned=("abc", "b\ufffd"))
+    assert assembler.push(b"ab\xe2") == Piece(0, "")
+    assert assembler.finish() == Piece(1, "ab\ufffd")
+
+
+@given(tokens(), stops, stops)
+@example([b"a", b"b", b"a", b"b"], (), ("ab",))
+def test_what_is_kept_never_says_a_banned_string_and_reads_as_if_nothing_else_had_been(
+    cut: list[bytes], stop: tuple[str, ...], banned: tuple[str, ...]
+) -> None:
+    assembler = TextAssembler(stop, banned=banned)
+    kept, text, ended = keep(assembler, cut)
+    text += assembler.finish().text if ended is None else ""
+    again = TextAssembler(stop, banned=banned)
+    assert keep(again, kept)[0] == kept
+    plain = TextAssembler(stop)
+    expected = "".join(plain.push(token).text for token in (kept if ended is None else kept[:-1]))
+    if ended is None:
+        assert text == expected + plain.finish().text
+        shown = text.rstrip("\ufffd")
+        assert not any(word.lower() in shown.lower() for word in banned if "\ufffd" not in word)

@@ -62,6 +62,7 @@ def test_everything_at_once() -> None:
             "frequency_penalty": 2,
             "seed": -1,
             "stop": ["\n", "END"],
+            "banned_strings": ["never"],
             "logit_bias": {"7": -100, "8": 1.5},
             "response_format": {"type": "regex", "pattern": "a+"},
             "include": ["ids", "logprobs"],
@@ -78,6 +79,7 @@ def test_everything_at_once() -> None:
     assert [message.role for message in request.prompt.messages] == ["system", "user"]
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.0, 0.9, 40, 0.05)
     assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.1, -1.0, 2.0)
+    assert sampling.banned_strings == ("never",)
     assert (sampling.stop, sampling.logit_bias, sampling.ignore_eos) == (("\n", "END"), {7: -100.0, 8: 1.5}, True)
     assert sampling.response_format == ResponseFormat(type="regex", pattern="a+")
     assert (sampling.logprobs, request.include_ids, request.seed) == (0, True, 2**64 - 1)
@@ -152,6 +154,7 @@ def test_the_whole_range_is_taken(field: str, values: list[object]) -> None:
         ("repetition_penalty", [0, 10.1, -1], "/repetition_penalty"),
         ("presence_penalty", [-2.1, 2.1], "/presence_penalty"),
         ("stop", ["", [""] * 1, 7], "/stop"),
+        ("banned_strings", ["x", [""], ["x"] * 257, 7], "/banned_strings"),
         ("stop", [["x"] * 17, "y" * 257], "/stop"),
         ("logit_bias", [{"x": 1}, {"-1": 1}, {"1": 101}, {str(10**30): 1}, []], "/logit_bias"),
         ("logit_bias", [{str(id_): 0 for id_ in range(4097)}], "/logit_bias"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -136,8 +136,7 @@ def _pause_always(engine: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every step find that there is no room."""
     from worker.engines.exllamav2.job import Job
 
-    never: Callable[[Job], bool] = lambda job: not job.ready  # noqa: E731 (typed)
-    monkeypatch.setattr(Job, "has_room", never)
+    monkeypatch.setattr(Job, "has_room", lambda job: not job.ready)
 
 
 def test_a_failed_pass_after_growing_is_repeated(
