@@ -1,8 +1,8 @@
 """Exactly once, through every cut: a client that follows the five-minute version against a server that loses things.
 
 The client knows its last cursor and its text. Whatever happens (produce, engine death, finish, connect over WebSocket
-or SSE, receive some frames, drop, lose all state, run again for somebody else), its text is what the log says up to its
-cursor. Three broken servers show that the machine would notice.
+or SSE with any window and floor, receive some frames, ack, wait, drop, lose all state, run again for somebody else),
+its text is what the log says up to its cursor. Three broken servers show that the machine would notice.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from worker.events import Token
 from worker.jobs.job import Job
 from worker.jobs.log import JobLog
 from worker.protocol import sse
-from worker.protocol.eventstream import EventStream
 
 BODY = {"prompt": "Tell me a story", "seed": 1}
+FLOORS = st.sampled_from([0, 20])
 
 
 class ResumeMachine(RuleBasedStateMachine):
@@ -40,7 +40,9 @@ class ResumeMachine(RuleBasedStateMachine):
         self.out = ""
         self.ends = 0
         self.socket: Client | None = None
-        self.events: EventStream | None = None
+        self.events: sse.SseStream | None = None
+        self.window = 0
+        self.to_ack: str | None = None
 
     # ---- the server --------------------------------------------------------------------------------------------------
 
@@ -101,16 +103,17 @@ class ResumeMachine(RuleBasedStateMachine):
         return self.socket is not None or self.events is not None
 
     @precondition(lambda self: not self.connected)
-    @rule(kind=st.sampled_from(["create", "subscribe"]))
-    def connect_websocket(self, kind: str) -> None:
-        self.socket = self.wire.connect()
+    @rule(kind=st.sampled_from(["create", "subscribe"]), window=st.sampled_from([0, 1, 4]), coalesce_ms=FLOORS)
+    def connect_websocket(self, kind: str, window: int = 0, coalesce_ms: int = 0) -> None:
+        self.socket, self.window, self.to_ack = self.wire.connect(), window, None
         body = BODY if kind == "create" else {}
         after = {} if self.after is None else {"after": self.after}
-        self.take(self.socket.ask(kind, job_id=ID, **body, **after))
+        delivery = {"window": window, "coalesce_ms": coalesce_ms}
+        self.take(self.socket.ask(kind, job_id=ID, **body, **after, **delivery))
 
     @precondition(lambda self: not self.connected)
-    @rule()
-    def connect_sse(self) -> None:
+    @rule(coalesce_ms=FLOORS)
+    def connect_sse(self, coalesce_ms: int) -> None:
         job = self.job
         if job is None:
             self.start_over()
@@ -120,7 +123,8 @@ class ResumeMachine(RuleBasedStateMachine):
             # 204: nothing to come, and the end was seen.
             assert self.ends == 1
             return
-        self.events = self.wire.source.stream(job, start.after)
+        self.events = sse.SseStream(self.wire.source.stream(job, start.after), coalesce_ms, lambda: None)
+        self.wire.stage.jobs.watch(job, self.events.notify)
         for event in sse.prologue(reset=start.reset).split(b"\n\n"):
             if event.startswith(b"data: "):
                 self.take(json.loads(event[6:]))
@@ -134,6 +138,16 @@ class ResumeMachine(RuleBasedStateMachine):
                 break
             self.take(frame)
 
+    @precondition(lambda self: self.socket is not None and self.to_ack is not None)
+    @rule()
+    def ack(self) -> None:
+        assert self.socket is not None
+        self.socket.send("ack", job_id=ID, cursor=self.to_ack)
+
+    @rule(ms=st.integers(1, 40))
+    def wait(self, ms: int) -> None:
+        self.wire.stage.clock.advance(ms)
+
     @rule()
     def drop(self) -> None:
         if self.socket is not None:
@@ -145,12 +159,12 @@ class ResumeMachine(RuleBasedStateMachine):
         if self.socket is not None:
             return self.socket.pull()
         assert self.events is not None
-        frame = self.events.next()
-        if frame is None:
+        event = self.events.next(self.wire.stage.clock.monotonic_ms())
+        if event is None:
             return None
-        id_line, data_line, *rest = sse.encode(frame).split(b"\n")
-        assert (id_line, rest) == (b"id: " + frame.cursor.encode(), [b"", b""])
+        id_line, data_line, *rest = event.split(b"\n")
         sent: Sent = json.loads(data_line.removeprefix(b"data: "))
+        assert (id_line, rest) == (b"id: " + sent["cursor"].encode(), [b"", b""])
         return sent
 
     def take(self, frame: Sent) -> None:
@@ -165,6 +179,7 @@ class ResumeMachine(RuleBasedStateMachine):
         if "cursor" in frame:
             assert self.ends == 0, "something follows the end"
             self.after = frame["cursor"]
+            self.to_ack = frame["cursor"] if self.window else None
         if frame["type"] == "token":
             self.out += frame["text"]
         self.ends += frame["type"] == "end"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.jobs.scripted import Stage
+from tests.jobs.scripted import LIMITS, Stage
 from tests.protocol.wire import ID, Wire, drain
+from worker.errors import InvalidParams
 from worker.protocol import sse
+from worker.protocol.frames import Create
 
 
 def read(body: bytes) -> tuple[list[tuple[str | None, str]], str]:
@@ -61,6 +64,25 @@ def test_a_reset_is_told_first_and_has_no_id() -> None:
 
 def test_a_heartbeat_is_no_event() -> None:
     assert read(sse.HEARTBEAT) == ([], "")
+
+
+@pytest.mark.parametrize(("text", "ms"), [(None, 0), ("", 0), ("0", 0), ("20", 20), ("0500", 500)])
+def test_a_query_may_ask_for_a_floor(text: str | None, ms: int) -> None:
+    assert sse.coalesce_ms(text, LIMITS) == ms
+
+
+@pytest.mark.parametrize("text", ["501", "-1", "1.5", "fast", " 20", "\u0662\u0660", "9" * 5000])
+def test_a_floor_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(InvalidParams) as refused:
+        sse.coalesce_ms(text, LIMITS)
+    assert refused.value.errors[0].pointer == "/coalesce_ms"
+
+
+def test_an_event_stream_has_no_window() -> None:
+    sse.check(Create(window=0, coalesce_ms=20))
+    with pytest.raises(InvalidParams) as refused:
+        sse.check(Create(window=1))
+    assert refused.value.errors[0].pointer == "/window"
 
 
 def test_last_event_id_wins_over_the_query() -> None:

@@ -111,10 +111,12 @@ class PacedSubscription(Subscription):
     def _must_pause(self, now_ms: float) -> bool:
         """Tell whether only tokens are pending, and too soon; then `held_until` says until when."""
         stream, tail = self.stream, self.stream.job.log.tail
-        if not stream.pending or stream.after < self._flushed:
-            return False
-        if now_ms >= self._next_ms or any(map(stream.flushes, range(stream.after, tail))):
+        if now_ms >= self._next_ms:
             self._flushed = tail
+        elif stream.after >= self._flushed:
+            urgent = filter(stream.flushes, range(tail - 1, stream.after - 1, -1))
+            self._flushed = next(urgent, -1) + 1
+        if stream.after < self._flushed or not stream.pending:
             return False
         self.held_until = self._next_ms
         return True
