@@ -30,7 +30,7 @@ from worker.operations.worker_check import WorkerCheck
 from worker.protocol.eventstream import FrameSource
 from worker.scheduler.host import calm_gc
 from worker.scheduler.messages import Batch
-from worker.transports import http, listener, sse, websocket
+from worker.transports import documents, http, listener, sse, websocket
 from worker.transports.base import Gateway
 
 TICK_S = 0.1
@@ -111,7 +111,7 @@ class Worker:
         self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self._watch_signals()
         self._banner()
-        app = http.build(self.gateway, sse)
+        app = http.build(self.gateway, sse, [documents.blueprint(self.gateway)])
         # Quart's documented way to wrap an application.
         app.asgi_app = websocket.route(self.gateway, app.asgi_app)  # type: ignore[method-assign, assignment]
         calm_gc()

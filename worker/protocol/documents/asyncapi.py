@@ -23,6 +23,10 @@ Every event of a job has a `cursor`. After a cut, send the same `create` again w
 were, and no event is missed or seen twice.
 """
 
+CONNECTING = """\
+Connect to `/v1/ws` and offer the subprotocol `jobwire.v1`. The worker speaks first, with `hello`. Where `hello.auth` is
+"required", an `auth` frame must come before anything else."""
+
 REPLIES: dict[str, tuple[str, ...]] = {
     "create": ("accepted", "error"),
     "cancel": ("accepted", "error"),
@@ -97,7 +101,7 @@ def _channel(tags: Iterable[str]) -> Schema:
     return {
         "address": "/v1/ws",
         "title": "The socket",
-        "description": f"Offer the subprotocol `jobwire.v1`. How a connection ends:\n\n{rules}",
+        "description": f"{CONNECTING}\n\nHow a connection ends:\n\n{rules}",
         "messages": {tag: {"$ref": f"#/components/messages/{tag}"} for tag in tags},
         "bindings": {
             "ws": {

@@ -1,4 +1,4 @@
-"""Schemas as people read them: types in TypeScript's notation, ranges in words, one row for each field."""
+"""Schemas as people read them: types in TypeScript's notation with integers, ranges in words, a row for each field."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ import msgspec
 
 from worker.protocol.documents.schemas import Schema
 
+INT_MAX = (1 << 31) - 1
+"""A bound that protects the worker and is no news to anybody."""
+
+PATTERNS = {
+    "^[A-Za-z0-9_-]{16,64}$": "16 to 64 letters, digits, _ or -",
+    "^[A-Za-z0-9_-]{1,64}$": "up to 64 letters, digits, _ or -",
+}
+
 
 class Field(msgspec.Struct, frozen=True):
-    """One field of an object: `type` in TypeScript's notation, `range` and `default` in words or empty."""
+    """One field of an object. `range` and `default` are in words, or empty."""
 
     name: str
     type: str
@@ -38,8 +46,8 @@ def fields(schema: Schema) -> list[Field]:
     return sorted(found, key=lambda field: not field.required)
 
 
-def type_text(schema: Schema, name: Callable[[str], str] = str) -> str:
-    """Return a type in TypeScript's notation. `name` may decorate the names of types that are referred to."""
+def type_text(schema: Schema, name: Callable[[str], str] = str, integer: str = "integer") -> str:
+    """Return a type. `name` may decorate the names of types that are referred to, `integer` is what integers are."""
     if "$ref" in schema:
         return name(schema["$ref"].rpartition("/")[2])
     if "const" in schema:
@@ -47,16 +55,16 @@ def type_text(schema: Schema, name: Callable[[str], str] = str) -> str:
     if "enum" in schema:
         return " | ".join(json.dumps(value) for value in schema["enum"])
     if "anyOf" in schema:
-        return " | ".join(type_text(option, name) for option in schema["anyOf"])
+        return " | ".join(type_text(option, name, integer) for option in schema["anyOf"])
     match schema.get("type"):
         case "integer":
-            return "number"
+            return integer
         case "array":
-            item = type_text(schema["items"], name)
+            item = type_text(schema["items"], name, integer)
             return f"({item})[]" if " | " in item else f"{item}[]"
         case "object":
             values = schema.get("additionalProperties")
-            return f"Record<string, {type_text(values, name) if values else 'unknown'}>"
+            return f"Record<string, {type_text(values, name, integer) if values else 'unknown'}>"
         case None:
             return "unknown"
         case kind:
@@ -65,8 +73,9 @@ def type_text(schema: Schema, name: Callable[[str], str] = str) -> str:
 
 def range_text(schema: Schema) -> str:
     """Return what a value may be besides its type, in a few words."""
-    parts = ["integer"] if schema.get("type") == "integer" else []
+    parts: list[str] = []
     least, most = schema.get("minimum"), schema.get("maximum")
+    most = None if most == INT_MAX else most
     if least is not None and most is not None:
         parts.append(f"{least} to {most}")
     elif "exclusiveMinimum" in schema:
@@ -80,7 +89,7 @@ def range_text(schema: Schema) -> str:
     if schema.get("minItems") == 1:
         parts.append("at least one")
     if "pattern" in schema:
-        parts.append(schema["pattern"])
+        parts.append(PATTERNS.get(schema["pattern"]) or str(schema["pattern"]))
     if schema.get("format") == "date-time":
         parts.append("RFC 3339")
     return ", ".join(parts)

@@ -72,6 +72,8 @@ def definitions(operations: Iterable[Described], path: str) -> dict[str, Schema]
     public = {struct.__name__: name_of(struct) for struct in structs}
     references = {path + name: path + public.get(name, name) for name in raw}
     made = {public.get(name, name): refined(schema, references) for name, schema in raw.items()}
+    for struct in (*CLIENT, *SERVER):
+        made[name_of(struct)]["properties"]["type"]["description"] = "Which frame this is."
     for struct in (*SERVER, *VIEWS):
         if not struct.__struct_config__.omit_defaults:
             # Defaults are written out, so all fields are there.

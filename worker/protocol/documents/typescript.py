@@ -9,7 +9,7 @@ from worker.errors import JobwireError
 from worker.operations.base import Described
 from worker.protocol.documents.closes import CLOSES
 from worker.protocol.documents.errors import error_classes
-from worker.protocol.documents.fields import Field, fields
+from worker.protocol.documents.fields import Field, fields, type_text
 from worker.protocol.documents.schemas import UNION_TEXTS, UNIONS, Schema, definitions, name_of
 
 HEAD = """\
@@ -41,17 +41,23 @@ def typescript(operations: Iterable[Described]) -> str:
 def _interface(name: str, schema: Schema) -> str:
     lines = [_comment(schema.get("description", ""), ""), f"export interface {name} {{"]
     for field in fields(schema):
-        lines += [_comment(_text(field), "  "), f"  {field.name}{'' if field.required else '?'}: {_type(name, field)};"]
+        lines += [
+            _comment(_text(field), "  "),
+            f"  {field.name}{'' if field.required else '?'}: {_type(name, field, schema)};",
+        ]
     return "\n".join([line for line in lines if line] + ["}", ""])
 
 
-def _type(owner: str, field: Field) -> str:
+def _type(owner: str, field: Field, schema: Schema) -> str:
     """The codes of errors are known, but may grow."""
-    return "ErrorCode" if (owner, field.name) == ("Problem", "code") else field.type
+    if (owner, field.name) == ("Problem", "code"):
+        return "ErrorCode"
+    return type_text(schema["properties"][field.name], integer="number")
 
 
 def _text(field: Field) -> str:
-    more = [part for part in (field.range, f"default {field.default}" if field.default else "") if part]
+    whole = "integer" if field.type == "integer" else ""
+    more = [part for part in (whole, field.range, f"default {field.default}" if field.default else "") if part]
     note = "; ".join(more)
     return f"{field.text} ({note})" if note else field.text
 
