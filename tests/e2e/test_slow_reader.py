@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.client import PATIENCE_S, Reading, Socket, counting, expected_count, http, read_sse
 from tests.server import Server, serving
@@ -192,3 +193,31 @@ async def test_a_stalled_reader_is_cut_off_and_may_resume(stalled: Stalled) -> N
             again = await reader.subscribe(ids[0], Reading(whole=False), after=readings[0].frames[3]["cursor"])
             await reader.finish(ids[0])
             assert again.end == readings[0].end
+
+
+async def test_a_stalled_client_that_reads_again_learns_why_it_was_given_up() -> None:
+    flags = ("--send-buffer-bytes", "4096", "--stall-timeout-s", str(STALL_TIMEOUT_S))
+    with serving(*flags) as server:
+        async with Socket(server) as reader, _narrow(server) as slow:
+            with server.frozen_engine():
+                ids = [await reader.create(**counting(1, LAST)) for _ in range(JOBS)]
+                await _stall(slow, ids)
+            finishing = asyncio.create_task(reader.finish(*ids))
+            await _prove_blocked(server, _port(slow), reader.readings[ids[0]])
+            # To stay away for so long is what is tested; nothing can be seen of it from outside.
+            await asyncio.sleep(STALL_TIMEOUT_S + 0.5)
+            slow.raw.transport.resume_reading()
+            slow.readings = {job_id: Reading() for job_id in ids}
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    await slow.receive()
+            assert slow.raw.close_code == 4504
+            assert "resume" in (slow.raw.close_reason or "")
+            readings = await finishing
+            assert not any(reading.ended for reading in slow.readings.values())
+            # What came is whole, and the rest is there.
+            for job_id in ids:
+                read = slow.readings[job_id]
+                await reader.subscribe(job_id, read, **({"after": read.cursor} if read.cursor else {}))
+            await reader.finish(*ids)
+            assert [read.story() for read in slow.readings.values()] == [told.story() for told in readings]

@@ -27,6 +27,9 @@ BACKLOG = 2048
 FILES_BESIDE_CONNECTIONS = 64
 """Files that the worker has open besides one per connection, rounded up."""
 
+LAST_WORD_S = 3.0
+"""How much longer than a stalled client its socket lives: it may still read why it was given up."""
+
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 3
 
 
@@ -58,7 +61,7 @@ def _set_inherited_options(listening: socket.socket, settings: Settings) -> None
         ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
         ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
         ("TCP_KEEPCNT", KEEPALIVE_PROBES),
-        ("TCP_USER_TIMEOUT", int(settings.stall_timeout_s * 1000)),
+        ("TCP_USER_TIMEOUT", int((settings.stall_timeout_s + LAST_WORD_S) * 1000)),
     ):
         if hasattr(socket, name):
             listening.setsockopt(tcp, getattr(socket, name), value)
