@@ -23,6 +23,13 @@ export interface Problem {
   errors?: {pointer: string; detail: string}[];
 }
 
+/** One of the likeliest tokens at a position, with the natural logarithm of its probability. */
+export interface LikelyToken {
+  id: number;
+  text: string;
+  logprob: number;
+}
+
 /** A piece of text: `n` (default 1) tokens of the choice `index` (default 0). */
 export interface TokenEvent {
   type: "token";
@@ -34,7 +41,7 @@ export interface TokenEvent {
   kind?: "text" | "reasoning";
   ids?: number[];
   logprobs?: number[];
-  top_logprobs?: unknown[];
+  top_logprobs?: LikelyToken[][];
 }
 
 /** What happens to the job, in one sentence for people (`human`). */
@@ -68,6 +75,9 @@ export interface EndEvent {
   status: "completed" | "cancelled" | "failed" | "expired";
   finish_reason?: string;
   reason?: string;
+  stop_sequence?: string;
+  /** Of each choice, for a job with `n`. */
+  finish_reasons?: string[];
   usage?: Partial<Usage>;
   error?: Problem;
 }
@@ -86,8 +96,16 @@ export interface Message {
   content: string;
 }
 
+/** How frames come. All of it may be set for a client too. */
+export interface Credit {
+  /** How many frames the worker may send ahead of the reader: any number. Over SSE it does not matter. */
+  window?: number;
+  /** "paint": at most one event at each paint of the page, and (unless `window` says else) one frame ahead. */
+  frames?: "all" | "paint";
+}
+
 /** How to watch a job. */
-export interface WatchParams {
+export interface WatchParams extends Credit {
   /** Go on from this cursor; never runs a job again. */
   after?: string;
   /** Aborting cancels the job, and reading rejects with the signal's reason. */
@@ -152,15 +170,22 @@ export interface Job extends AsyncIterable<JobEvent> {
    * Rejects with JobCancelled when there is no whole text, and with what iterating throws.
    */
   text(index?: number): Promise<string>;
+  /** Likewise, of every choice, for a job with `n`. */
+  texts(): Promise<string[]>;
   /** Cancel the job; resolves when the worker has heard it, and the end follows. A job that has ended is success. */
   cancel(): Promise<void>;
+  /** Change the priority of a job that waits; resolves to the answer. Rejects with Refused, over SSE always. */
+  update(change: {priority: number}): Promise<Accepted>;
   /** Stop watching the job, which goes on. */
   close(): void;
 }
 
-export interface Options {
-  /** The key, for workers that want one. */
-  token?: string;
+/** A key, or a function that is asked for one: at each connection, before it expires, and when it is refused. */
+export type Token = string | (() => string | Promise<string>);
+
+export interface Options extends Credit {
+  /** For workers that want one. */
+  token?: Token;
   /** "auto" (default): a WebSocket, or SSE where there is none or none gets through. */
   transport?: "auto" | "websocket" | "sse";
   /** How long one outage may last: 60000. */
@@ -194,6 +219,14 @@ export interface Jobwire {
 
 /** Return a client for the worker at `url` (http, https, ws or wss; in a page by default its own origin). */
 export function connect(url?: string, options?: Options): Jobwire;
+
+export interface WatchOptions extends WatchParams, Options {
+  /** A constructor like the browser's. Without one it is `fetch`. */
+  EventSource?: new (url: string) => any;
+}
+
+/** Watch a job by its `sse_url`, which may carry a ticket in place of a key: a share link. It can be read only. */
+export function watch(sse_url: string | URL, options?: WatchOptions): Omit<Job, "cancel" | "update">;
 
 /** Base of all errors here. `code` is stable; `retryAfterMs` is set exactly when a retry makes sense. */
 export class JobwireError extends Error {

@@ -14,8 +14,9 @@
  *
  * Backpressure: no job ever blocks another one. What the reader of a job has not read yet waits here, and tokens that
  * wait are read as one. A job with more than `unreadBytesMax` waiting is put down (unsubscribed, or its stream is not
- * read on) until its reader comes: the worker keeps its log. Nothing is dropped and memory is bounded. But the worker
- * gives up a job that nobody follows for its `orphan_ttl_s`, unless the job was created with `detach: true`.
+ * read on) until its reader comes: the worker keeps its log. Nothing is dropped and memory is bounded. With `window` the
+ * worker itself waits: at most so many frames of a job are on their way or unread. But it gives up a job that nobody
+ * follows for its `orphan_ttl_s`, unless the job was created with `detach: true`.
  */
 
 const HEARTBEAT_MS = 15_000; // the worker's own default, until its hello says otherwise
@@ -27,7 +28,16 @@ const CLOSE_CODES = new Map([
   [4400, "protocol_abuse"], [4401, "unauthorized"], [4403, "forbidden"], [4406, "version"], [4408, "auth_timeout"],
 ]);
 const HIDDEN = "..."; // what `onframe` sees of a key
-const DROPPED = 4000; // the close code of `reconnect`
+const DROPPED = 4000; // given up by this side
+const DONE = 1000;
+const CLOSED = 2; // of EventSource: it does not come back
+const LOST = 1006;
+const UNAUTHORIZED = 4401;
+const REFRESH_AT = 0.8; // of a token's time to live: when the next one is asked for
+const REFRESH_AGAIN_AT = 0.05; // likewise, after an attempt that failed
+const TIMER_MS_MAX = 2 ** 31 - 1;
+const PAINT_MS = 16; // where nothing is painted
+const HIDDEN_PAINT_MS = 1_000; // a page that is not seen is not painted
 const WITHOUT_WORKER = new Set([429, 502, 503, 504]); // what a proxy says while the worker restarts
 
 /** Base of all errors here. `code` is stable; `retryAfterMs` is set exactly when a retry makes sense. */
@@ -67,6 +77,18 @@ export function connect(url = globalThis.location?.origin, options = {}) {
   return new Jobwire(url, options);
 }
 
+/**
+ * Watch a job by its `sse_url`, which may carry a ticket in place of a key: a share link. It can be read, and no more.
+ * Over EventSource where there is one, else over fetch.
+ */
+export function watch(sse_url, {after, signal, ...options} = {}) {
+  const {origin, pathname, search} = new URL(sse_url, globalThis.location?.href);
+  const [, prefix, id] = pathname.match(/^(.*)\/v1\/jobs\/([^/]+)\/stream$/) ?? [];
+  if (!id) throw new TypeError(`Expected a URL like http://127.0.0.1:8080/v1/jobs/.../stream, got ${sse_url}`);
+  const jw = new Jobwire(origin + prefix, {EventSource: globalThis.EventSource, ...options, transport: "sse"});
+  return jw.follow({type: "subscribe", job_id: decodeURIComponent(id)}, {after, signal, search});
+}
+
 /** The jobs of one program at one worker. It connects with the first job; `close()` ends it. */
 class Jobwire {
   #options;
@@ -82,9 +104,11 @@ class Jobwire {
       WebSocket: globalThis.WebSocket,
       fetch: globalThis.fetch.bind(globalThis),
       onframe: () => {},
+      frames: "all",
       ...options,
       base: baseUrl(url),
     };
+    if (!["all", "paint"].includes(this.#options.frames)) throw new TypeError(`Unknown frames ${this.#options.frames}`);
     const kind = options.transport ?? "auto";
     if (!["auto", "websocket", "sse"].includes(kind)) throw new TypeError(`Unknown transport ${JSON.stringify(kind)}`);
     const {WebSocket} = this.#options;
@@ -102,9 +126,9 @@ class Jobwire {
   }
 
   /** Start a job and return at once; a refusal meets its reader. */
-  run(prompt, {job_id = newId(), after, signal, ...params} = {}) {
+  run(prompt, {job_id = newId(), after, signal, window, frames, ...params} = {}) {
     const source = typeof prompt === "string" ? {prompt} : {messages: prompt};
-    return this.#start({type: "create", job_id, ...source, ...params}, after, signal);
+    return this.follow({type: "create", job_id, ...source, ...params}, {after, signal, window, frames});
   }
 
   /** Start a job like `run` and wait until the worker has accepted it. Rejects with Refused. */
@@ -113,8 +137,8 @@ class Jobwire {
   }
 
   /** Watch a job that was created elsewhere, from its beginning or after a cursor. */
-  subscribe(job_id, {after, signal, channels} = {}) {
-    return this.#start({type: "subscribe", job_id, channels}, after, signal);
+  subscribe(job_id, {channels, ...how} = {}) {
+    return this.follow({type: "subscribe", job_id, channels}, how);
   }
 
   /** Drop the connection now and come back: jobs resume where they are. */
@@ -128,18 +152,21 @@ class Jobwire {
     this.#transport.close();
   }
 
-  #start(request, after, signal) {
+  /** Follow the job of a request; `run` and `subscribe` make one. */
+  follow(request, {signal, ...how}) {
     signal?.throwIfAborted();
     if (this.#failure) throw this.#failure;
     const id = request.job_id;
     if (this.#subscriptions.has(id)) throw new TypeError(`This client watches job ${id} already`);
-    const subscription = new Subscription(request, after, this.#options, () => {
+    const subscription = new Subscription(request, {...this.#options, ...defined(how)}, () => {
       if (this.#failure) subscription.fail(this.#failure);
-      else this.#transport.notify(subscription);
+      else if (!subscription.over) {
+        if (!this.#subscriptions.has(id)) this.#subscriptions.set(id, subscription); // closed before, to be cancelled now
+        this.#transport.notify(subscription);
+      }
     });
-    this.#subscriptions.set(id, subscription);
     subscription.notify();
-    return new Job(subscription, after, signal);
+    return new Job(subscription, signal);
   }
 
   #fail(error) {
@@ -164,9 +191,9 @@ class Job {
   #texts = new Map(); // by choice
   #done = false;
 
-  constructor(subscription, after, signal) {
+  constructor(subscription, signal) {
     this.id = subscription.id;
-    this.cursor = after ?? null;
+    this.cursor = subscription.received;
     this.end = null;
     this.#subscription = subscription;
     this.#signal = signal;
@@ -199,12 +226,23 @@ class Job {
     throw cancelled;
   }
 
+  /** Wait for the end and return the whole text of each choice, for a job with `n`. */
+  async texts() {
+    const first = await this.text();
+    const count = Math.max(this.#subscription.request.n ?? 1, ...[...this.#texts.keys()].map((index) => index + 1));
+    return [first, ...Array.from({length: count - 1}, (_, i) => (this.#texts.get(i + 1) ?? []).join(""))];
+  }
+
   /** Cancel the job; resolves when the worker has heard it, and the end follows. A job that has ended is success. */
   cancel() {
-    this.#subscription.cancel();
-    const heard = this.#until(() => this.#subscription.cancelled || this.#subscription.ended);
-    heard.catch(() => {}); // a caller that does not wait for it meets the failure as a reader
-    return heard;
+    const {cancelled, ended} = this.#subscription;
+    return cancelled || ended ? Promise.resolve() : this.#ask({type: "cancel"}).then(() => {});
+  }
+
+  /** Change the priority of a job that waits; resolves to the answer. Rejects with Refused, over SSE always. */
+  update({priority}) {
+    if (this.#subscription.ended) return Promise.resolve(this.accepted);
+    return this.#ask({type: "update", priority});
   }
 
   /** Stop watching the job, which goes on. */
@@ -214,12 +252,23 @@ class Job {
   }
 
   #abort = () => {
-    this.#subscription.cancel();
+    if (!this.#subscription.cancelled) this.#subscription.ask({type: "cancel"});
     this.#subscription.close();
   };
 
+  #ask(frame) {
+    const ask = this.#subscription.ask(frame);
+    const answered = this.#until(() => ask.answer || this.#subscription.ended).then(() => {
+      if (ask.answer?.type === "error") throw Refused.of(ask.answer.error);
+      return ask.answer ?? this.accepted;
+    });
+    answered.catch(() => {}); // who does not wait for it need not hear of it
+    return answered;
+  }
+
   async #next() {
     if (!this.#done) await this.#until(() => this.#subscription.hasNews);
+    if (!this.#done && this.#subscription.paint) await nextPaint();
     const event = this.#done ? undefined : this.#subscription.take();
     if (!event || event.type === "end") {
       this.#done = true;
@@ -274,17 +323,21 @@ class Subscription {
   closed = false;
   watching = true;
   link = AWAY;
+  #window;
   #unread = [];
   #unreadBytes = 0;
-  #cancelWanted = false;
-  #cancelSent = false;
+  #taken = null; // the cursor of an event that was taken and not acknowledged
+  #asks = []; // requests beside following the job, sent again after a cut until they are answered
   #waiting = [];
 
-  constructor(request, after, options, notify) {
+  constructor(request, options, notify) {
     this.id = request.job_id;
     this.request = request;
-    this.received = after ?? null;
+    this.received = options.after ?? null;
     this.notify = notify;
+    this.search = options.search ?? ""; // with the ticket of a share link
+    this.paint = options.frames === "paint";
+    this.#window = options.window ?? (this.paint ? 1 : 0);
     this.retry = new Retry(options);
     this.unreadBytesMax = options.unreadBytesMax;
   }
@@ -292,7 +345,7 @@ class Subscription {
   /** Nothing more will be sent or received. */
   get over() {
     if (this.ended || this.failure) return true;
-    return this.closed && this.link === AWAY && this.exists && (this.cancelled || !this.#cancelWanted);
+    return this.closed && this.link === AWAY && this.exists && !this.#asks.length;
   }
 
   /** The worker knows the job: to stop watching it, or to cancel it, need not wait until it is created. */
@@ -314,9 +367,11 @@ class Subscription {
     for (const resolve of this.#waiting.splice(0)) resolve();
   }
 
-  cancel() {
-    this.#cancelWanted = true;
+  ask(frame) {
+    const ask = {frame: {...frame, job_id: this.id}, sent: false, answer: null};
+    this.#asks.push(ask);
     this.notify();
+    return ask;
   }
 
   close() {
@@ -335,14 +390,15 @@ class Subscription {
   /** The connection is gone. */
   detach() {
     this.link = AWAY;
-    this.#cancelSent = false;
+    this.#taken = null;
+    for (const ask of this.#asks) ask.sent = false;
   }
 
-  /** Whether a cancel is to be sent now; it counts as sent. */
-  takeCancel() {
-    const due = this.#cancelWanted && !this.#cancelSent && !this.cancelled && !this.over;
-    this.#cancelSent ||= due;
-    return due;
+  /** What is to be asked now; it counts as sent. */
+  takeAsks() {
+    const asks = this.over ? [] : this.#asks.filter((ask) => !ask.sent);
+    for (const ask of asks) ask.sent = true;
+    return asks;
   }
 
   /** Take the oldest unread event; tokens that wait behind a token come with it. */
@@ -358,21 +414,27 @@ class Subscription {
       this.notify();
       this.wake();
     }
+    if (this.#window && run.at(-1).cursor) {
+      this.#taken = run.at(-1).cursor;
+      this.notify();
+    }
     return count === 1 ? run[0] : merge(run);
   }
 
   /** What to send over a socket now; it counts as sent. `ref` keeps who wants the answer. */
-  *frames(ref) {
+  *frames(ref, windowMax) {
     if (this.link === AWAY && !this.over && (this.watching || !this.exists)) {
       this.link = ASKED;
-      yield {...this.request, after: this.received ?? undefined, ref: ref((answer) => this.answered(answer))};
+      const resume = {after: this.received ?? undefined, window: Math.min(this.#window, windowMax) || undefined};
+      yield {...this.request, ...resume, ref: ref((answer) => this.answered(answer))};
     }
-    if (this.takeCancel()) {
-      yield {type: "cancel", job_id: this.id, ref: ref((answer) => this.cancelAnswered(answer))};
-    }
+    for (const ask of this.takeAsks()) yield {...ask.frame, ref: ref((answer) => this.settle(ask, answer))};
     if (this.link === ATTACHED && !this.watching) {
       this.link = AWAY;
       yield {type: "unsubscribe", job_id: this.id};
+    } else if (this.link === ATTACHED && this.#taken !== null && windowMax) {
+      yield {type: "ack", job_id: this.id, cursor: this.#taken};
+      this.#taken = null;
     }
   }
 
@@ -387,9 +449,10 @@ class Subscription {
     this.wake();
   }
 
-  cancelAnswered(answer) {
-    if (answer.type === "error") return this.fail(Refused.of(answer.error));
-    this.cancelled = true;
+  settle(ask, answer) {
+    ask.answer = answer;
+    this.#asks.splice(this.#asks.indexOf(ask), 1);
+    this.cancelled ||= ask.frame.type === "cancel" && answer.type !== "error";
     this.wake();
   }
 
@@ -440,27 +503,27 @@ class Subscription {
   #dropUnread() {
     this.#unread = [];
     this.#unreadBytes = 0;
+    this.#taken = null;
   }
 }
 
-/** All jobs over one WebSocket, kept up while a job is not over. */
+/**
+ * All jobs over one WebSocket, which is opened again after a cut when a job needs it. After a goaway there may be a
+ * second one: the old one carries its jobs to their end, or to its own.
+ */
 class SocketTransport {
   kind = "websocket";
-  hello = {};
   #options;
   #subscriptions;
   #fail;
   #fallBack;
   #retry;
-  #socket = null;
-  #greeted = false; // by the worker, on this socket
-  #openedAt = 0;
-  #heardAt = 0;
-  #goawayMs = 0;
-  #timer; // of silence while there is a socket, of the next attempt while there is none
-  #changed = new Set(); // subscriptions whose frames are to be sent
-  #answers = new Map(); // by ref, of this socket
-  #refs = 0;
+  #connections = []; // that have said hello
+  #opening = null; // the one that has not, or true while its key is fetched
+  #timer; // of the next attempt
+  #notBefore = 0; // the worker asked to wait until then
+  #keyRefused = false;
+  #closed = false;
 
   constructor(options, subscriptions, fail, fallBack) {
     this.#options = options;
@@ -471,124 +534,107 @@ class SocketTransport {
   }
 
   notify(subscription) {
-    if (subscription.over) return;
-    const {id} = subscription;
-    if (!this.#subscriptions.has(id)) this.#subscriptions.set(id, subscription); // closed before, to be cancelled now
-    this.#changed.add(subscription);
-    if (this.#greeted) this.#send();
-    else if (!this.#socket && this.#timer === undefined) this.#open();
+    const connection = this.#carrier(subscription) ?? this.#current;
+    if (connection) connection.notify(subscription);
+    else this.#seek();
   }
 
   reconnect() {
-    if (this.#socket) this.#lost(DROPPED, "Dropped by the program");
+    const open = this.#opening instanceof Connection ? [...this.#connections, this.#opening] : [...this.#connections];
+    for (const connection of open) connection.lose(DROPPED, "Dropped by the program");
   }
 
   close() {
-    this.#leave();
-    this.#changed.clear();
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    this.reconnect();
   }
 
-  #open() {
-    const {WebSocket, base, token} = this.#options;
-    const protocols = token ? ["jobwire.v1", `bearer.${base64url(token)}`] : ["jobwire.v1"];
-    const socket = new WebSocket(`${base.replace(/^http/, "ws")}/v1/ws`, protocols);
-    this.#socket = socket;
-    this.#heardAt = this.#openedAt = performance.now();
-    this.#watchSilence(CONNECT_TIMEOUT_MS);
-    // A socket that was left behind may still call: it is no longer ours.
-    socket.onmessage = ({data}) => socket === this.#socket && this.#receive(data);
-    socket.onclose = ({code, reason}) => socket === this.#socket && this.#lost(code, reason);
-    socket.onerror = () => {
-      // A close follows, but Node 20 forgets it for a socket that could not be opened.
-      if (socket === this.#socket && socket.readyState === 0) this.#lost(1006, "The WebSocket could not be opened");
-    };
-  }
-
-  #receive(data) {
-    this.#heardAt = performance.now();
-    const frame = parse(data);
-    if (!frame) return this.#lost(1007, "The worker sent something that is no JSON object");
-    this.#options.onframe(frame, "in");
-    if (!this.#greeted) return this.#greet(frame);
-    const subscription = this.#subscriptions.get(frame.job_id);
-    if (frame.type === "accepted" || frame.type === "error") {
-      const answered = this.#answers.get(frame.ref);
-      this.#answers.delete(frame.ref);
-      if (answered) answered(frame);
-      else if (frame.type === "error") console.warn("jobwire: the worker reports", frame.error);
-    } else if (frame.type === "goaway") {
-      this.#goawayMs = frame.retry_ms ?? 0;
-    } else if (subscription && EVENT_TYPES.has(frame.type)) {
-      this.#retry.clear();
-      this.#goawayMs = 0;
-      subscription.receive(frame);
-    }
-    if (subscription) this.#forgetIfOver(subscription);
-  }
-
-  #greet(hello) {
-    this.hello = hello;
-    this.#greeted = true;
+  greeted(connection) {
     this.#fallBack = null; // WebSockets work here
-    this.#watchSilence(2 * (hello.limits?.heartbeat_s * 1000 || HEARTBEAT_MS));
-    if (hello.auth === "required") this.#authenticate();
-    for (const subscription of this.#subscriptions.values()) this.#changed.add(subscription);
-    this.#send();
+    this.#opening = null;
+    const homeless = this.#homeless;
+    this.#connections.push(connection);
+    for (const subscription of homeless) connection.notify(subscription);
   }
 
-  #authenticate() {
-    this.#options.onframe({type: "auth", token: HIDDEN}, "out");
-    this.#socket.send(JSON.stringify({type: "auth", token: this.#options.token ?? ""}));
+  works() {
+    this.#retry.clear();
+    this.#keyRefused = false;
   }
 
-  #send() {
-    const bytesMax = this.hello.limits?.max_frame_bytes ?? Infinity;
-    const ref = (answered) => {
-      this.#answers.set(String(++this.#refs), answered);
-      return String(this.#refs);
-    };
-    for (const subscription of this.#changed) {
-      this.#changed.delete(subscription);
-      for (const frame of subscription.frames(ref)) {
-        const message = JSON.stringify(frame);
-        const bytes = new TextEncoder().encode(message).length;
-        if (bytes > bytesMax) { // the worker would close the connection of all jobs
-          subscription.fail(new Refused(`Expected at most ${bytesMax} bytes, got ${bytes}`, "frame_too_large"));
-          break;
-        }
-        this.#options.onframe(frame, "out");
-        this.#socket.send(message);
-      }
-      this.#forgetIfOver(subscription);
-    }
+  leaving({reason, retry_ms = 0}) {
+    this.#notBefore = performance.now() + retry_ms;
+    this.#seek(new Error(`The worker goes away: ${reason}`));
   }
 
-  /** The socket is closed or as good as closed: come back, unless the code says that it is of no use. */
-  #lost(code, reason) {
-    if (performance.now() - this.#openedAt > STABLE_MS) this.#retry.clear();
-    this.#leave();
-    if (code === 1000 || (code >= 4400 && code < 4500)) {
-      const detail = reason || `The worker closed the connection with ${code}`;
-      return this.#fail(new ConnectionFailed(detail, CLOSE_CODES.get(code) ?? `closed_${code}`));
-    }
-    for (const subscription of this.#subscriptions.values()) {
+  /** A connection is closed or as good as closed: come back, unless the code says that it is of no use. */
+  lost(connection, code, reason) {
+    this.#connections = this.#connections.filter((other) => other !== connection);
+    if (this.#opening === connection) this.#opening = null;
+    for (const subscription of connection.jobs.values()) {
       subscription.detach();
-      this.#forgetIfOver(subscription);
+      forgetIfOver(this.#subscriptions, subscription);
     }
-    if (!this.#subscriptions.size) return; // the next job connects
-    const cause = new Error(reason || `The connection was lost (${code})`);
-    try {
-      this.#timer = setTimeout(() => this.#again(), this.#retry.delayMs(cause, this.#goawayMs));
-    } catch (error) {
-      this.#fail(error);
-    }
+    if (this.#closed) return;
+    if (connection.lastedMs > STABLE_MS) this.#retry.clear();
+    if (this.#current) {
+      for (const subscription of this.#homeless) this.#current.notify(subscription);
+    } else if (!connection.leaving && this.#isFinal(code)) {
+      const detail = reason || `The worker closed the connection with ${code}`;
+      this.#fail(new ConnectionFailed(detail, CLOSE_CODES.get(code) ?? `closed_${code}`));
+    } else this.#seek(new Error(reason || `The connection was lost (${code})`), code === LOST && this.#fallBack);
   }
 
-  /** Connect again; if no WebSocket ever worked here though the worker answers over HTTP, go on over HTTP. */
-  async #again() {
-    if (this.#fallBack && (await this.#answersHttp())) return this.#fallBack();
-    this.#timer = undefined;
-    if (this.#subscriptions.size) this.#open();
+  /** A refused key is final, unless there is a function for others and it was not the second in a row. */
+  #isFinal(code) {
+    if (code === UNAUTHORIZED && typeof this.#options.token === "function" && !this.#keyRefused) {
+      this.#keyRefused = true;
+      return false;
+    }
+    return code === DONE || (code >= 4400 && code < 4500);
+  }
+
+  get #current() {
+    return this.#connections.find((connection) => !connection.leaving);
+  }
+
+  #carrier(subscription) {
+    return this.#connections.find(({jobs}) => jobs.get(subscription.id) === subscription);
+  }
+
+  get #homeless() {
+    return [...this.#subscriptions.values()].filter((subscription) => !this.#carrier(subscription));
+  }
+
+  /** See to it that there is a connection again, if a job needs one: after a loss by and by, else at once. */
+  #seek(cause, fallBack) {
+    if (this.#closed || this.#current || this.#opening || this.#timer !== undefined || !this.#homeless.length) return;
+    let delayMs = Math.max(this.#notBefore - performance.now(), 0);
+    try {
+      if (cause) delayMs = this.#retry.delayMs(cause, delayMs);
+    } catch (error) {
+      return this.#fail(error);
+    }
+    if (!delayMs) return this.#open();
+    this.#timer = setTimeout(async () => {
+      // If no WebSocket ever worked here though the worker answers over HTTP, go on over HTTP.
+      if (fallBack && (await this.#answersHttp()) && !this.#closed) return fallBack();
+      this.#timer = undefined;
+      if (this.#homeless.length) this.#open();
+    }, delayMs);
+  }
+
+  async #open() {
+    this.#opening = true;
+    let key;
+    try {
+      key = await keyOf(this.#options);
+    } catch (error) {
+      this.#opening = null;
+      return this.#seek(error);
+    }
+    if (!this.#closed) this.#opening = new Connection(this.#options, key, this.#subscriptions, this);
   }
 
   async #answersHttp() {
@@ -599,30 +645,156 @@ class SocketTransport {
       return false;
     }
   }
+}
 
-  #leave() {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+/** One WebSocket, and the jobs that it carries once it is open. */
+class Connection {
+  jobs = new Map(); // subscriptions, by id
+  leaving = false; // it takes no new jobs
+  #options;
+  #key;
+  #subscriptions;
+  #transport;
+  #socket;
+  #hello = null;
+  #openedAt = performance.now();
+  #heardAt = performance.now();
+  #silence; // the timer that watches for it
+  #renewal; // the timer of the next key
+  #changed = new Set(); // subscriptions whose frames are to be sent
+  #answers = new Map(); // by ref: whose answer it is, and what it does
+  #refs = 0;
+
+  constructor(options, key, subscriptions, transport) {
+    this.#options = options;
+    this.#key = key;
+    this.#subscriptions = subscriptions;
+    this.#transport = transport;
+    const protocols = key ? ["jobwire.v1", `bearer.${base64url(key)}`] : ["jobwire.v1"];
+    const socket = new options.WebSocket(`${options.base.replace(/^http/, "ws")}/v1/ws`, protocols);
+    this.#socket = socket;
+    this.#watchSilence(CONNECT_TIMEOUT_MS);
+    socket.onmessage = ({data}) => this.#socket && this.#receive(data);
+    socket.onclose = ({code, reason}) => this.lose(code, reason);
+    socket.onerror = () => {
+      // A close follows, but Node 20 forgets it for a socket that could not be opened.
+      if (socket.readyState === 0) this.lose(LOST, "The WebSocket could not be opened");
+    };
+  }
+
+  get lastedMs() {
+    return performance.now() - this.#openedAt;
+  }
+
+  /** Send what a subscription has to say. */
+  notify(subscription) {
+    this.jobs.set(subscription.id, subscription);
+    this.#changed.add(subscription);
+    this.#flush();
+  }
+
+  /** Take it for closed, whatever the socket still does. */
+  lose(code, reason) {
     const socket = this.#socket;
+    if (!socket) return;
     this.#socket = null;
-    this.#greeted = false;
-    this.#answers.clear();
-    socket?.close(1000); // a bare close() reports 1005
+    clearTimeout(this.#silence);
+    clearTimeout(this.#renewal);
+    socket.close(DONE); // a bare close() reports 1005
+    this.#transport.lost(this, code, reason);
+  }
+
+  #receive(data) {
+    this.#heardAt = performance.now();
+    const frame = parse(data);
+    if (!frame) return this.lose(1007, "The worker sent something that is no JSON object");
+    this.#options.onframe(frame, "in");
+    if (!this.#hello || frame.type === "hello") return this.#greet(frame);
+    let subscription = this.jobs.get(frame.job_id);
+    if (frame.type === "accepted" || frame.type === "error") {
+      const answer = this.#answers.get(frame.ref);
+      this.#answers.delete(frame.ref);
+      subscription = answer?.subscription;
+      if (answer) answer.answered(frame);
+      else if (frame.type === "error") console.warn("jobwire: the worker reports", frame.error);
+    } else if (frame.type === "goaway") {
+      this.leaving = true;
+      this.#transport.leaving(frame);
+    } else if (subscription && EVENT_TYPES.has(frame.type)) {
+      this.#transport.works();
+      subscription.receive(frame);
+    }
+    if (subscription) this.#forgetIfOver(subscription);
+    if (this.leaving && !this.jobs.size) this.lose(DROPPED);
+  }
+
+  #greet(hello) {
+    const isFirst = !this.#hello; // another one follows a key in the first frame
+    this.#hello = hello;
+    clearTimeout(this.#renewal);
+    if (hello.expires_in && typeof this.#options.token === "function") this.#renew(REFRESH_AT);
+    if (!isFirst) return;
+    this.#watchSilence(2 * (hello.limits?.heartbeat_s * 1000 || HEARTBEAT_MS));
+    if (hello.auth === "required") this.#authenticate(this.#key);
+    this.#transport.greeted(this);
+  }
+
+  /** Send another key before the time of the one in use is over. */
+  #renew(share) {
+    const delayMs = Math.min(share * this.#hello.expires_in * 1000, TIMER_MS_MAX);
+    this.#renewal = setTimeout(async () => {
+      let next = REFRESH_AT;
+      try {
+        const key = await keyOf(this.#options);
+        if (this.#socket) this.#authenticate(key);
+      } catch (error) {
+        console.warn("jobwire:", error);
+        next = REFRESH_AGAIN_AT;
+      }
+      if (this.#socket) this.#renew(next);
+    }, delayMs);
+  }
+
+  #authenticate(key) {
+    this.#options.onframe({type: "auth", token: HIDDEN}, "out");
+    this.#socket.send(JSON.stringify({type: "auth", token: key}));
+  }
+
+  #flush() {
+    const {max_frame_bytes: bytesMax = Infinity, max_window: windowMax = Infinity} = this.#hello.limits ?? {};
+    for (const subscription of this.#changed) {
+      this.#changed.delete(subscription);
+      const ref = (answered) => {
+        this.#answers.set(String(++this.#refs), {subscription, answered});
+        return String(this.#refs);
+      };
+      for (const frame of subscription.frames(ref, windowMax)) {
+        const message = JSON.stringify(frame);
+        const bytes = new TextEncoder().encode(message).length;
+        if (bytes > bytesMax) { // the worker would close the connection of all jobs
+          subscription.fail(new Refused(`Expected at most ${bytesMax} bytes, got ${bytes}`, "frame_too_large"));
+          break;
+        }
+        this.#options.onframe(frame, "out");
+        this.#socket?.send(message);
+      }
+      this.#forgetIfOver(subscription);
+    }
   }
 
   #watchSilence(silenceMs) {
-    clearTimeout(this.#timer);
+    clearTimeout(this.#silence);
     const check = () => {
       const leftMs = this.#heardAt + silenceMs - performance.now();
-      if (leftMs > 0) this.#timer = setTimeout(check, leftMs);
-      else this.#lost(1006, `Nothing was heard for ${silenceMs} ms`);
+      if (leftMs > 0) this.#silence = setTimeout(check, leftMs);
+      else this.lose(LOST, `Nothing was heard for ${silenceMs} ms`);
     };
-    this.#timer = setTimeout(check, silenceMs);
+    this.#silence = setTimeout(check, silenceMs);
   }
 
   #forgetIfOver(subscription) {
-    const {id, over} = subscription;
-    if (over && this.#subscriptions.get(id) === subscription) this.#subscriptions.delete(id);
+    if (subscription.over && this.jobs.get(subscription.id) === subscription) this.jobs.delete(subscription.id);
+    forgetIfOver(this.#subscriptions, subscription);
   }
 }
 
@@ -641,10 +813,10 @@ class SseTransport {
   }
 
   notify(subscription) {
-    const {closed, over, exists} = subscription;
-    if (closed) this.#streams.get(subscription)?.abort();
-    else if (!over && !this.#streams.has(subscription)) this.#run(subscription);
-    if (exists && subscription.takeCancel()) this.#cancel(subscription);
+    const {closed, exists} = subscription;
+    if (closed && exists) this.#streams.get(subscription)?.abort();
+    else if (!this.#streams.has(subscription)) this.#run(subscription);
+    if (exists) for (const ask of subscription.takeAsks()) this.#ask(subscription, ask);
   }
 
   reconnect() {
@@ -666,35 +838,78 @@ class SseTransport {
     } finally {
       subscription.link = AWAY;
       this.#streams.delete(subscription);
-      this.#forgetIfOver(subscription);
+      forgetIfOver(this.#subscriptions, subscription);
     }
   }
 
   async #follow(subscription, signal) {
-    let path = `${jobPath(subscription)}/stream`;
     const {type, ...body} = subscription.request;
-    if (type === "create" && subscription.received === null) {
+    if (!subscription.exists) {
       this.#options.onframe(subscription.request, "out");
-      const answer = {...(await this.#request("POST", "/v1/jobs", body)), type: "accepted"};
-      this.#options.onframe(answer, "in");
-      subscription.answered(answer);
-      path = answer.sse_url;
+      this.#answered(subscription, await this.#request("POST", "/v1/jobs", body));
     }
+    if (this.#options.EventSource) await this.#watch(subscription, signal);
     const retry = new Retry(this.#options);
-    while (!signal.aborted && !subscription.over) {
+    while (!signal.aborted && !subscription.over && !subscription.closed) {
       try {
-        await this.#read(path, subscription, signal, retry);
+        await this.#read(subscription, signal, retry);
         if (!subscription.over) throw new Error("The stream stopped before the end of the job");
       } catch (error) {
         if (signal.aborted) return;
+        if (this.#isWorthAnotherKey(error, retry)) continue;
         if (error instanceof Refused && error.retryAfterMs === undefined) throw error;
         await sleep(retry.delayMs(error, error.retryAfterMs), signal);
       }
     }
   }
 
+  #answered(subscription, answer) {
+    const accepted = {...answer, type: "accepted"};
+    this.#options.onframe(accepted, "in");
+    subscription.answered(accepted);
+  }
+
+  /** Follow a job by EventSource, which comes back by itself, until it gives up: then fetch says why. */
+  async #watch(subscription, signal) {
+    while (!signal.aborted && !subscription.over) {
+      const query = new URLSearchParams(subscription.search);
+      if (subscription.received !== null) query.set("after", subscription.received);
+      const source = new this.#options.EventSource(`${this.#options.base}${jobPath(subscription)}/stream?${query}`);
+      source.onerror = () => subscription.wake();
+      source.onmessage = ({data}) => this.#take(subscription, parse(data));
+      source.onopen = () => this.#opened(subscription);
+      try {
+        const isRead = () => subscription.watching && !subscription.over;
+        while (isRead() && !signal.aborted && source.readyState !== CLOSED) await subscription.changed();
+        if (isRead()) return;
+      } finally {
+        source.close();
+        subscription.detach();
+      }
+      while (!subscription.watching && !signal.aborted && !subscription.over) await subscription.changed();
+    }
+  }
+
+  #opened(subscription) {
+    if (!subscription.accepted) this.#answered(subscription, {job_id: subscription.id, state: "running"});
+    subscription.link = ATTACHED;
+  }
+
+  #take(subscription, frame) {
+    if (frame) this.#options.onframe(frame, "in");
+    if (frame?.reset) subscription.reset();
+    else if (EVENT_TYPES.has(frame?.type)) subscription.receive(frame);
+  }
+
+  /** Once in a row, if there is a function for keys. */
+  #isWorthAnotherKey(error, retry) {
+    const worth = error.status === 401 && typeof this.#options.token === "function" && !retry.keyRefused;
+    if (error.status === 401) retry.keyRefused = true;
+    return worth;
+  }
+
   /** Read one stream until it ends, is silent, or the job is over. */
-  async #read(path, subscription, signal, retry) {
+  async #read(subscription, signal, retry) {
     const attempt = new AbortController();
     this.#attempts.add(attempt);
     const stop = () => attempt.abort(new Error("The stream was silent"));
@@ -705,18 +920,16 @@ class SseTransport {
     };
     try {
       const resume = subscription.received === null ? {} : {"Last-Event-ID": subscription.received};
-      const headers = {Accept: "text/event-stream", ...resume, ...this.#authorization()};
+      const headers = {Accept: "text/event-stream", ...resume, ...(await this.#authorization())};
       const init = {headers, signal: attempt.signal, cache: "no-store"};
-      const response = await within(CONNECT_TIMEOUT_MS, this.#options.fetch(this.#options.base + path, init));
+      const url = `${this.#options.base}${jobPath(subscription)}/stream${subscription.search}`;
+      const response = await within(CONNECT_TIMEOUT_MS, this.#options.fetch(url, init));
       if (response.status === 204) return subscription.nothingFollows();
       if (!response.ok) throw await refusalOf(response);
-      subscription.link = ATTACHED;
+      this.#opened(subscription);
       const reader = response.body.getReader();
       for await (const data of eventData(() => within(2 * HEARTBEAT_MS, reader.read()))) {
-        const frame = parse(data);
-        if (frame) this.#options.onframe(frame, "in");
-        if (frame?.reset) subscription.reset();
-        else if (EVENT_TYPES.has(frame?.type)) subscription.receive(frame);
+        this.#take(subscription, parse(data));
         retry.clear();
         while (!subscription.watching && !subscription.closed && !subscription.over) await subscription.changed();
         if (subscription.over || signal.aborted) return;
@@ -728,30 +941,32 @@ class SseTransport {
     }
   }
 
-  async #cancel(subscription) {
+  async #ask(subscription, ask) {
     try {
-      await this.#request("DELETE", jobPath(subscription));
-      subscription.cancelled = true;
-      subscription.wake();
-    } catch (error) {
-      subscription.fail(error);
+      if (ask.frame.type !== "cancel") {
+        throw new Refused("Over SSE a priority is not changed; a WebSocket can", "unsupported_operation");
+      }
+      subscription.settle(ask, await this.#request("DELETE", jobPath(subscription)));
+    } catch ({code, detail, problem}) {
+      subscription.settle(ask, {type: "error", error: {code, detail, ...problem}});
     }
-    this.#forgetIfOver(subscription);
+    forgetIfOver(this.#subscriptions, subscription);
   }
 
   /** One idempotent request, repeated while there is no answer. Throws Refused and ConnectionFailed. */
   async #request(method, path, body) {
-    const headers = {Accept: "application/json", ...this.#authorization()};
-    if (body) headers["Content-Type"] = "application/json";
     const retry = new Retry(this.#options);
     for (;;) {
       try {
+        const headers = {Accept: "application/json", ...(await this.#authorization())};
+        if (body) headers["Content-Type"] = "application/json";
         const signal = AbortSignal.timeout(2 * HEARTBEAT_MS);
         const init = {method, headers, signal, body: body && JSON.stringify(body)};
         const response = await this.#options.fetch(this.#options.base + path, init);
         if (!response.ok) throw await refusalOf(response);
         return await response.json();
       } catch (error) {
+        if (this.#isWorthAnotherKey(error, retry)) continue;
         if (error instanceof Refused) throw error;
         await sleep(retry.delayMs(error), this.#closing.signal);
         if (this.#closing.signal.aborted) throw error;
@@ -759,13 +974,9 @@ class SseTransport {
     }
   }
 
-  #authorization() {
-    return this.#options.token ? {Authorization: `Bearer ${this.#options.token}`} : {};
-  }
-
-  #forgetIfOver(subscription) {
-    const {id, over} = subscription;
-    if (over && this.#subscriptions.get(id) === subscription) this.#subscriptions.delete(id);
+  async #authorization() {
+    const key = await keyOf(this.#options);
+    return key ? {Authorization: `Bearer ${key}`} : {};
   }
 }
 
@@ -773,6 +984,7 @@ class SseTransport {
 class Retry {
   #tries = 0;
   #since = Infinity;
+  keyRefused = false;
 
   constructor({retryTimeoutMs, backoffMs}) {
     this.timeoutMs = retryTimeoutMs;
@@ -783,6 +995,7 @@ class Retry {
   clear() {
     this.#tries = 0;
     this.#since = Infinity;
+    this.keyRefused = false;
   }
 
   /** How long to wait now. Throws `cause`, as a ConnectionFailed if it is none of ours. */
@@ -838,6 +1051,31 @@ function baseUrl(url) {
 
 function jobPath(subscription) {
   return `/v1/jobs/${encodeURIComponent(subscription.id)}`;
+}
+
+/** The key of this moment, empty without one. */
+async function keyOf({token}) {
+  return (typeof token === "function" ? await token() : token) ?? "";
+}
+
+function forgetIfOver(subscriptions, subscription) {
+  if (subscription.over && subscriptions.get(subscription.id) === subscription) subscriptions.delete(subscription.id);
+}
+
+/** The options that are given at all. */
+function defined(options) {
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+}
+
+/** Wait for the next paint of the page, or for the time of one where nothing is painted. */
+function nextPaint() {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, globalThis.requestAnimationFrame ? HIDDEN_PAINT_MS : PAINT_MS);
+    globalThis.requestAnimationFrame?.(() => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
 }
 
 /** 128 random bits. crypto.randomUUID is missing in pages without https. */

@@ -4,29 +4,9 @@ import {once} from "node:events";
 import {suite, test} from "node:test";
 
 import {ConnectionFailed, JobCancelled, JobFailed, Refused, connect} from "./jobwire.js";
-import {scripted} from "./scripted.js";
-
-const ID = "job-0123456789abcdef";
-const OTHER = "second-job-012345";
-const QUICK = {backoffMs: [1, 10]};
-const NO_WEBSOCKET = globalThis.WebSocket ? false : "this Node has no WebSocket: run it with --experimental-websocket";
-
-const token = (at, text, more = {}) => ({type: "token", job_id: ID, cursor: `e-${at}`, text, ...more});
-const end = (at, status = "completed", more = {}) => ({type: "end", job_id: ID, cursor: `e-${at}`, status, ...more});
-const silent = (link) => link.closed;
-
-async function eventsOf(job) {
-  const events = [];
-  for await (const event of job) events.push(event);
-  return events;
-}
-
-/** A client that is closed when the test ends. */
-function client(t, url, options = {}) {
-  const jw = connect(url, {...QUICK, ...options});
-  t.after(() => jw.close());
-  return jw;
-}
+import {
+  ID, NO_WEBSOCKET, OTHER, client, created, end, eventsOf, scripted, silent, sse, streams, token,
+} from "./scripted.js";
 
 suite("WebSocket", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
   test("one job from create to end", async (t) => {
@@ -89,7 +69,7 @@ suite("WebSocket", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
         },
       ]});
       assert.equal(await client(t, peer.url).run("Count", {job_id: ID, seed: 1}).text(), "one two three");
-      assert.deepEqual(requests[1], {...requests[0], after: "e-2", ref: "2"});
+      assert.deepEqual(requests[1], {...requests[0], after: "e-2"});
     });
   }
 
@@ -617,26 +597,6 @@ suite("WebSocket", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
   });
 });
 
-/** Accept a POST. */
-function created({method, url, body, response}) {
-  assert.deepEqual([method, url], ["POST", "/v1/jobs"]);
-  const sse_url = `/v1/jobs/${body.job_id}/stream?ticket=t`;
-  response.writeHead(200, {"Content-Type": "application/json"});
-  response.end(JSON.stringify({job_id: body.job_id, sse_url, state: "queued"}));
-}
-
-function sse(...frames) {
-  return frames.map((frame) => (frame.cursor ? `id: ${frame.cursor}\n` : "") + `data: ${JSON.stringify(frame)}\n\n`).join("");
-}
-
-/** A script that streams frames and then ends the response: a cut unless the job has ended. */
-function streams(...frames) {
-  return ({response}) => {
-    response.writeHead(200, {"Content-Type": "text/event-stream"});
-    response.end(`retry: 1000\n\n: hb\n\n${sse(...frames)}`);
-  };
-}
-
 suite("SSE", {timeout: 20_000}, () => {
   const over = {transport: "sse"};
 
@@ -654,7 +614,7 @@ suite("SSE", {timeout: 20_000}, () => {
     const [post, get] = peer.requests;
     assert.deepEqual(post.body, {job_id: ID, prompt: "Hi", max_tokens: 5});
     assert.equal(post.headers.accept, "application/json");
-    assert.deepEqual([get.url, get.headers.accept], [`/v1/jobs/${ID}/stream?ticket=t`, "text/event-stream"]);
+    assert.deepEqual([get.url, get.headers.accept], [`/v1/jobs/${ID}/stream`, "text/event-stream"]);
     assert.equal(get.headers["last-event-id"], undefined);
     assert.deepEqual([post.headers.authorization, get.headers.authorization], ["Bearer key", "Bearer key"]);
   });

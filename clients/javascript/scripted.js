@@ -7,6 +7,30 @@ import {createHash} from "node:crypto";
 import {once} from "node:events";
 import {createServer} from "node:http";
 
+import {connect} from "./jobwire.js";
+
+export const ID = "job-0123456789abcdef";
+export const OTHER = "second-job-012345";
+const QUICK = {backoffMs: [1, 10]};
+export const NO_WEBSOCKET = globalThis.WebSocket ? false : "run it with --experimental-websocket";
+
+export const token = (at, text, more = {}) => ({type: "token", job_id: ID, cursor: `e-${at}`, text, ...more});
+export const end = (at, status = "completed", more = {}) => ({type: "end", job_id: ID, cursor: `e-${at}`, status, ...more});
+export const silent = (link) => link.closed;
+
+export async function eventsOf(job) {
+  const events = [];
+  for await (const event of job) events.push(event);
+  return events;
+}
+
+/** A client that is closed when the test ends. */
+export function client(t, url, options = {}) {
+  const jw = connect(url, {...QUICK, ...options});
+  t.after(() => jw.close());
+  return jw;
+}
+
 const GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"; // RFC 6455
 const TEXT = 1, CLOSE = 8;
 
@@ -149,4 +173,24 @@ export async function scripted(test, {sockets = [], requests = [], hello = {}, r
     if (failures.length) throw failures[0];
   });
   return seen;
+}
+
+/** Accept a POST. */
+export function created({method, url, body, response}) {
+  assert.deepEqual([method, url], ["POST", "/v1/jobs"]);
+  const sse_url = `/v1/jobs/${body.job_id}/stream?ticket=t`;
+  response.writeHead(200, {"Content-Type": "application/json"});
+  response.end(JSON.stringify({job_id: body.job_id, sse_url, state: "queued"}));
+}
+
+export function sse(...frames) {
+  return frames.map((frame) => (frame.cursor ? `id: ${frame.cursor}\n` : "") + `data: ${JSON.stringify(frame)}\n\n`).join("");
+}
+
+/** A script that streams frames and then ends the response: a cut unless the job has ended. */
+export function streams(...frames) {
+  return ({response}) => {
+    response.writeHead(200, {"Content-Type": "text/event-stream"});
+    response.end(`retry: 1000\n\n: hb\n\n${sse(...frames)}`);
+  };
 }

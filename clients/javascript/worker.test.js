@@ -5,7 +5,7 @@
 import assert from "node:assert/strict";
 import {suite, test} from "node:test";
 
-import {JobCancelled, connect} from "./jobwire.js";
+import {JobCancelled, connect, watch} from "./jobwire.js";
 
 const {JOBWIRE_URL: url, JOBWIRE_DIRECT_URL: directUrl = url, JOBWIRE_TRANSPORT: transport} = process.env;
 const COUNT = {temperature: 0, max_tokens: 200};
@@ -87,6 +87,49 @@ suite("Worker", {skip: url ? false : "JOBWIRE_URL is not set", timeout: 90_000},
       return true;
     });
     await assert.rejects(jw.subscribe("no-such-job-anywhere").text(), {code: "job_not_found", status: 404});
+  });
+
+  test("with a window of one each is exact, and with one frame a paint", async (t) => {
+    const jw = connect(url, {transport, backoffMs: [5, 50], window: 1});
+    t.after(() => jw.close());
+    const how = (i) => (i % 2 ? {frames: "paint"} : {window: 1 + i});
+    const jobs = Array.from({length: 8}, (_, i) => jw.run(`Count from ${i + 1} to 60`, {...COUNT, ...how(i)}));
+    assert.deepEqual(await Promise.all(jobs.map((job) => job.text())), await Promise.all(jobs.map(textAtWorker)));
+  });
+
+  test("reconnects lose and double nothing", async (t) => {
+    const jw = client(t);
+    const job = jw.run("Count from 1 to 60", COUNT);
+    let cuts = 0;
+    for await (const event of job) if (event.type === "token" && cuts++ < 5) jw.reconnect();
+    assert.equal(await job.text(), await textAtWorker(job));
+  });
+
+  test("choices have their own texts, and tokens their likelihoods", async (t) => {
+    const params = {n: 2, seed: 7, temperature: 1, max_tokens: 20, include: ["ids", "logprobs"]};
+    const job = client(t).run("Tell me a story about a fox", {...params, deadline_ms: 60_000, coalesce_ms: 5});
+    const counts = [0, 0];
+    for await (const {type, index = 0, n = 1, ids, logprobs} of job) {
+      if (type !== "token") continue;
+      assert.deepEqual([ids.length, logprobs.length], [n, n]);
+      counts[index] += n;
+    }
+    const texts = await job.texts();
+    assert.deepEqual([texts.length, texts[0] === texts[1]], [2, false]);
+    assert.deepEqual(counts, [20, 20]);
+  });
+
+  test("priority can be changed while it runs, over a WebSocket", async (t) => {
+    const job = await client(t).create("Count from 1 to 99", {...COUNT, max_tokens: 1500});
+    if (transport === "websocket") assert.equal((await job.update({priority: 9})).job_id, job.id);
+    else await assert.rejects(job.update({priority: 9}), {code: "unsupported_operation"});
+    await job.cancel();
+  });
+
+  test("a share link tells the same", async (t) => {
+    const job = await client(t).create("Count from 1 to 60", COUNT);
+    const shared = watch(new URL(`/v1/jobs/${job.id}/stream`, url), {backoffMs: [5, 50]});
+    assert.deepEqual(await Promise.all([job.text(), shared.text()]), Array(2).fill(await textAtWorker(job)));
   });
 
   test("a job left unread is whole when it is read", async (t) => {

@@ -32,7 +32,9 @@ def node() -> Callable[..., str]:
         pytest.skip(f"node is {version}, the client needs {NODE_VERSION_MIN}")
 
     def run(*arguments: str | Path, cwd: Path, websocket: bool = True, **env: str) -> str:
-        flags = ["--experimental-websocket"] if websocket and version < NODE_WITH_WEBSOCKET else []
+        flags = ["--experimental-eventsource"]
+        if websocket and version < NODE_WITH_WEBSOCKET:
+            flags.append("--experimental-websocket")
         done = subprocess.run(
             [program, "--no-warnings", *flags, *arguments],
             cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=NODE_TIMEOUT_S, check=False,

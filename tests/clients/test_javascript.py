@@ -17,7 +17,7 @@ FOLDER = CLIENTS / "javascript"
 
 
 def test_scripted_peers(node: Callable[..., str]) -> None:
-    shown = node("--test", "jobwire.test.js", cwd=FOLDER)
+    shown = node("--test", "jobwire.test.js", "session.test.js", cwd=FOLDER)
     assert "\n# fail 0\n" in shown
     assert "\n# skipped 0\n" in shown
 
