@@ -11,6 +11,7 @@ from worker.operations.base import Described
 from worker.protocol import corpus
 from worker.protocol.documents.closes import CLOSES, may_return
 from worker.protocol.documents.schemas import CLIENT, SERVER, Schema, definitions, name_of, tag_of
+from worker.protocol.frames import encode
 
 PATH = "#/components/schemas/"
 CHANNEL = "socket"
@@ -89,7 +90,7 @@ def examples_of(tag: str) -> list[corpus.Example[Any]]:
     """Return the examples of a frame, as JSON objects."""
     client: list[corpus.Example[Any]] = [example for example in corpus.CLIENT if example.frame["type"] == tag]
     server = [
-        corpus.Example(example.name, msgspec.to_builtins(example.frame), example.summary)
+        corpus.Example(example.name, msgspec.json.decode(encode(example.frame)), example.summary)
         for example in corpus.SERVER
         if tag_of(type(example.frame)) == tag
     ]

@@ -15,7 +15,7 @@ def error_classes() -> list[type[JobwireError]]:
     while todo:
         kind = todo.pop()
         todo += kind.__subclasses__()
-        if "code" in vars(kind) and kind not in NEVER_ON_THE_WIRE:
+        if "code" in vars(kind) and kind.__module__ == JobwireError.__module__ and kind not in NEVER_ON_THE_WIRE:
             found.append(kind)
     return sorted(found, key=lambda kind: (kind.status, kind.code))
 

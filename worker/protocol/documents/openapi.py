@@ -186,5 +186,5 @@ def _refusal(kinds: list[type[JobwireError]]) -> Schema:
 
 
 def _problem(kind: type[JobwireError]) -> Schema:
-    made: Schema = msgspec.to_builtins(errors.example(kind).problem())
+    made: Schema = msgspec.json.decode(msgspec.json.encode(errors.example(kind).problem()))
     return made

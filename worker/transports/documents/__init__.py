@@ -64,9 +64,12 @@ class _Document:
         if self._body is None:
             self._body = self._make()
             self._tag = hashlib.blake2b(self._body, digest_size=12).hexdigest()
-        response = Response(self._body, headers=HEADERS, content_type=self._content_type)
+        known = request.if_none_match.contains_weak(self._tag)
+        response = Response(
+            b"" if known else self._body, 304 if known else 200, HEADERS, content_type=self._content_type
+        )
         response.set_etag(self._tag)
-        if request.if_none_match.contains_weak(self._tag):
-            response.status_code = 304
-            response.set_data(b"")
+        if known:
+            # It would have to be the length of what is not sent.
+            del response.headers["Content-Length"]
         return response
