@@ -297,3 +297,15 @@ def test_doctor_counts_files_against_connections() -> None:
     done = jobwire("doctor", "--port", "0", "--connections-max", str(1 << 20))
     assert re.search(r"^note     Open files: \d+ allowed, 1048640 needed", done.stdout, re.MULTILINE)
     assert "ulimit -n 1048640" in done.stdout
+
+
+def test_doctor_reckons_the_gpu_memory_of_a_folder(tmp_path: Path) -> None:
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "max_position_embeddings": 2048}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 1024)
+    asked = ("--model", str(tmp_path), "--engine", "exllamav2", "--cache", "q4", "--cache-tokens", "1000")
+    found = jobwire("doctor", *asked).stdout
+    assert "KV cache 0.00 GiB for 1024 tokens" in found
+    (tmp_path / "model.safetensors").unlink()
+    assert "has no *.safetensors file" in jobwire("doctor", *asked).stdout

@@ -18,7 +18,7 @@ from typing import Literal
 from worker.cli import EXIT_FAILED
 from worker.config import Parser, Settings, add_flags, given_flags, resolve
 from worker.engines.base import EngineSpec
-from worker.engines.choose import choose
+from worker.engines.choose import choose, gpu_memory
 from worker.errors import ConfigError, JobwireError, ModelError
 from worker.scheduler.messages import Open
 from worker.transports import listener
@@ -99,6 +99,24 @@ def check_engine(settings: Settings) -> Iterator[Finding]:
             yield Finding("ok", what)
 
 
+def check_gpu_memory(settings: Settings) -> Iterator[Finding]:
+    """Do the weights of a model in a folder and its KV cache fit the GPUs?"""
+    spec = Open.of(settings).spec
+    if spec.model is None or not Path(spec.model).is_dir():
+        return
+    try:
+        fits, figures, advice = gpu_memory(spec)
+    except ModelError as error:
+        yield Finding("problem", error.detail)
+        return
+    if fits is None:
+        yield Finding("note", f"GPU memory that will be needed: {figures}")
+    elif fits:
+        yield Finding("ok", f"GPU memory: {figures}")
+    else:
+        yield Finding("problem", f"Too little GPU memory: {figures}", advice)
+
+
 def check_llama_cpp(_settings: Settings) -> Iterator[Finding]:
     """Is the engine for people's own GGUF models there?"""
     if util.find_spec("cyllama") is not None:
@@ -167,6 +185,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_python,
     check_packages,
     check_engine,
+    check_gpu_memory,
     check_llama_cpp,
     check_gpu,
     check_cpu,

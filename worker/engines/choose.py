@@ -57,6 +57,16 @@ def build_extension(environ: Mapping[str, str], on_progress: Callable[[int, int]
     return build(environ, on_progress)
 
 
+def gpu_memory(spec: EngineSpec) -> tuple[bool | None, str, str]:
+    """Return whether the folder `spec.model` fits the GPUs' memory (None: nobody knows), figures, and what to change.
+
+    Raises ModelError for a folder that is no model, and for wrong settings.
+    """
+    from worker.engines.exllamav2 import gpu_memory as look
+
+    return look(spec)
+
+
 def _read_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from tests.contracts.engines import (
 )
 from tests.engines.exllamav2 import cpu
 from worker.engines import exllamav2
-from worker.engines.base import Engine, EngineSpec
+from worker.engines.base import Engine, EngineSpec, LoadProgress
 from worker.engines.exllamav2.options import PAGE_TOKENS
 from worker.errors import InvalidParams, ModelError
 from worker.events import Prompt, Sampling
@@ -267,7 +267,10 @@ def test_a_drawn_sequence_is_the_same_with_speculation(speculating: Engine, engi
 
 def test_without_memory_the_figures_are_told() -> None:
     folder = Path(exported().name) / "demo"
-    with cpu.gpu(memory_bytes=1 << 20), pytest.raises(ModelError, match=r"weights 0\.0\d GiB, 0\.00 GiB free"):
+    with (
+        cpu.gpu(memory_bytes=1 << 20),
+        pytest.raises(ModelError, match=r"weights 0\.0\d GiB, KV cache .* free on 1 GPU: 0\.00 GiB"),
+    ):
         exllamav2.load(EngineSpec(model=str(folder)), lambda _progress: None)
 
 
@@ -286,3 +289,32 @@ def test_the_cache_is_as_large_as_memory_allows() -> None:
 def test_a_chat_is_rendered_as_the_other_engines_do(engine: Engine, oracle: Engine) -> None:
     wanted = generation(chat("Hello", system="Be kind."))
     assert engine.prepare(wanted).prompt_ids == oracle.prepare(wanted).prompt_ids
+
+
+def test_everything_is_computed_once_before_the_first_request() -> None:
+    """Warm-up is told as progress, takes prompts and whole batches, and leaves no page behind."""
+    folder = Path(exported().name) / "demo"
+    heard: list[LoadProgress] = []
+    for options in ({}, {"ngram": "true"}, {"cache_tokens": "512"}):
+        heard.clear()
+        with cpu.gpu():
+            engine = exllamav2.load(
+                EngineSpec(model=str(folder), slots=4, context_tokens=512, options=options), heard.append
+            )
+        assert [(one.done, one.total) for one in heard if one.stage == "warm-up"] == [(0, 2), (1, 2), (2, 2)]
+        assert engine.capacity().kv_tokens_free == engine.capacity().kv_tokens_total
+        assert run_one(engine, generation("Count from 1 to 9")).text.startswith("1 2 3")
+        engine.close()
+
+
+@pytest.mark.parametrize("words", ["a", "ab", "1 2"])
+def test_prompts_too_short_to_guess_from_are_no_trouble(words: str) -> None:
+    engine = load("exllamav2", EngineSpec(slots=2, context_tokens=512, options={"ngram": "true"}))
+    driver = Driver(engine)
+    driver.admit(generation("Count from 1 to 20", name="0"))
+    driver.step()
+    driver.admit(generation(Prompt(text=words), name="1", max_tokens=12))
+    driver.run()
+    assert driver.outcomes["0"].text.startswith("1 2 3 4 5")
+    assert driver.outcomes["1"].finish is not None
+    engine.close()

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,27 @@ def test_the_extension_is_built_once_by_a_command(installed: set[str], tmp_path:
     assert requirements.missing() is not None
     (tmp_path / place).touch()
     assert requirements.missing() is None
+
+
+def test_gpus() -> None:
+    assert Options().gpus(4) == [0] and Options().gpus(4, 2) == [2]
+    assert Options(gpu_split="auto").gpus(3) == [0, 1, 2] == Options(tensor_parallel=True).gpus(3)
+    assert Options(gpu_split="20,24").gpus(4) == [0, 1] and Options(gpu_split="20,24").gpus(1) == [0]
+
+
+@pytest.mark.parametrize(
+    ("said", "has"),
+    [
+        ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = None\n", False),
+        ("__version__ = '2.13.0'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", True),
+        ("__version__ = '2.9.0'\ncuda = None\n", False),
+        ("__version__ = '2.9.0'\n", True),
+    ],
+)
+def test_torch_says_itself_if_it_has_cuda(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, has: bool
+) -> None:
+    (tmp_path / "version.py").write_text(said)
+    spec = ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: spec)
+    assert requirements._torch_has_cuda() == has

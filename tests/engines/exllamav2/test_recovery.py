@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 from tests.contracts.engines import Driver, Outcome, assert_alike, generation, load, run_one
 from tests.engines.exllamav2 import cpu
 from worker.engines.base import Delta, Engine, EngineSpec
+from worker.errors import ModelError
 from worker.events import Prompt, ResponseFormat, Sampling
 
 if cpu.missing():
     pytest.skip(f"ExLlamaV2 on the CPU: {cpu.missing()}", allow_module_level=True)
 
+torch = pytest.importorskip("torch")
 RANKED = Sampling(temperature=0.0, logprobs=5)
 QUESTIONS = ["Count from 7 to 120.", "Tell me a story about a fox.", "What is 12 + 30?", "Who are you?"]
 PATTERN = "(red|green|blue), [1-9][0-9]{0,3}, 👍👍\\."
@@ -244,3 +247,59 @@ def test_tokens_of_the_failing_step_are_told_once(engine: Any, monkeypatch: pyte
     assert driver.outcomes["2"].broke == "AssertionError: the page table is wrong"
     driver.run()
     assert driver.outcomes["3"].finish and len(driver.outcomes["3"].ids) <= 24
+
+
+# ---- out of memory ---------------------------------------------------------------------------------------------------
+
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.06 GiB is free."
+)
+
+
+def test_a_prompt_for_which_there_is_no_memory_breaks_alone_with_figures(
+    engine: Engine, faults: Faults, alone: dict[str, Outcome]
+) -> None:
+    driver = Driver(engine)
+    all_of(driver)
+    while not driver.outcomes["1"].ids:
+        driver.step(30)
+    armed = [True]
+
+    def plan(prefill: bool, _count: int) -> Exception | None:
+        return torch.cuda.OutOfMemoryError(FULL) if prefill and armed and armed.pop() else None
+
+    faults.plan = plan
+    bad = driver.admit(generation(Prompt(text=LONG), name="7"))
+    driver.run()
+    assert bad.broke == f"OutOfMemoryError: {FULL}"
+    for number, words in enumerate(QUESTIONS):
+        assert_alike(alone[words], driver.outcomes[str(number)])
+
+
+def test_a_step_for_which_there_is_no_memory_is_tried_once_more(
+    engine: Engine, faults: Faults, alone: dict[str, Outcome]
+) -> None:
+    driver = Driver(engine)
+    all_of(driver)
+    faults.decode_once(3, torch.cuda.OutOfMemoryError(FULL))
+    driver.run()
+    for number, words in enumerate(QUESTIONS):
+        assert_alike(alone[words], driver.outcomes[str(number)])
+    all_of(driver)
+    faults.plan = lambda prefill, _count: None if prefill else torch.cuda.OutOfMemoryError(FULL)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"2\.00 GiB"):
+        driver.run()
+
+
+def test_a_cache_for_which_there_is_no_memory_is_told_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    from worker.engines.exllamav2 import model
+
+    def full(**_arguments: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError(FULL)
+
+    full.__signature__ = inspect.signature(model.CACHES["fp16"])  # type: ignore[attr-defined]
+    monkeypatch.setitem(model.CACHES, "fp16", full)
+    with pytest.raises(ModelError) as caught:
+        load("exllamav2", EngineSpec(slots=2, options={"cache_tokens": "100000"}))
+    for words in ("weights 0.01 GiB", "for 100096 tokens", "4.00 GiB of 4.00 GiB are free on GPU 0", FULL):
+        assert words in caught.value.detail

@@ -23,28 +23,26 @@ from exllamav2 import (
     ExLlamaV2Lora,
     ExLlamaV2Tokenizer,
 )
-from exllamav2.generator import ExLlamaV2DynamicGenerator
+from exllamav2.generator import ExLlamaV2DynamicGenerator, ExLlamaV2DynamicJob, ExLlamaV2Sampler
 
 from worker.engines.base import EngineSpec, LoadProgress, OnLoad
 from worker.engines.exllamav2 import paged_attention
 from worker.engines.exllamav2.folder import Folder
+from worker.engines.exllamav2.memory import estimate, gib, whole_pages
 from worker.engines.exllamav2.options import PAGE_TOKENS, Options
 from worker.engines.machine import cores
 from worker.errors import ModelError
 
 Made = TypeVar("Made")
 
-# Bits per value, with the scale that groups of 32 share.
-CACHE_BITS = {"fp16": 16.0, "q8": 8.5, "q6": 6.5, "q4": 4.5}
 CACHES = {
     "fp16": ExLlamaV2Cache,
     "q8": ExLlamaV2Cache_Q8,
     "q6": ExLlamaV2Cache_Q6,
     "q4": ExLlamaV2Cache_Q4,
 }
-# Left free on each GPU for activations, logits and the allocator.
-RESERVE_BYTES = 1 << 30
 SAMPLING_THREADS_MAX = 16
+WARM_TOKENS = 3  # of output per sequence
 # What the library raises for a model that it cannot read.
 UNREADABLE = (AssertionError, AttributeError, KeyError, IndexError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -93,7 +91,8 @@ def load_model(folder: Folder, spec: EngineSpec, options: Options, on_load: OnLo
         with folder.readable() as path:
             return _Loader(folder, spec, options, on_load, attention).load(str(path))
     except torch.cuda.OutOfMemoryError as error:
-        raise ModelError(f"{folder.path} does not fit this GPU: {_memory(options)}; {error}") from error
+        memory = estimate(folder, options, spec.slots, spec.context_tokens)
+        raise ModelError(f"{folder.path} does not fit: {memory.figures}; {_free()}; {error}") from error
     except UNREADABLE as error:
         raise ModelError(f"{folder.path} cannot be loaded: {type(error).__name__}: {error}") from error
 
@@ -115,8 +114,8 @@ class _Loader:
         options, slots = self._options, self._spec.slots
         config = self._config(path)
         draft = Folder(Path(options.draft_model)) if options.draft_model else None
-        context, cache_tokens = self._sizes(config, draft)
-        chunk = min(options.chunk_tokens, _pages(context) * PAGE_TOKENS)
+        context, cache_tokens = self._sizes(config)
+        chunk = min(options.chunk_tokens, whole_pages(context))
         _limit(config, context, chunk, slots * (options.ahead + 1))
         drafting: dict[str, Any] = {"use_ngram_draft": options.ngram}
         if draft is not None:
@@ -125,7 +124,7 @@ class _Loader:
         cache = self._weights(model, cache_tokens, "layers")
         tokenizer = strictly(ExLlamaV2Tokenizer, config=config)
         generator = strictly(
-            ExLlamaV2DynamicGenerator,
+            Generator,
             model=model,
             cache=cache,
             tokenizer=tokenizer,
@@ -141,6 +140,7 @@ class _Loader:
             **drafting,
         )
         self._adapt(model, generator)
+        self._warm_up(generator, slots, min(chunk, context, cache_tokens) - options.ahead - WARM_TOKENS)
         names = tuple(torch.cuda.get_device_name(device) for device in self._devices())
         spare = options.ahead and PAGE_TOKENS
         context = min(context - options.ahead, cache_tokens - spare)
@@ -156,37 +156,21 @@ class _Loader:
         config.no_flash_attn = False  # paged mode insists, whoever computes attention
         return config
 
-    def _sizes(self, config: Any, draft: Folder | None) -> tuple[int, int]:
+    def _sizes(self, config: Any) -> tuple[int, int]:
         """Tokens of a context, speculation included, and of the whole cache."""
-        options = self._options
-        context = min(config.max_seq_len, (self._spec.context_tokens or config.max_seq_len) + options.ahead)
+        options, asked = self._options, self._spec.context_tokens
+        context = min(config.max_seq_len, (asked or config.max_seq_len) + options.ahead)
         if options.cache_tokens:
-            return context, _pages(options.cache_tokens) * PAGE_TOKENS
-        values = config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2
-        token_bytes = values * CACHE_BITS[options.cache] / 8
-        weights = self._folder.weights_bytes
-        if draft is not None:
-            # Its cache has the same length; a small model's tokens are small.
-            token_bytes *= 1 + draft.weights_bytes / weights
-            weights += draft.weights_bytes
-        free = sum(torch.cuda.mem_get_info(device)[0] for device in self._devices())
-        room = int((free - weights - RESERVE_BYTES * len(self._devices())) // token_bytes)
-        wanted = self._spec.slots * _pages(context) + (1 if options.speculates else 0)
-        pages = min(wanted, room // PAGE_TOKENS)
-        if pages < (2 if options.speculates else 1):
-            raise ModelError(
-                f"{self._folder.path} does not fit: weights {_gib(weights)}, {_gib(free)} free on "
-                f"{len(self._devices())} GPU, and a page of {PAGE_TOKENS} tokens of {options.cache} cache takes "
-                f"{_gib(int(token_bytes * PAGE_TOKENS))}. Use a smaller quantisation or more GPUs (gpu_split)."
-            )
-        return context, pages * PAGE_TOKENS
+            return context, whole_pages(options.cache_tokens)
+        free = tuple(torch.cuda.mem_get_info(device)[0] for device in self._devices())
+        memory = estimate(self._folder, options, self._spec.slots, context - options.ahead, free)
+        if not memory.fits:
+            raise ModelError(f"{self._folder.path} does not fit: {memory.figures}. {memory.advice(options.cache)}")
+        return context, memory.cache_tokens
 
-    def _devices(self) -> range:
-        """GPUs that may be used."""
-        count = torch.cuda.device_count()
-        if self._options.split_gib is not None:
-            return range(min(count, len(self._options.split_gib)))
-        return range(count if self._options.gpu_split or self._options.tensor_parallel else 1)
+    def _devices(self) -> list[int]:
+        """GPUs that may be used: where one is enough, the first that this process sees."""
+        return self._options.gpus(torch.cuda.device_count())
 
     def _weights(self, model: Any, cache_tokens: int, stage: str) -> Any:
         """Load the weights of a model; return its cache."""
@@ -224,6 +208,26 @@ class _Loader:
             model = strictly(ExLlamaV2, config=small)
             return {"draft_model": model, "draft_cache": self._weights(model, cache_tokens, "draft model")}
 
+    def _warm_up(self, generator: Any, slots: int, prompt_tokens: int) -> None:
+        """Compute what every request will, so that none waits for kernels to be chosen and loaded.
+
+        First a prompt of a whole chunk, then a step of a whole batch.
+        """
+        greedy = strictly(ExLlamaV2Sampler.Settings, token_repetition_penalty=1.0, temperature=1.0, top_k=1, top_p=1.0)
+        batch = min(slots, generator.max_pages - (1 if self._options.speculates else 0))
+        for done, (jobs, tokens) in enumerate(((1, max(prompt_tokens, 1)), (batch, 1))):
+            self._on_load(LoadProgress("warm-up", done, 2))
+            for number in range(jobs):
+                ids = torch.full((1, tokens), number % generator.model.config.vocab_size, dtype=torch.long)
+                budget = WARM_TOKENS + self._options.ahead
+                generator.enqueue(
+                    strictly(ExLlamaV2DynamicJob, input_ids=ids, max_new_tokens=budget, gen_settings=greedy)
+                )
+            while generator.num_remaining_jobs():
+                generator.iterate()
+        generator.reset_page_table()
+        self._on_load(LoadProgress("warm-up", 2, 2))
+
     def _adapt(self, model: Any, generator: Any) -> None:
         """Put LoRA adapters on the model; all sequences get them."""
         loras = [
@@ -234,21 +238,26 @@ class _Loader:
             generator.set_loras(loras)
 
 
+class Generator(ExLlamaV2DynamicGenerator):
+    """The library's generator, which guesses n-grams only where there are tokens enough to look at."""
+
+    def iterate_ngram_gen(self, results: list[dict[str, object]]) -> Any:
+        """Guess tokens, or none in a step in which a sequence is too short: the library reads beyond its beginning."""
+        decoding = [job for job in self.active_jobs if job.is_prefill_done()]
+        if any(len(job.sequences[0].sequence_ids) < self.max_ngram for job in decoding):
+            return None
+        return super().iterate_ngram_gen(results)
+
+
 def _limit(config: Any, context_tokens: int, chunk_tokens: int, batch_tokens: int) -> None:
     """Size the model's buffers for prompts in chunks and for a decode step of the whole batch."""
     config.max_input_len = max(chunk_tokens, batch_tokens)
     config.max_seq_len = max(context_tokens, config.max_input_len)
 
 
-def _pages(tokens: int) -> int:
-    return -(-tokens // PAGE_TOKENS)
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.2f} GiB"
-
-
-def _memory(options: Options) -> str:
-    """Free and total memory of the first GPU, for a message."""
-    free, total = torch.cuda.mem_get_info(0)
-    return f"{_gib(free)} of {_gib(total)} are free, cache {options.cache}"
+def _free() -> str:
+    """Free and total memory of each GPU, for a message."""
+    each = [torch.cuda.mem_get_info(device) for device in range(torch.cuda.device_count())]
+    return ", ".join(
+        f"{gib(free)} of {gib(total)} are free on GPU {number}" for number, (free, total) in enumerate(each)
+    )

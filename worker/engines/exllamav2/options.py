@@ -55,6 +55,14 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         except ValueError:
             raise ModelError(f"gpu_split is {self.gpu_split!r}, not auto or GiB per GPU, as in 20,24.") from None
 
+    def gpus(self, count: int, first: int = 0) -> list[int]:
+        """Return the indices of the GPUs that may be used, of `count` that there are; where one is enough, `first`."""
+        if self.split_gib is not None:
+            return list(range(min(count, len(self.split_gib))))
+        if self.gpu_split or self.tensor_parallel:
+            return list(range(count))
+        return [first]
+
     @property
     def adapters(self) -> list[tuple[Path, float]]:
         """Folders of LoRA adapters with their scales. Raises ModelError for a scale that is no number."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 from worker.engines.base import EngineSpec
+from worker.engines.exllamav2.options import Options
 from worker.errors import ModelError
 
 EXTRA = 'pip install "jobwire[cuda]"'
@@ -27,8 +29,8 @@ def lacking() -> str | None:
     absent = _absent()
     if absent is not None:
         return absent
-    version = metadata.version("torch")
-    if version.endswith("+cpu"):
+    if not _torch_has_cuda():
+        version = metadata.version("torch")
         return f"torch {version} is built without CUDA: install a CUDA build of torch 2.12 or newer"
     return None
 
@@ -53,11 +55,36 @@ def open_library(spec: EngineSpec) -> None:
         raise ModelError(f"torch {torch.__version__} for CUDA {torch.version.cuda} finds no GPU: is the driver loaded?")
 
 
+def free_memory(options: Options) -> tuple[int, ...]:
+    """Return the free bytes of each GPU that may be used; nothing where there is no CUDA to ask. Imports torch."""
+    if importlib.util.find_spec("torch") is None or not _torch_has_cuda():
+        return ()
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    count = torch.cuda.device_count()
+    gpus = options.gpus(count, min(options.device, count - 1))
+    return tuple(int(torch.cuda.mem_get_info(number)[0]) for number in gpus)
+
+
 def _absent() -> str | None:
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
             return f"ExLlamaV2 needs the package {name}, which is not installed: {EXTRA}"
     return None
+
+
+def _torch_has_cuda() -> bool:
+    """Tell whether torch was built with CUDA. Reads what it says of itself: importing it takes seconds."""
+    found = importlib.util.find_spec("torch")
+    assert found is not None and found.origin is not None
+    try:
+        said = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        return not metadata.version("torch").endswith("+cpu")
+    built = re.search(r"^cuda\b[^=\n]*=\s*(.*)$", said, re.MULTILINE)
+    return built is None or built[1].strip() != "None"
 
 
 def _environment(spec: EngineSpec) -> None:
