@@ -199,7 +199,7 @@ class Subscriptions:
                 continue
             if stream.pending:
                 self._enqueue(subscription)
-            elif stream.done:
+            elif stream.job.log.ended:
                 self.drop(stream.job.id)
             return frame.data
         return None
