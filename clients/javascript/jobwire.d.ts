@@ -1,86 +1,20 @@
 /** Client for Jobwire: create a job, read its text as it is made, cancel it, and survive every cut in between. */
+import type {
+  AcceptedFrame, ClientFrame, CreateBody, EndFrame, Message, NarrationFrame, Problem, ServerFrame, TokenFrame,
+} from "./protocol.js";
 
-/** What a job took. Times are in milliseconds. */
-export interface Usage {
-  prompt_tokens: number;
-  completion_tokens: number;
-  cached_tokens: number;
-  queue_ms: number;
-  ttft_ms: number;
-  total_ms: number;
-  tokens_per_s: number;
-}
-
-/** The worker's error object (RFC 9457). */
-export interface Problem {
-  type?: string;
-  title?: string;
-  status?: number;
-  detail?: string;
-  code: string;
-  retriable?: boolean;
-  retry_after_ms?: number;
-  errors?: {pointer: string; detail: string}[];
-}
-
-/** One of the likeliest tokens at a position, with the natural logarithm of its probability. */
-export interface LikelyToken {
-  id: number;
-  text: string;
-  logprob: number;
-}
+export type {
+  ClientFrame, ErrorCode, LikelyToken, Message, Problem, Queue, ResponseFormat, ServerFrame, Usage,
+} from "./protocol.js";
 
 /** A piece of text: `n` (default 1) tokens of the choice `index` (default 0). */
-export interface TokenEvent {
-  type: "token";
-  job_id: string;
-  cursor: string;
-  text: string;
-  n?: number;
-  index?: number;
-  kind?: "text" | "reasoning";
-  ids?: number[];
-  logprobs?: number[];
-  top_logprobs?: LikelyToken[][];
-}
+export type TokenEvent = TokenFrame;
 
 /** What happens to the job, in one sentence for people (`human`). */
-export interface NarrationEvent {
-  type: "narration";
-  job_id: string;
-  cursor: string;
-  actor: string;
-  action: string;
-  target: string;
-  human: string;
-  phase?: string;
-  queue?: {position: number; eta_ms?: number};
-  /** 0 to 1 */
-  progress?: number;
-  metrics?: Record<string, number>;
-  cute?: string;
-  story?: string;
-  level?: string;
-  duration_ms?: number;
-  tokens_in?: number;
-  tokens_out?: number;
-  [field: string]: unknown;
-}
+export type NarrationEvent = NarrationFrame;
 
 /** The last event of every job. */
-export interface EndEvent {
-  type: "end";
-  job_id: string;
-  cursor: string;
-  status: "completed" | "cancelled" | "failed" | "expired";
-  finish_reason?: string;
-  reason?: string;
-  stop_sequence?: string;
-  /** Of each choice, for a job with `n`. */
-  finish_reasons?: string[];
-  usage?: Partial<Usage>;
-  error?: Problem;
-}
+export type EndEvent = EndFrame;
 
 /** The worker lost its log of the job and starts it over: forget all text so far. Rare. */
 export interface ResetEvent {
@@ -91,10 +25,8 @@ export interface ResetEvent {
 /** Reading also throws: Refused, JobFailed instead of a failed or expired end, ConnectionFailed. */
 export type JobEvent = TokenEvent | NarrationEvent | EndEvent | ResetEvent;
 
-export interface Message {
-  role: string;
-  content: string;
-}
+/** The worker's answer to a request. */
+export type Accepted = AcceptedFrame;
 
 /** How frames come. All of it may be set for a client too. */
 export interface Credit {
@@ -110,47 +42,14 @@ export interface WatchParams extends Credit {
   after?: string;
   /** Aborting cancels the job, and reading rejects with the signal's reason. */
   signal?: AbortSignal;
-  channels?: ("token" | "narration")[];
+  channels?: CreateBody["channels"];
 }
 
 /** What a job may ask for, as on the wire; the worker checks it and says what is wrong with it. */
-export interface RunParams extends WatchParams {
-  /** 16 to 64 of A-Z a-z 0-9 _ -. Makes it idempotent: the same request again is the same job. */
-  job_id?: string;
-  operation?: string;
-  model?: string;
-  max_tokens?: number;
-  temperature?: number;
-  top_p?: number;
-  top_k?: number;
-  min_p?: number;
-  repetition_penalty?: number;
-  presence_penalty?: number;
-  frequency_penalty?: number;
-  seed?: number;
-  stop?: string | string[];
-  logit_bias?: Record<string, number>;
-  response_format?: Record<string, unknown>;
-  logprobs?: number;
-  raw?: boolean;
-  ignore_eos?: boolean;
-  n?: number;
-  /** 0 to 9, higher first; 5 if absent. */
-  priority?: number;
-  include?: ("ids" | "logprobs" | "top_logprobs")[];
-  coalesce_ms?: number;
-  detach?: boolean;
-  deadline_ms?: number;
-}
-
-/** The worker's answer to a request. */
-export interface Accepted {
-  job_id: string;
-  state: "queued" | "running" | "ended";
-  queue?: {position: number; eta_ms?: number};
-  replayed?: boolean;
-  reset?: boolean;
-  sse_url: string;
+export interface RunParams
+  extends WatchParams, Omit<CreateBody, "prompt" | "messages" | "ref" | keyof WatchParams> {
+  /** More, of another operation or a newer worker. */
+  [field: string]: unknown;
 }
 
 /**
@@ -198,7 +97,7 @@ export interface Options extends Credit {
   WebSocket?: new (url: string, protocols?: string[]) => any;
   fetch?: typeof fetch;
   /** Sees every frame, for inspectors. Over SSE a request counts as the frame it stands for. Keys are hidden. */
-  onframe?: (frame: Record<string, any>, direction: "in" | "out") => void;
+  onframe?: (frame: ClientFrame | ServerFrame, direction: "in" | "out") => void;
 }
 
 /** The jobs of one program at one worker. It connects with the first job; `close()` ends it. */
@@ -220,7 +119,7 @@ export interface Jobwire {
 /** Return a client for the worker at `url` (http, https, ws or wss; in a page by default its own origin). */
 export function connect(url?: string, options?: Options): Jobwire;
 
-export interface WatchOptions extends WatchParams, Options {
+export interface WatchOptions extends Omit<WatchParams, "channels">, Options {
   /** A constructor like the browser's. Without one it is `fetch`. */
   EventSource?: new (url: string) => any;
 }

@@ -236,13 +236,13 @@ class Job {
   /** Cancel the job; resolves when the worker has heard it, and the end follows. A job that has ended is success. */
   cancel() {
     const {cancelled, ended} = this.#subscription;
-    return cancelled || ended ? Promise.resolve() : this.#ask({type: "cancel"}).then(() => {});
+    return cancelled || ended ? Promise.resolve() : this.#ask({type: "cancel"}, () => undefined);
   }
 
   /** Change the priority of a job that waits; resolves to the answer. Rejects with Refused, over SSE always. */
   update({priority}) {
     if (this.#subscription.ended) return Promise.resolve(this.accepted);
-    return this.#ask({type: "update", priority});
+    return this.#ask({type: "update", priority}, (answer) => answer ?? this.accepted);
   }
 
   /** Stop watching the job, which goes on. */
@@ -256,11 +256,11 @@ class Job {
     this.#subscription.close();
   };
 
-  #ask(frame) {
+  #ask(frame, resultOf) {
     const ask = this.#subscription.ask(frame);
     const answered = this.#until(() => ask.answer || this.#subscription.ended).then(() => {
       if (ask.answer?.type === "error") throw Refused.of(ask.answer.error);
-      return ask.answer ?? this.accepted;
+      return resultOf(ask.answer);
     });
     answered.catch(() => {}); // who does not wait for it need not hear of it
     return answered;
@@ -891,7 +891,10 @@ class SseTransport {
   }
 
   #opened(subscription) {
-    if (!subscription.accepted) this.#answered(subscription, {job_id: subscription.id, state: "running"});
+    if (!subscription.accepted) {
+      const sse_url = `${jobPath(subscription)}/stream`;
+      this.#answered(subscription, {job_id: subscription.id, state: "running", sse_url});
+    }
     subscription.link = ATTACHED;
   }
 

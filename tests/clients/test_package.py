@@ -1,0 +1,67 @@
+"""The JavaScript package as its users get it: packed, installed into a fresh project, typed, and in a real React."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.clients.conftest import CLIENTS
+from tests.clients.test_readme import at, samples
+
+FOLDER = CLIENTS / "javascript"
+TESTS = Path(__file__).parent
+FILES = {"jobwire.js", "jobwire.d.ts", "protocol.d.ts", "react.js", "react.d.ts", "package.json"}
+NPM_TIMEOUT_S = 100.0
+TOOLS = ("react@19", "react-test-renderer@19", "@types/react@19", "@types/node@20", "typescript@5")
+"""Of the registry, for one test. react-test-renderer is deprecated, but needs no browser and is small."""
+
+
+def npm(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("npm")
+    if program is None:
+        pytest.skip("npm is not installed")
+    quiet = ("--no-audit", "--no-fund", "--prefer-offline", "--fetch-retries=0")
+    command = [program, *map(str, arguments), *quiet]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=NPM_TIMEOUT_S, check=False)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A fresh project that has installed the packed package, without a registry."""
+    packed = npm("pack", "--json", "--pack-destination", tmp_path, cwd=FOLDER)
+    assert packed.returncode == 0, packed.stderr
+    (package,) = json.loads(packed.stdout)
+    (tmp_path / "package.json").write_text('{"private": true}')
+    installed = npm("install", "--offline", tmp_path / package["filename"], cwd=tmp_path)
+    assert installed.returncode == 0, installed.stderr
+    return tmp_path
+
+
+def test_it_holds_its_files_and_no_other(project: Path) -> None:
+    (tarball,) = project.glob("*.tgz")
+    with tarfile.open(tarball) as packed:
+        assert {name.removeprefix("package/") for name in packed.getnames()} == FILES
+    assert {path.name for path in (project / "node_modules" / "jobwire").iterdir()} == FILES
+
+
+def test_a_fresh_project_runs_the_first_sample(node: Callable[..., str], project: Path, worker_url: str) -> None:
+    (project / "sample.mjs").write_text(at(samples("js")[0], worker_url), encoding="utf-8")
+    assert re.search(r"1 2 3 4 5", node("sample.mjs", cwd=project))
+
+
+def test_its_types_and_its_hooks(node: Callable[..., str], project: Path, worker_url: str) -> None:
+    installed = npm("install", *TOOLS, cwd=project)
+    if installed.returncode:
+        pytest.skip(f"npm cannot install what this test needs: {installed.stderr.strip().splitlines()[0]}")
+    shutil.copy(TESTS / "types.mts", project)
+    typed = ("--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--lib", "es2022,dom,dom.iterable")
+    node(project / "node_modules/typescript/bin/tsc", *typed, "types.mts", cwd=project)
+    shutil.copy(TESTS / "react.mjs", project)
+    assert "\n# fail 0\n" in node("--test", "react.mjs", cwd=project, JOBWIRE_URL=worker_url)
