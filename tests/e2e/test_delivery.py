@@ -181,6 +181,26 @@ async def test_a_floor_of_a_stream(server: Server) -> None:
         _assert_merged(await reading)
 
 
+async def test_what_is_held_back_comes_in_its_time(server: Server) -> None:
+    """Although nothing more happens to the job."""
+    async with Socket(server) as witness, Socket(server) as page, http(server) as client:
+        job_id = await witness.create(**counting(1, 300))
+        told, streamed = witness.readings[job_id], Reading()
+        read = await page.subscribe(job_id, coalesce_ms=FLOOR_MS)
+        path, headers = f"/v1/jobs/{job_id}/stream?coalesce_ms={FLOOR_MS}", {"Accept": "text/event-stream"}
+        async with client.stream("GET", path, headers=headers) as response:
+            await witness.until(lambda: len(told.tokens) >= 20)
+            with server.frozen_engine():
+                await witness.ask("ping")
+                reached = told.number
+                await page.until(lambda: read.number >= reached)
+                async for frame in sse_frames(response):
+                    streamed.take(frame)
+                    if streamed.number >= reached:
+                        break
+        await witness.ask("cancel", job_id=job_id)
+
+
 async def _read(client: httpx.AsyncClient, method: str, path: str, json: Frame | None = None) -> Reading:
     reading = Reading()
     async with client.stream(method, path, json=json, headers={"Accept": "text/event-stream"}) as response:
