@@ -116,6 +116,7 @@ def test_beside_others_and_resumed_it_is_the_same(engine: Engine) -> None:
 def test_pages_of_it_are_not_taken_for_the_beginning_of_a_prompt(engine: Engine) -> None:
     """What was generated behind a page's end is no beginning of a prompt, even if it reads like one."""
     settings = banning("never said", ignore_eos=True)
+    engine._generator.reset_page_table()  # type: ignore[attr-defined]
     run_one(engine, generation(COUNT, settings, max_tokens=400))
     generator = engine._generator  # type: ignore[attr-defined]
     first_pages = [page for page in generator.all_pages if page.prev_hash is None and page.kv_position]

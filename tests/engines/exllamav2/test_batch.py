@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.contracts.engines import (
@@ -157,6 +158,34 @@ def test_what_left_in_the_middle_of_its_prompt_is_found_again(engine: Engine, or
     again = run_one(engine, generation(prompt, max_tokens=12))
     assert again.cached == 400
     assert_alike(run_one(oracle, generation(prompt, RANKED, max_tokens=12)), again)
+
+
+def test_a_page_is_found_only_at_the_place_that_it_was_computed_for() -> None:
+    """Two pages come to have the same contents: the library renames one, and forgets which page it followed."""
+    small = load(
+        "exllamav2",
+        EngineSpec(slots=SLOTS, context_tokens=CONTEXT, options={"cache_tokens": "2048", "slice_tokens": "0"}),
+    )
+    try:
+        driver = Driver(small)
+        first = generation(Prompt(text="A. " + text_of(560)), name="0", max_tokens=8)
+        ids = small.prepare(first).prompt_ids
+        assert 2 * PAGE_TOKENS < len(ids) < 3 * PAGE_TOKENS - 8
+        driver.run([first], 600)
+        driver.admit(generation("Z", Sampling(ignore_eos=True), name="1", max_tokens=600))
+        # Takes the pages of the first one's prompt for its own output, and never comes to write them.
+        driver.admit(generation(Prompt(text="X. " + text_of(280)), GREEDY, name="2", max_tokens=700))
+        small.leave("1")
+        driver.admit(msgspec.structs.replace(first, id="3"))
+        while not driver.outcomes["3"].ended:
+            driver.step(600)
+        small.leave("2")
+        text = b"".join(map(small._vocabulary.token_bytes, ids[PAGE_TOKENS : PAGE_TOKENS + 150])).decode()  # type: ignore[attr-defined]
+        again = generation(Prompt(text=text), max_tokens=8)
+        assert small.prepare(again).prompt_ids[:8] == ids[PAGE_TOKENS : PAGE_TOKENS + 8]
+        assert run_one(small, again, 600).cached == 0
+    finally:
+        small.close()
 
 
 def test_pages_decide_who_fits(engine: Engine) -> None:

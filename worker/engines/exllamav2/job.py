@@ -200,6 +200,19 @@ class Job(ExLlamaV2DynamicJob):
         self.plan = replace(self.plan, tokens_reserved=self.plan.tokens_reserved + PAGE_TOKENS)
         return True
 
+    def deallocate_pages(self) -> None:
+        """Give the pages back. Their contents can be found again, but never at another place than they were made for.
+
+        The library renames a page whose contents another has too, and forgets which one it followed: it would be taken
+        for the beginning of a prompt.
+        """
+        pages = self.sequences[0].allocated_pages or []
+        followed = [page.prev_hash_revert if page.can_revert else page.prev_hash for page in pages]
+        super().deallocate_pages()
+        for page, before in zip(pages, followed, strict=True):
+            if before is not None and page.prev_hash is None:
+                page.kv_position = 0
+
     # ---- the next token ----------------------------------------------------------------------------------------------
 
     def receive_logits(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
