@@ -43,6 +43,8 @@ def values(setting: Setting) -> st.SearchStrategy[Any]:
             return st.just(True)
         case inspect.LiteralType(values=options):
             return st.sampled_from(sorted(str(option) for option in options))
+        case _ if setting.name == "origins_allowed":
+            return st.lists(st.from_regex(r"https?://[a-z.-]+(:[0-9]{1,5})?", fullmatch=True), min_size=1).map(tuple)
         case inspect.VarTupleType():
             return st.lists(WORDS, min_size=1).map(tuple)
         case _ if setting.name == "queen_url":
@@ -62,6 +64,8 @@ def samples(setting: Setting) -> list[Any]:
             return [True]
         case inspect.LiteralType(values=options):
             return list(options)
+        case _ if setting.name == "origins_allowed":
+            return [("https://a.example",), ("http://b.example:8080", "app://[::1]:1")]
         case inspect.VarTupleType():
             return [("a.example",), ("a.example", "b.example:8080")]
         case _ if setting.name == "queen_url":
@@ -321,6 +325,13 @@ def test_contradictions_are_refused() -> None:
     assert refusal(["--engine-restart-backoff-s", "9", "--engine-restart-backoff-max-s", "8"]) == (
         "engine_restart_backoff_s is 9.0, but must be at most engine_restart_backoff_max_s, which is 8.0."
     )
+
+
+@pytest.mark.parametrize("origin", ["*", "https://*.example", "a.example", "https://a.example/", "null", "https://"])
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    shown = refusal(["--origins-allowed", origin])
+    assert shown.startswith("origins_allowed is ")
+    assert shown.endswith("must be a list of origins like https://page.example, without paths, and without *.")
 
 
 # ---- older launchers, help -------------------------------------------------------------------------------------------

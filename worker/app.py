@@ -31,6 +31,7 @@ from worker.protocol.eventstream import FrameSource
 from worker.scheduler.host import calm_gc
 from worker.scheduler.messages import Batch
 from worker.transports import documents, http, listener, sse, websocket
+from worker.transports.access import Access
 from worker.transports.base import Gateway
 
 TICK_S = 0.1
@@ -74,6 +75,7 @@ class Worker:
             narrate,
             FrameSource(narrate, settings.frame_bytes_max),
             Limits.of(settings),
+            Access(settings, clock),
         )
         self._shutdown = asyncio.Event()
         self._url = ""
@@ -137,7 +139,7 @@ class Worker:
 
     def _banner(self) -> None:
         self.announce(f"Jobwire listens on {self._url}")
-        key = " -H 'Authorization: Bearer <key>'" if self.settings.api_key else ""
+        key = " -H 'Authorization: Bearer <key>'" if self.gateway.access.required else ""
         headers = f"-H 'Accept: text/event-stream' -H 'Content-Type: application/json'{key}"
         body = """'{"prompt": "Tell me a story about a fox"}'"""
         self.announce(f"Try it:\n  curl -N {self._url}/v1/jobs {headers} -d {body}")
@@ -146,6 +148,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self.gateway.access.reload)
 
     def _on_signal(self) -> None:
         if self._shutdown.is_set():
@@ -163,6 +166,7 @@ class Worker:
             await asyncio.sleep(TICK_S)
             self.jobs.sweep()
             now_ms = self.gateway.clock.monotonic_ms()
+            self.gateway.access.tick(now_ms)
             for connection in tuple(self.gateway.connections):
                 connection.tick(now_ms)
 

@@ -10,6 +10,7 @@
      |    +-- Forbidden                   403 forbidden
      |    +-- JobNotFound                 404 job_not_found
      |    +-- JobLost                     410 job_lost
+     |    +-- Gone                        410 gone
      |    +-- FrameTooLarge               413 frame_too_large
      |    +-- UnsupportedMediaType        415 unsupported_media_type
      |    +-- InvalidParams               422 invalid_params
@@ -128,6 +129,12 @@ class JobLost(RequestError):
     """The client resumes a job that this worker does not know: it never runs it again silently."""
 
     code, status, title = "job_lost", 410, "Job lost"
+
+
+class Gone(RequestError):
+    """A path that this version has no more."""
+
+    code, status, title = "gone", 410, "No more here"
 
 
 class FrameTooLarge(RequestError):

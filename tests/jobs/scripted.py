@@ -12,6 +12,7 @@ from worker.engines.base import Delta, EngineInfo, Prefilled
 from worker.errors import EngineFailed
 from worker.events import FinishReason, TopLogprob
 from worker.jobs.job import Job
+from worker.jobs.principals import Principal
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits
 from worker.operations.infer import Infer
@@ -39,6 +40,7 @@ LIMITS = Limits(
     window_frames_max=8,
     coalesce_ms_max=500,
 )
+ANN = Principal(name="ann")
 WALL_START_MS = 1_761_838_000_000
 
 
@@ -111,7 +113,7 @@ class Stage:
     def create(self, job_id: str | None = None, principal: str = "ann", **body: Any) -> Job:
         """Create a job of this body (a prompt, if it names none)."""
         request = Infer().parse(body or {"prompt": "Hi"}, LIMITS)
-        return self.jobs.create(principal, job_id, request)[0]
+        return self.jobs.create(Principal(name=principal), job_id, request)[0]
 
     def send(self, *events: WorkEvent) -> None:
         """One engine step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.jobs.scripted import LIMITS, Stage
+from tests.jobs.scripted import ANN, LIMITS, Stage
 from worker.config import Settings
 from worker.errors import BusyError, QueueFull, TooManyJobs
 from worker.jobs.admission import Admission
@@ -81,7 +81,7 @@ def test_the_retry_time_follows_the_measured_rate_within_bounds(
     admission = Admission(Settings(queue_jobs_max=1, max_tokens_max=100_000))
     admission.waiting_jobs, admission.waiting_tokens = 1, waiting_tokens
     with pytest.raises(BusyError) as refused:
-        admission.check("ann", request(), None if rate is None else stats(rate))
+        admission.check(ANN, request(), None if rate is None else stats(rate), 0)
     assert refused.value.retry_after_ms == expected_ms
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.jobs.scripted import INFO, LIMITS, Stage
+from tests.jobs.scripted import ANN, INFO, LIMITS, Stage
 from worker.brokers.base import EngineState
 from worker.errors import Draining, IdempotencyMismatch, JobLost, JobNotFound
 from worker.errors import ModelError as ModelErrorRaised
@@ -47,14 +47,14 @@ def test_a_job_without_an_id_gets_one_of_its_own() -> None:
 def test_the_same_request_again_finds_the_job_in_every_state() -> None:
     stage = Stage()
     request = Infer().parse({"prompt": "Hi", "seed": 1}, LIMITS)
-    job, found = stage.jobs.create("ann", ID, request)
+    job, found = stage.jobs.create(ANN, ID, request)
     assert not found
     states = [job.state]
     for step in (stage.start, stage.tokens, stage.finish):
-        assert stage.jobs.create("ann", ID, request) == (job, True)
+        assert stage.jobs.create(ANN, ID, request) == (job, True)
         step(job)
         states.append(job.state)
-    assert stage.jobs.create("ann", ID, request) == (job, True)
+    assert stage.jobs.create(ANN, ID, request) == (job, True)
     assert states == ["queued", "running", "running", "completed"]
     assert len(stage.broker.submitted) == 1
 
@@ -76,7 +76,7 @@ def test_a_resume_of_an_unknown_job_never_runs_it_again() -> None:
     stage = Stage()
     request = Infer().parse({"prompt": "Hi"}, LIMITS)
     with pytest.raises(JobLost):
-        stage.jobs.create("ann", ID, request, resuming=True)
+        stage.jobs.create(ANN, ID, request, resuming=True)
     assert stage.broker.submitted == []
 
 
@@ -107,7 +107,7 @@ def test_jobs_wait_while_a_model_is_loaded() -> None:
 def test_a_script_needs_no_engine_and_ends_at_once() -> None:
     stage = Stage()
     stage.broker.state = EngineState(phase="failed", info=INFO, error=ModelErrorRaised("gone").problem())
-    job, _ = stage.jobs.create("ann", ID, WorkerCheck().parse({"operation": "worker_check"}, LIMITS))
+    job, _ = stage.jobs.create(ANN, ID, WorkerCheck().parse({"operation": "worker_check"}, LIMITS))
     assert (job.state, stage.broker.submitted, stage.jobs.live) == ("completed", [], 0)
     assert job.text() == "Hello from the worker. Grüße, 你好, 👩‍🚀! [DONE] is only text."
     assert isinstance(job.log.records[-1].event, Finished)
@@ -116,7 +116,7 @@ def test_a_script_needs_no_engine_and_ends_at_once() -> None:
 
 def test_a_script_reports_no_rate_of_tokens() -> None:
     stage = Stage()
-    job, _ = stage.jobs.create("ann", ID, WorkerCheck().parse({}, LIMITS))
+    job, _ = stage.jobs.create(ANN, ID, WorkerCheck().parse({}, LIMITS))
     job.timing.last_token = (job.timing.first_token or 0) + 1
     assert job.usage(stage.clock.now_ms).tokens_per_s is None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.jobs.scripted import LIMITS, Stage
+from tests.jobs.scripted import ANN, LIMITS, Stage
 from worker.errors import JobLost, JobNotFound
 from worker.events import Cancelled, Expired
 from worker.operations.infer import Infer
@@ -98,8 +98,8 @@ def test_an_ended_job_is_kept_for_its_retention_and_then_unknown() -> None:
         stage.jobs.get("ann", ID)
     request = Infer().parse({"prompt": "Hi"}, LIMITS)
     with pytest.raises(JobLost):
-        stage.jobs.create("ann", ID, request, resuming=True)
-    again, found = stage.jobs.create("ann", ID, request)
+        stage.jobs.create(ANN, ID, request, resuming=True)
+    again, found = stage.jobs.create(ANN, ID, request)
     assert not found
     assert again.log.epoch != job.log.epoch
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.jobs.scripted import LIMITS, Stage
+from tests.jobs.scripted import ANN, LIMITS, Stage
 from tests.protocol.wire import ID, Wire
 from worker import errors
 from worker.errors import JobwireError, Problem
@@ -20,7 +20,7 @@ from worker.events import FinishReason, Record
 from worker.jobs.job import Job
 from worker.observers.narration import narrate
 from worker.operations.infer import Infer
-from worker.protocol import commands, decoding, legacy, views
+from worker.protocol import commands, decoding, frames, legacy, views
 from worker.protocol.eventstream import Narrate
 from worker.protocol.legacy import LegacyStream
 from worker.scheduler.messages import Refused
@@ -80,7 +80,7 @@ def post(data: str) -> tuple[Job, dict[str, Any]]:
     """Create a job as a POST does; return it and the request that reached it. Raises errors of the tree."""
     client = Wire().connect()
     frame = decoding.create_of(decoding.load(data, 1 << 20))
-    job, _ = commands.create(client.jobs, client.operations, LIMITS, "ann", frame)
+    job, _ = commands.create(client.jobs, client.operations, LIMITS, ANN, frame)
     return job, frame.body
 
 
@@ -127,7 +127,7 @@ def test_numbers_of_single_precision_are_taken_as_they_come() -> None:
 
 def test_the_answer_has_the_recorded_keys() -> None:
     job, _ = post(vector("request", "op.infer.min"))
-    answer = json.loads(views.created(job))
+    answer = json.loads(views.created(job, frames.sse_url(job.id)))
     recorded = json.loads(vector("request", "job_response"))
     assert set(recorded) <= set(answer)
     assert answer["sse_url"] == recorded["sse_url"].replace(recorded["job_id"], answer["job_id"])

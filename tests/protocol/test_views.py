@@ -15,6 +15,8 @@ from worker.engines.base import LoadProgress
 from worker.errors import ModelError, QueueFull
 from worker.protocol import views
 
+STREAM = f"/v1/jobs/{ID}/stream?ticket=t"
+
 BROKEN = EngineState(phase="failed", error=ModelError("The model file is broken.").problem())
 
 
@@ -31,16 +33,16 @@ def test_a_created_job_says_where_to_follow_it() -> None:
     job = stage.create(ID)
     expected = {
         "job_id": ID,
-        "sse_url": f"/v1/jobs/{ID}/stream",
+        "sse_url": STREAM,
         "ws_url": "/v1/ws",
         "state": "queued",
         "queue": {"position": 1},
     }
-    assert body(views.created(job)) == expected
+    assert body(views.created(job, STREAM)) == expected
     stage.place(job, 4, 1200)
-    assert body(views.created(job))["queue"] == {"position": 4, "eta_ms": 1200}
+    assert body(views.created(job, STREAM))["queue"] == {"position": 4, "eta_ms": 1200}
     stage.start(job)
-    assert body(views.created(job)) == {
+    assert body(views.created(job, STREAM)) == {
         name: value for name, value in {**expected, "state": "running"}.items() if name != "queue"
     }
 
@@ -70,13 +72,13 @@ def test_a_job_in_detail_has_its_text_and_the_cursor_to_go_on_from() -> None:
     stage.start(job, prompt_tokens=5)
     stage.tokens(job, "Hel", "lo")
     stage.clock.advance(70)
-    detail = body(views.job_detail(job, stage.clock.monotonic_ms()))
+    detail = body(views.job_detail(job, stage.clock.monotonic_ms(), STREAM))
     assert (detail["text"], detail["cursor"], detail["state"]) == ("Hello", job.log.cursor(job.log.tail), "running")
     assert (detail["usage"]["total_ms"], detail["usage"]["completion_tokens"]) == (70, 2)
     assert not {"texts", "status", "error"} & set(detail)
     stage.finish(job)
     stage.clock.advance(1000)
-    ended = body(views.job_detail(job, stage.clock.monotonic_ms()))
+    ended = body(views.job_detail(job, stage.clock.monotonic_ms(), STREAM))
     assert (ended["status"], ended["usage"]["total_ms"]) == ("completed", 70)
 
 
@@ -86,7 +88,7 @@ def test_several_choices_are_all_there() -> None:
     stage.start(job)
     stage.tokens(job, "a", index=0)
     stage.tokens(job, "b", index=1)
-    detail = body(views.job_detail(job, 0))
+    detail = body(views.job_detail(job, 0, STREAM))
     assert (detail["text"], detail["texts"]) == ("a", ["a", "b"])
 
 
@@ -94,7 +96,7 @@ def test_a_failed_job_says_why() -> None:
     stage = Stage()
     job = stage.create(ID)
     stage.refuse(job, "It cannot run.")
-    assert body(views.job_detail(job, 0))["error"]["detail"] == "It cannot run."
+    assert body(views.job_detail(job, 0, STREAM))["error"]["detail"] == "It cannot run."
 
 
 def test_a_problem_is_the_rfc_9457_object() -> None:

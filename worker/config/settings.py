@@ -17,6 +17,8 @@ from worker.errors import ConfigError
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 DAY_S = 86_400
+# No path, and no `*`: any page in the world could use the worker then.
+ORIGIN = r"^[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9a-fA-F:.]+\]|[^\s/*?#@\[\]:]+)(:[0-9]{1,5})?$(?!\n)"
 
 # The field that begins a group, and the group's title, in `--help` and in worker/README.md.
 GROUPS = {
@@ -66,11 +68,25 @@ class Settings:
             extra={"allowed": "printable ASCII without spaces"},
         ),
     ] = field(default="", repr=False)
+    keys_file: Annotated[
+        str | None,
+        Meta(
+            description="TOML file with keys, each with limits of its own. Changes count within seconds.",
+            extra={"metavar": "PATH"},
+        ),
+    ] = None
+    token_ttl_max_s: Annotated[
+        int, Meta(ge=1, le=30 * DAY_S, description="How long a token for a browser may be good.")
+    ] = DAY_S
     hosts_allowed: Annotated[
         tuple[str, ...], Meta(description="Host names that requests may address, besides the one listened on.")
     ] = ()
     origins_allowed: Annotated[
-        tuple[str, ...], Meta(description="Origins of web pages that may connect, besides the worker's own.")
+        tuple[Annotated[str, Meta(pattern=ORIGIN)], ...],
+        Meta(
+            description="Origins of web pages that may connect, besides the worker's own.",
+            extra={"allowed": "a list of origins like https://page.example, without paths, and without *"},
+        ),
     ] = ()
 
     # ---- What to run ----
@@ -151,6 +167,15 @@ class Settings:
     jobs_per_principal_max: Annotated[
         int, Meta(ge=1, le=1 << 20, description="Live jobs of one client, queued and running.")
     ] = 1024
+    jobs_per_minute_max: Annotated[
+        int, Meta(ge=0, le=1 << 40, description="Jobs that one key may create per minute. 0 is no limit.")
+    ] = 0
+    tokens_per_minute_max: Annotated[
+        int,
+        Meta(
+            ge=0, le=1 << 40, description="Tokens, of prompt and output, that one key gets per minute. 0 is no limit."
+        ),
+    ] = 0
     priority_ageing_s: Annotated[
         float, Meta(ge=0.001, le=DAY_S, description="Waiting so long is worth one level of priority: nothing starves.")
     ] = 30.0
@@ -257,10 +282,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._check_exllamav2()
-        if not self.api_key and not is_loopback(self.host):
+        if not self.api_key and self.keys_file is None and not is_loopback(self.host):
             raise ConfigError(
                 f"host {self.host} can be reached from other machines, and no api_key protects it. Set JOBWIRE_API_KEY "
-                "to a secret of your own, or listen on 127.0.0.1."
+                "to a secret of your own, name a keys_file, or listen on 127.0.0.1."
             )
         if self.max_tokens_default > self.max_tokens_max:
             raise ConfigError(

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from worker.config.schema import Given, Setting, schema, unknown
 from worker.config.settings import GROUPS, Settings
@@ -134,13 +134,18 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Given]:
     return given
 
 
-def _from_toml(path: Path) -> dict[str, Given]:
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Return the table in a file; `what` the file is called in errors. Raises ConfigError."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"The settings file {path} cannot be read: {error.strerror}.") from error
+        raise ConfigError(f"The {what} {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The settings file {path} is not TOML: {error}.") from error
+        raise ConfigError(f"The {what} {path} is not TOML: {error}.") from error
+
+
+def _from_toml(path: Path) -> dict[str, Given]:
+    table = read_toml(path, "settings file")
     for name in table:
         if name not in schema():
             raise unknown(name, f"a key in {path}", schema())

@@ -1,4 +1,4 @@
-"""Says no in time: how much may wait, how much one principal may have, and when to come back."""
+"""Says no in time: how much may wait, how much one caller may have or ask for, and when to come back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections import Counter
 
 from worker.config import Settings
 from worker.errors import QueueFull, TooManyJobs
+from worker.events import Usage
+from worker.jobs.principals import Principal
+from worker.jobs.quota import Quotas
 from worker.operations.base import JobRequest
 from worker.scheduler.messages import Stats
 
@@ -20,15 +23,22 @@ class Admission:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._live: Counter[str] = Counter()
+        self._live_of_account: Counter[str] = Counter()
+        self._quotas = Quotas()
         self.waiting_jobs = 0
         self.waiting_tokens = 0
 
-    def check(self, principal: str, request: JobRequest, stats: Stats | None) -> None:
-        """Raise QueueFull or TooManyJobs, each with a retry time from measured rates, if the job may not enter."""
+    def check(self, owner: Principal, request: JobRequest, stats: Stats | None, now_ms: float) -> None:
+        """Let a job in, as far as its account's quota goes, or refuse it, each time with when to try again.
+
+        Raises TooManyJobs and QueueFull, with a time from measured rates, and RateLimited, with the exact one.
+        """
         settings, retry_after_ms = self._settings, self._retry_after_ms(stats)
-        if self._live[principal] >= settings.jobs_per_principal_max:
+        allowance = owner.allowance
+        live = self._live_of_account[owner.account] if allowance.jobs_max else self._live[owner.name]
+        if live >= (allowance.jobs_max or settings.jobs_per_principal_max):
             raise TooManyJobs(
-                f"You have {self._live[principal]} live jobs, as many as one caller may. Wait for one to end.",
+                f"You have {live} live jobs, as many as one caller may. Wait for one to end.",
                 retry_after_ms=retry_after_ms,
             )
         if self.waiting_jobs >= settings.queue_jobs_max:
@@ -40,16 +50,27 @@ class Admission:
                 f"this job may need {request.tokens_estimate}. Try again later, or with a smaller max_tokens.",
                 retry_after_ms=retry_after_ms,
             )
+        # Last, because it counts the job.
+        limits = {
+            "jobs": allowance.jobs_per_minute_max or settings.jobs_per_minute_max,
+            "tokens": allowance.tokens_per_minute_max or settings.tokens_per_minute_max,
+        }
+        self._quotas.take(owner.account, limits, {"jobs": 1, "tokens": request.tokens_estimate}, now_ms)
 
-    def entered(self, principal: str) -> None:
-        """A job of `principal` was created."""
-        self._live[principal] += 1
+    def entered(self, owner: Principal) -> None:
+        """A job was created."""
+        self._live[owner.name] += 1
+        self._live_of_account[owner.account] += 1
 
-    def left(self, principal: str) -> None:
-        """A job of `principal` ended."""
-        self._live[principal] -= 1
-        if not self._live[principal]:
-            del self._live[principal]
+    def left(self, owner: Principal, request: JobRequest, usage: Usage, now_ms: float) -> None:
+        """A job ended and has used what it used, which may be less than was counted for it."""
+        for counter, name in ((self._live, owner.name), (self._live_of_account, owner.account)):
+            counter[name] -= 1
+            if not counter[name]:
+                del counter[name]
+        if not request.script:
+            used = usage.prompt_tokens + usage.completion_tokens
+            self._quotas.settle(owner.account, "tokens", used - request.tokens_estimate, now_ms)
 
     def waits(self, request: JobRequest) -> None:
         """A job began to wait for a slot."""

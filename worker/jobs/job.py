@@ -9,6 +9,7 @@ from worker.engines.base import Generation
 from worker.events import FinishReason, Note, Token, Usage
 from worker.jobs.lifecycle import State, is_terminal
 from worker.jobs.log import JobLog
+from worker.jobs.principals import Principal
 from worker.operations.base import JobRequest
 
 
@@ -48,7 +49,7 @@ class Job:
     """A job and its log. Everybody may read it; only the service changes it."""
 
     id: str
-    principal: str
+    owner: Principal
     request: JobRequest
     log: JobLog
     created_at_ms: int
@@ -63,6 +64,11 @@ class Job:
     unwatched_since: float = 0.0
     # How often in a row the engine died while this job was in it and made no progress.
     deaths: int = 0
+
+    @property
+    def principal(self) -> str:
+        """The name of its owner."""
+        return self.owner.name
 
     @property
     def ended(self) -> bool:

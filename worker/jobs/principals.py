@@ -25,13 +25,25 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     admin: bool = False
     allowance: Allowance = Allowance()
 
+    @property
+    def account(self) -> str:
+        """On whose account it lives: what is shared by all that came with the same key."""
+        return self.key or self.name
+
 
 LOCAL = Principal(name="local")
 """Whoever calls a worker that has no keys."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """A principal that has shown who it is, until `expires_at_ms` (monotonic; None: for ever)."""
+    """A principal that has shown who it is, until `expires_at_ms` (monotonic; None: for ever).
+
+    `proof` is the digest of the key that it rests on, as of `revision` of the keys. `derived`: shown by a token that
+    was made with the key, not by the key itself.
+    """
 
     principal: Principal
     expires_at_ms: float | None = None
+    proof: bytes = b""
+    revision: int = 0
+    derived: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from worker.brokers.base import Broker, EngineState
 from worker.config import Settings
@@ -40,9 +40,11 @@ from worker.events import (
     Token,
 )
 from worker.jobs.admission import Admission
+from worker.jobs.clock import Clock
 from worker.jobs.job import Choice, Job, Timing, summary
 from worker.jobs.lifecycle import follow
 from worker.jobs.log import JobLog
+from worker.jobs.principals import Principal
 from worker.jobs.retention import Retention
 from worker.operations.base import JobRequest
 from worker.scheduler.messages import Batch, Placed, Refused, Started, Work, WorkEvent
@@ -55,18 +57,6 @@ SOLO_AFTER_DEATHS = 2
 
 PROGRESS_STEP = 0.05
 """Prefill is narrated in steps of at least this share of the prompt."""
-
-
-class Clock(Protocol):
-    """Time, passed in."""
-
-    def wall_ms(self) -> int:
-        """Milliseconds since the Unix epoch."""
-        ...
-
-    def monotonic_ms(self) -> float:
-        """Milliseconds that never go back."""
-        ...
 
 
 class Jobs:
@@ -107,14 +97,14 @@ class Jobs:
         return len(self._live)
 
     def create(
-        self, principal: str, job_id: str | None, request: JobRequest, *, resuming: bool = False
+        self, owner: Principal, job_id: str | None, request: JobRequest, *, resuming: bool = False
     ) -> tuple[Job, bool]:
         """Create a job, or find the one that this very request created before; return it and whether it was found.
 
         Raises IdempotencyMismatch for a taken id, JobLost if a client resumes a job that is unknown, Draining,
-        ModelError, QueueFull or TooManyJobs if no new job is taken now.
+        ModelError, QueueFull, TooManyJobs or RateLimited if no new job is taken now.
         """
-        known = self._jobs.get((principal, job_id)) if job_id else None
+        known = self._jobs.get((owner.name, job_id)) if job_id else None
         if known is not None:
             if known.request.fingerprint != request.fingerprint:
                 raise IdempotencyMismatch(f"Job {known.id} exists with another body. Choose a new job_id.")
@@ -127,8 +117,8 @@ class Jobs:
         if not request.script:
             if state.phase == "failed" and state.error is not None:
                 raise ModelError(state.error.detail)
-            self._admission.check(principal, request, state.stats)
-        return self._start(principal, job_id or f"job-{self._new_id()}", request), False
+            self._admission.check(owner, request, state.stats, self._clock.monotonic_ms())
+        return self._start(owner, job_id or f"job-{self._new_id()}", request), False
 
     def get(self, principal: str, job_id: str) -> Job:
         """Return a job. Raises JobNotFound."""
@@ -137,9 +127,9 @@ class Jobs:
             raise JobNotFound(f"There is no job {job_id}. It may have been forgotten after its retention time.")
         return job
 
-    def list(self, principal: str) -> list[Job]:
-        """Return the caller's jobs, oldest first."""
-        return [job for (owner, _), job in self._jobs.items() if owner == principal]
+    def list(self, principal: str | None) -> list[Job]:
+        """Return the caller's jobs, oldest first; None stands for everybody's."""
+        return [job for (owner, _), job in self._jobs.items() if principal in (owner, None)]
 
     def cancel(self, principal: str, job_id: str, reason: str = "client") -> Job:
         """End a job now; its slot is free at the engine's next step. A job that has ended stays as it is.
@@ -227,11 +217,11 @@ class Jobs:
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
-    def _start(self, principal: str, job_id: str, request: JobRequest) -> Job:
+    def _start(self, owner: Principal, job_id: str, request: JobRequest) -> Job:
         now = self._clock.monotonic_ms()
         job = Job(
             id=job_id,
-            principal=principal,
+            owner=owner,
             request=request,
             log=JobLog(epoch=self._new_id().hex[:8]),
             created_at_ms=self._clock.wall_ms(),
@@ -241,9 +231,9 @@ class Jobs:
             choices=[Choice(index) for index in range(request.n)],
             unwatched_since=now,
         )
-        key = (principal, job_id)
+        key = (owner.name, job_id)
         self._jobs[key] = self._live[key] = job
-        self._admission.entered(principal)
+        self._admission.entered(owner)
         self._admission.waits(request)
         if request.script:
             self._play(job)
@@ -271,7 +261,8 @@ class Jobs:
         self._broker.submit(
             Work(
                 generation=job.generation(choice),
-                principal=job.principal,
+                principal=job.owner.account,
+                weight=job.owner.allowance.weight,
                 priority=job.priority,
                 solo=job.deaths >= SOLO_AFTER_DEATHS,
             )
@@ -389,7 +380,7 @@ class Jobs:
                 self._broker.cancel(choice.lease)
         key = (job.principal, job.id)
         del self._live[key]
-        self._admission.left(job.principal)
+        self._admission.left(job.owner, job.request, job.usage(now_ms), now_ms)
         self._retention.add(key, job.log.bytes, now_ms)
         self._tell_if_idle()
 

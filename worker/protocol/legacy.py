@@ -33,6 +33,7 @@ ERROR_CODES = {
     "forbidden": "FORBIDDEN",
     "job_not_found": "JOB_NOT_FOUND",
     "job_lost": "JOB_NOT_FOUND",
+    "gone": "GONE",
     "rate_limited": "INSUFFICIENT_RESOURCES",
     "queue_full": "INSUFFICIENT_RESOURCES",
     "too_many_jobs": "INSUFFICIENT_RESOURCES",

@@ -91,6 +91,12 @@ class Session:
         """For whom the connection speaks; None before the `auth` frame."""
         return self._grant
 
+    def renew(self, grant: Grant | None) -> None:
+        """Go on with what has become of the grant since the keys were read again. Raises Close for None."""
+        if grant is None:
+            raise Close(CloseCode.UNAUTHORIZED, "The key is good no more.")
+        self._grant = grant
+
     # ---- out ---------------------------------------------------------------------------------------------------------
 
     def greet(self, now_ms: float) -> None:
@@ -115,7 +121,7 @@ class Session:
 
     @property
     def due_ms(self) -> float | None:
-        """When there will be something that is held back now, in monotonic ms; None if nothing is."""
+        """When to ask again for what is held back, in monotonic ms; None if nothing is."""
         return self._subscriptions.due_ms
 
     def close(self) -> None:
@@ -158,11 +164,11 @@ class Session:
             return self._auth(frame, now_ms)
         if self._grant is None:
             raise Unauthorized("Send an auth frame first.")
-        jobs, principal = self._worker.jobs, self._grant.principal.name
+        jobs, owner, principal = self._worker.jobs, self._grant.principal, self._grant.principal.name
         match frame:
             case frames.Create():
                 self._check_room(frame.job_id)
-                job, replayed = commands.create(jobs, self._worker.operations, self._worker.limits, principal, frame)
+                job, replayed = commands.create(jobs, self._worker.operations, self._worker.limits, owner, frame)
                 return self._follow(job, frame, replayed)
             case frames.Subscribe():
                 commands.check_delivery(frame, self._worker.limits)

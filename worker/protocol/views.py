@@ -16,7 +16,7 @@ from worker.errors import Problem
 from worker.events import Terminal, Usage
 from worker.jobs.job import Job
 from worker.protocol.eventstream import wire_queue, wire_state
-from worker.protocol.frames import Queue, State, encode, sse_url
+from worker.protocol.frames import Queue, State, encode
 
 LOADING_URL = "/v1/loading/progress"
 WS_URL = "/v1/ws"
@@ -42,6 +42,7 @@ class JobItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     created_at: Annotated[datetime, Meta(tz=True, description="When it was created.")]
     queue: Annotated[Queue | None, Meta(description="Where it waits, if it does.")] = None
     status: Annotated[str | None, Meta(description="How it ended: completed, cancelled, failed or expired.")] = None
+    principal: Annotated[str | None, Meta(description="Whose it is, where an admin lists all.")] = None
 
 
 class JobList(msgspec.Struct, frozen=True):
@@ -109,11 +110,9 @@ class LoadingItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     error: Annotated[Problem | None, Meta(description="Why it failed.")] = None
 
 
-def created(job: Job) -> bytes:
-    """Return the answer to the creation of a job."""
-    return encode(
-        Created(job_id=job.id, sse_url=sse_url(job.id), ws_url=WS_URL, state=wire_state(job), queue=wire_queue(job))
-    )
+def created(job: Job, sse_url: str) -> bytes:
+    """Return the answer to the creation of a job, which can be read at `sse_url`."""
+    return encode(Created(job_id=job.id, sse_url=sse_url, ws_url=WS_URL, state=wire_state(job), queue=wire_queue(job)))
 
 
 def cancelled(job: Job) -> bytes:
@@ -121,13 +120,15 @@ def cancelled(job: Job) -> bytes:
     return encode(CancelledView(job.id))
 
 
-def job_list(jobs: Iterable[Job]) -> bytes:
-    """Return the caller's jobs."""
-    return encode(JobList(tuple(JobItem(**_item(job)) for job in jobs)))
+def job_list(jobs: Iterable[Job], *, everybodys: bool = False) -> bytes:
+    """Return jobs; with their owners if they are `everybodys`."""
+    return encode(
+        JobList(tuple(JobItem(**_item(job), principal=job.principal if everybodys else None) for job in jobs))
+    )
 
 
-def job_detail(job: Job, now_ms: float) -> bytes:
-    """Return a job with its text so far and the cursor to go on from. `now_ms` is monotonic."""
+def job_detail(job: Job, now_ms: float, sse_url: str) -> bytes:
+    """Return a job with its text so far, the cursor to go on from, and its stream. `now_ms` is monotonic."""
     last = job.log.records[-1].event if job.ended else None
     texts = tuple(job.text(choice.index) for choice in job.choices)
     return encode(
@@ -137,7 +138,7 @@ def job_detail(job: Job, now_ms: float) -> bytes:
             texts=texts if len(texts) > 1 else (),
             cursor=job.log.cursor(job.log.tail),
             usage=last.usage if isinstance(last, Terminal) else job.usage(now_ms),
-            sse_url=sse_url(job.id),
+            sse_url=sse_url,
             error=getattr(last, "error", None),
         )
     )

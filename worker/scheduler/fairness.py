@@ -2,7 +2,8 @@
 
 After "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024): every principal has a counter of the tokens
 it was served, the least served goes first, and whoever comes back after a pause starts level with the least served of
-those present. So nobody saves up credit by staying away, and nobody is punished for having used an idle engine.
+those present. So nobody saves up credit by staying away, and nobody is punished for having used an idle engine. A
+principal of weight 2 counts as two: its tokens count half.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ IDLE_PRINCIPALS_MAX = 1024
 class Ledger:
     """Counters of principals. A principal is present while at least one work of it waits or runs."""
 
-    def __init__(self, served: Mapping[str, int] | None = None) -> None:
+    def __init__(self, served: Mapping[str, float] | None = None, weights: Mapping[str, float] | None = None) -> None:
         self._served = dict(served or {})
+        self._weights = dict(weights or {})
         self._present: dict[str, int] = {}
         # Counters of those who left; the oldest are forgotten first.
-        self._idle: dict[str, int] = {}
-        self._last = 0
+        self._idle: dict[str, float] = {}
+        self._last = 0.0
 
-    def enter(self, principal: str) -> None:
-        """One more work of `principal` is here."""
+    def enter(self, principal: str, weight: float = 1.0) -> None:
+        """One more work of `principal` is here, which has `weight` shares from now on."""
+        self._weights[principal] = weight
         count = self._present.get(principal, 0)
         self._present[principal] = count + 1
         if not count:
@@ -39,18 +42,19 @@ class Ledger:
         self._present[principal] -= 1
         if not self._present[principal]:
             del self._present[principal]
+            del self._weights[principal]
             self._last = self._idle[principal] = self._served.pop(principal)
             if len(self._idle) > IDLE_PRINCIPALS_MAX:
                 del self._idle[next(iter(self._idle))]
 
     def charge(self, principal: str, prefilled: int = 0, decoded: int = 0) -> None:
         """Count tokens that were computed for a present principal."""
-        self._served[principal] += PREFILL_WEIGHT * prefilled + DECODE_WEIGHT * decoded
+        self._served[principal] += (PREFILL_WEIGHT * prefilled + DECODE_WEIGHT * decoded) / self._weights[principal]
 
-    def served(self, principal: str) -> int:
-        """Return the counter of a present principal. It never falls while the principal is present."""
+    def served(self, principal: str) -> float:
+        """Return the counter of a present principal, per share. It never falls while the principal is present."""
         return self._served[principal]
 
     def trial(self) -> Ledger:
         """Return a ledger to charge those present on, and throw away."""
-        return Ledger(self._served)
+        return Ledger(self._served, self._weights)

@@ -20,12 +20,14 @@ PROTOCOL_VERSION = 1
 class Work(msgspec.Struct, frozen=True, kw_only=True):
     """A generation with what the scheduler weighs. `generation.id` names one attempt of one choice of one job.
 
-    `priority` 0 to 9, higher first. Waiting works of equal priority are served by principal, least served first.
+    `priority` 0 to 9, higher first. Waiting works of equal priority are served by principal, least served first,
+    per share: a principal of `weight` 2 has two.
     A `solo` work shares no step with others until its first token: it is suspected of killing the engine.
     """
 
     generation: Generation
     principal: str = ""
+    weight: float = 1.0
     priority: int = 5
     solo: bool = False
 

@@ -191,7 +191,7 @@ class Turn:
         else:
             heapq.heappop(self._heap)
 
-    def _rank(self, line: Line, level: int) -> tuple[int, int, int, Line]:
+    def _rank(self, line: Line, level: int) -> tuple[int, float, int, Line]:
         # Numbers are unique, so lines themselves are never compared.
         return -level, self._ledger.served(line.principal), line.head.number, line
 
@@ -216,7 +216,7 @@ class Policy:
         """Queue a work. The caller calls `release` when it has left the engine, unless it is removed before."""
         self._arrivals += 1
         self.revision += 1
-        self.ledger.enter(work.principal)
+        self.ledger.enter(work.principal, work.weight)
         self._queue.add(Waiting(work, prepared, self._arrivals, now_s))
 
     def remove(self, work_id: str) -> bool:

@@ -1,30 +1,25 @@
-"""What every way in shares: the parts of the worker, who may come in, and connections that can be told to finish.
+"""What every way in shares: the parts of the worker, and connections that can be told to finish.
 
-`Gateway` is handed to each transport by the app. The guards refuse before anything is read: the Host must be ours (a
-page elsewhere must not reach a worker on loopback through DNS rebinding), a browser's Origin must be ours or listed,
-and the API key, where there is one, must be right.
+`Gateway` is handed to each transport by the app.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from worker.config import Settings
-from worker.errors import Forbidden, Overloaded, Unauthorized
+from worker.errors import Overloaded
+from worker.jobs.clock import Clock
 from worker.jobs.job import Job
-from worker.jobs.service import Clock, Jobs
+from worker.jobs.service import Jobs
 from worker.operations.base import Limits, Operation
 from worker.protocol.eventstream import FrameSource, Narrate
 from worker.protocol.frames import sse_url
-
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
-WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
+from worker.transports.access import Access
 
 YIELD_EVERY = 64
 """A reader that is far behind lets the others run after so many sends: a send to an idle socket does not wait."""
@@ -69,6 +64,7 @@ class Gateway:
     narrate: Narrate
     frames: FrameSource
     limits: Limits
+    access: Access
     connections: set[Connection] = field(default_factory=set)
     state_wakers: set[Callable[[], None]] = field(default_factory=set)
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
@@ -90,48 +86,15 @@ class Gateway:
         if self.connections:
             await self._empty.wait()
 
-    def authenticate(self, authorization: str | None) -> str:
-        """Return the principal behind an Authorization header; without a key it is "local". Raises Unauthorized."""
-        key = self.settings.api_key
-        if not key:
-            return "local"
-        scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise Unauthorized("Send the API key in a header: `Authorization: Bearer <key>`.")
-        # Compared as bytes: compare_digest refuses text outside ASCII.
-        if not hmac.compare_digest(token.strip().encode(errors="replace"), key.encode()):
-            raise Unauthorized("The API key is wrong.")
-        return "key"
-
     def sse_url(self, job: Job) -> str:
-        """Return where the owner of a job can read it as server-sent events."""
-        return sse_url(job.id)
+        """Return where a job can be read as server-sent events. An EventSource sends no key, but a ticket in its URL."""
+        ticket = self.access.ticket(job)
+        return sse_url(job.id) if ticket is None else f"{sse_url(job.id)}?ticket={ticket}"
 
     def check_room(self) -> None:
         """Raise Overloaded if there are as many open connections as there may be."""
         if len(self.connections) >= self.settings.connections_max:
             raise Overloaded("Too many connections are open. Try again later.", retry_after_ms=CONNECTIONS_RETRY_MS)
-
-    def check_host(self, host: str | None) -> None:
-        """Raise Forbidden unless the Host header names this worker."""
-        settings, name = self.settings, _host_name(host or "")
-        allowed = {*settings.hosts_allowed, settings.host.lower()}
-        if settings.host in LOOPBACK_HOSTS:
-            allowed |= LOOPBACK_HOSTS
-        elif settings.host in WILDCARD_HOSTS and not settings.hosts_allowed:
-            return
-        if name not in allowed:
-            raise Forbidden(f"This worker does not answer to the host {name!r}. Allow it with --hosts-allowed.")
-
-    def check_origin(self, origin: str | None, host: str | None) -> None:
-        """Raise Forbidden if a browser page of another origin calls. Programs send no Origin and may pass."""
-        if origin is None or origin in self.settings.origins_allowed:
-            return
-        parts = urlsplit(origin)
-        default_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
-        ours, theirs = (host or "").lower(), parts.netloc.lower()
-        if not theirs or theirs not in (ours, ours.removesuffix(default_port)):
-            raise Forbidden(f"Pages of {origin!r} may not use this worker. Allow them with --origins-allowed.")
 
 
 class Wake:
@@ -157,11 +120,3 @@ class Wake:
             finally:
                 timer.cancel()
         self._event.clear()
-
-
-def _host_name(host: str) -> str:
-    """Return the name in a Host header, without port and brackets, in lower case."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""

@@ -7,57 +7,39 @@ older clients) and every call under /v1/inference speak the legacy one.
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-import msgspec
-from quart import Blueprint, Quart, Response, g, has_request_context, request
-from werkzeug.exceptions import HTTPException, RequestTimeout
+from quart import Blueprint, Quart, Response, g, request
+from werkzeug.exceptions import RequestTimeout
 
 from worker import __version__
-from worker.errors import FrameTooLarge, JobwireError, UnsupportedMediaType
+from worker.errors import Forbidden, FrameTooLarge, UnsupportedMediaType
 from worker.jobs.job import Job
-from worker.protocol import commands, decoding, frames, legacy, sse, views
+from worker.jobs.principals import Grant
+from worker.protocol import commands, decoding, frames, sse, tokens, views
 from worker.protocol.eventstream import EventStream
 from worker.protocol.legacy import LegacyStream
+from worker.transports.access import COOKIE
 from worker.transports.base import Gateway
+from worker.transports.guards import Guards, is_legacy_path
 
 JSON = "application/json"
-PROBLEM = "application/problem+json"
-MODERN = re.compile(r"text/event-stream|application/(problem\+)?json")
 EVENT_STREAM = "text/event-stream"
 
 BODY_TIMEOUT_S = 60.0
-DISCARD_BYTES_MAX = 64 << 20
-DISCARD_TIMEOUT_S = 2.0
-"""How much of a refused body is still read. If nobody did, the connection would be reset before the answer is seen."""
-
-INDEX = f"""Jobwire {__version__}, the realtime LLM worker.
-
-  WebSocket  /v1/ws                  subprotocol jobwire.v1
-  POST       /v1/jobs                create a job; with Accept: text/event-stream it streams at once
-  GET        /v1/jobs                your jobs
-  GET        /v1/jobs/ID             state, text so far, cursor
-  GET        /v1/jobs/ID/stream      server-sent events; resumes with Last-Event-ID or ?after=
-  DELETE     /v1/jobs/ID             cancel
-  GET        /health  /v1/ready  /v1/loading/progress
-"""
-
-logger = logging.getLogger(__name__)
 
 
 class Streams(Protocol):
     """The streaming responses, made by another transport."""
 
     def job_response(
-        self, gateway: Gateway, job: Job, stream: EventStream, *, reset: bool, coalesce_ms: int
+        self, gateway: Gateway, job: Job, grant: Grant, stream: EventStream, *, reset: bool, coalesce_ms: int
     ) -> Response:
         """Stream a job in the modern dialect, with at least `coalesce_ms` between its token frames."""
         ...
 
-    def legacy_response(self, gateway: Gateway, job: Job, stream: LegacyStream) -> Response:
+    def legacy_response(self, gateway: Gateway, job: Job, grant: Grant, stream: LegacyStream) -> Response:
         """Stream a job in the legacy dialect."""
         ...
 
@@ -66,14 +48,15 @@ class Streams(Protocol):
         ...
 
 
-def build(gateway: Gateway, streams: Streams, blueprints: Iterable[Blueprint] = ()) -> Quart:
-    """Return the Quart application with all routes, and what other modules add to them."""
+def build(
+    gateway: Gateway, streams: Streams, blueprints: Iterable[Blueprint] = (), version: str = __version__
+) -> Quart:
+    """Return the Quart application with all routes, and what other modules add to them, as `version` has them."""
     app = Quart("worker", static_folder=None)
     # The limit is ours, see `_body`: Quart's answer to a large body does not arrive.
     app.config["MAX_CONTENT_LENGTH"] = None
     routes = _Routes(gateway, streams)
     for method, rule, view in (
-        ("GET", "/", routes.index),
         ("GET", "/health", routes.health),
         ("GET", "/v1/ready", routes.ready),
         ("GET", "/v1/loading/progress", routes.loading),
@@ -82,16 +65,14 @@ def build(gateway: Gateway, streams: Streams, blueprints: Iterable[Blueprint] = 
         ("GET", "/v1/jobs/<job_id>", routes.show),
         ("DELETE", "/v1/jobs/<job_id>", routes.cancel),
         ("GET", "/v1/jobs/<job_id>/stream", routes.stream),
+        ("POST", "/v1/tokens", routes.token),
         ("POST", "/v1/inference", routes.create),
         ("GET", "/v1/inference/<job_id>/stream", routes.stream),
     ):
         app.add_url_rule(rule, f"{method} {rule}", view, methods=[method])
     for blueprint in blueprints:
         app.register_blueprint(blueprint)
-    app.before_request(routes.guard)
-    app.register_error_handler(JobwireError, routes.on_error)
-    app.register_error_handler(HTTPException, routes.on_http_exception)
-    app.register_error_handler(Exception, routes.on_bug)
+    Guards(gateway, version).install(app)
     return app
 
 
@@ -106,44 +87,54 @@ class _Routes:
 
     async def create(self) -> Response:
         """POST a job: its description, or its stream at once for a client that asks for one."""
-        gateway, principal = self._gateway, self._principal()
+        gateway, grant = self._gateway, self._grant()
         streams = _wants_events()
         if streams:
             # Refused before there is a job.
             gateway.check_room()
         frame = decoding.create_of(await self._body(), request.headers.get("Idempotency-Key"))
         sse.check(frame)
-        job, _ = commands.create(gateway.jobs, gateway.operations, gateway.limits, principal, frame)
+        job, _ = commands.create(gateway.jobs, gateway.operations, gateway.limits, grant.principal, frame)
         gateway.jobs.touch(job)
         if streams:
-            return self._job_stream(job, frame.after, frame.channels, frame.coalesce_ms)
-        return Response(views.created(job), content_type=JSON)
+            return self._job_stream(job, grant, frame.after, frame.channels, frame.coalesce_ms)
+        return Response(views.created(job, gateway.sse_url(job)), content_type=JSON)
 
     async def list(self) -> Response:
-        """The caller's jobs."""
-        return Response(views.job_list(self._gateway.jobs.list(self._principal())), content_type=JSON)
+        """The caller's jobs, or everybody's for an admin who asks for `all`."""
+        principal, everybodys = self._grant().principal, request.args.get("all", "0") not in ("", "0", "false")
+        if everybodys and not principal.admin:
+            raise Forbidden("Only an admin's key lists the jobs of all.")
+        found = self._gateway.jobs.list(None if everybodys else principal.name)
+        return Response(views.job_list(found, everybodys=everybodys), content_type=JSON)
 
     async def show(self, job_id: str) -> Response:
         """One job: state, text so far, cursor."""
-        job = self._job(job_id)
-        return Response(views.job_detail(job, self._gateway.clock.monotonic_ms()), content_type=JSON)
+        gateway, (job, _) = self._gateway, self._readable(job_id)
+        body = views.job_detail(job, gateway.clock.monotonic_ms(), gateway.sse_url(job))
+        return Response(body, content_type=JSON)
 
     async def cancel(self, job_id: str) -> Response:
-        """Cancel a job."""
-        return Response(views.cancelled(self._gateway.jobs.cancel(self._principal(), job_id)), content_type=JSON)
+        """Cancel a job: of the caller, or, for an admin, of the `principal` in the query."""
+        principal = self._grant().principal
+        owner = request.args.get("principal", principal.name)
+        if owner != principal.name and not principal.admin:
+            raise Forbidden("Only an admin's key cancels the jobs of others.")
+        return Response(views.cancelled(self._gateway.jobs.cancel(owner, job_id)), content_type=JSON)
 
     async def stream(self, job_id: str) -> Response:
         """Stream a job, in the dialect that the client speaks."""
-        job = self._job(job_id)
-        self._gateway.check_room()
+        gateway, (job, grant) = self._gateway, self._readable(job_id)
+        gateway.check_room()
         if _wants_events():
-            coalesce_ms = sse.coalesce_ms(request.args.get("coalesce_ms"), self._gateway.limits)
-            return self._job_stream(job, request.args.get("after"), coalesce_ms=coalesce_ms)
-        return self._streams.legacy_response(self._gateway, job, self._legacy_stream(job))
+            coalesce_ms = sse.coalesce_ms(request.args.get("coalesce_ms"), gateway.limits)
+            return self._job_stream(job, grant, request.args.get("after"), coalesce_ms=coalesce_ms)
+        return self._streams.legacy_response(gateway, job, grant, self._legacy_stream(job))
 
     def _job_stream(
         self,
         job: Job,
+        grant: Grant,
         after: str | None,
         channels: frozenset[frames.Channel] = frames.CHANNELS,
         coalesce_ms: int = 0,
@@ -152,16 +143,25 @@ class _Routes:
         if start.over:
             return Response(status=204)
         stream = self._gateway.frames.stream(job, start.after, channels)
-        return self._streams.job_response(self._gateway, job, stream, reset=start.reset, coalesce_ms=coalesce_ms)
+        return self._streams.job_response(self._gateway, job, grant, stream, reset=start.reset, coalesce_ms=coalesce_ms)
 
     def _legacy_stream(self, job: Job) -> LegacyStream:
         info = self._gateway.jobs.engine.info
         return LegacyStream(job, info.model if info else "", self._gateway.narrate, info.weights_bytes if info else 0)
 
-    def _job(self, job_id: str) -> Job:
-        job = self._gateway.jobs.get(self._principal(), job_id)
-        self._gateway.jobs.touch(job)
-        return job
+    def _readable(self, job_id: str) -> tuple[Job, Grant]:
+        """Return a job that the caller may read: its owner, or whoever has a ticket for it. It is not abandoned now.
+
+        Raises Unauthorized, Forbidden, JobNotFound.
+        """
+        gateway, ticket = self._gateway, request.args.get("ticket")
+        if ticket is not None and gateway.access.required and "Authorization" not in request.headers:
+            job, grant = gateway.access.read_ticket(ticket, job_id, gateway.jobs.get)
+        else:
+            grant = self._grant()
+            job = gateway.jobs.get(grant.principal.name, job_id)
+        gateway.jobs.touch(job)
+        return job, grant
 
     async def _body(self) -> dict[str, Any]:
         """Return the JSON object in the body. Raises UnsupportedMediaType, FrameTooLarge, BadFrame, RequestTimeout."""
@@ -180,14 +180,26 @@ class _Routes:
         g.body = decoding.load(bytes(data), limit)
         return g.body  # type: ignore[no-any-return]
 
-    def _principal(self) -> str:
-        return self._gateway.authenticate(request.headers.get("Authorization"))
+    def _grant(self) -> Grant:
+        """Return for whom the request speaks. Raises Unauthorized and Forbidden."""
+        return self._gateway.access.require(request.headers)
+
+    # ---- keys --------------------------------------------------------------------------------------------------------
+
+    async def token(self) -> Response:
+        """Make a token that stands for the caller's key for a while, and set it as a cookie if that is asked for."""
+        gateway, grant = self._gateway, self._grant()
+        asked, ttl_s = tokens.parse(await self._body(), gateway.settings)
+        token = gateway.access.mint(grant, ttl_s, asked.user)
+        made = gateway.access.authenticate(token)
+        view = tokens.TokenView(token=token, expires_in_s=ttl_s, principal=made.principal.name)
+        response = Response(frames.encode(view), headers={"Cache-Control": "no-store"}, content_type=JSON)
+        if asked.cookie:
+            secure = request.is_secure or request.headers.get("Origin", "").startswith("https:")
+            response.set_cookie(COOKIE, token, max_age=ttl_s, httponly=True, samesite="Strict", secure=secure)
+        return response
 
     # ---- the worker --------------------------------------------------------------------------------------------------
-
-    async def index(self) -> Response:
-        """What is here, for people who open the URL."""
-        return Response(INDEX, content_type="text/plain; charset=utf-8")
 
     async def health(self) -> Response:
         """Whether the worker does its work, and facts about it."""
@@ -203,71 +215,7 @@ class _Routes:
         """The progress of loading, as a stream."""
         return self._streams.loading_response(self._gateway)
 
-    # ---- refusals ----------------------------------------------------------------------------------------------------
-
-    async def guard(self) -> None:
-        """Refuse pages and hosts that are not ours before anything else."""
-        host = request.headers.get("Host")
-        self._gateway.check_host(host)
-        self._gateway.check_origin(request.headers.get("Origin"), host)
-
-    async def on_error(self, error: JobwireError) -> Response:
-        """Answer an error of the tree in the client's dialect."""
-        await _discard_body()
-        return self._problem(error, error.status)
-
-    async def on_http_exception(self, error: HTTPException) -> Response:
-        """Answer what Quart refuses (unknown path, wrong method, slow body) with a problem object too."""
-        await _discard_body()
-        status = error.code or 500
-        fields = {
-            "type": "about:blank",
-            "title": error.name,
-            "status": status,
-            "detail": error.description or error.name,
-            "code": re.sub(r"\W+", "_", error.name.lower()),
-            "retriable": status in (408, 503),
-        }
-        headers = {name: value for name, value in error.get_headers() if name == "Allow"}
-        return Response(msgspec.json.encode(fields), status, headers, content_type=PROBLEM)
-
-    async def on_bug(self, error: Exception) -> Response:
-        """A bug of ours: log it, and tell the client no more than that."""
-        logger.exception("error while answering %s %s", request.method, request.path, exc_info=error)
-        return self._problem(JobwireError("The worker made an error. It was logged."), 500)
-
-    def _problem(self, error: JobwireError, status: int) -> Response:
-        headers = {}
-        if error.retry_after_ms is not None:
-            headers["Retry-After"] = str(-(-error.retry_after_ms // 1000))
-        if status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        if not _is_legacy_path() and MODERN.search(request.headers.get("Accept", "")):
-            return Response(views.problem(error.problem()), status, headers, content_type=PROBLEM)
-        fields = legacy.legacy_problem(error, g.get("body"), has_key="Authorization" in request.headers)
-        return Response(msgspec.json.encode(fields), legacy.legacy_status(error), headers, content_type=PROBLEM)
-
-
-def _is_legacy_path() -> bool:
-    return request.path.startswith("/v1/inference")
-
 
 def _wants_events() -> bool:
     """Tell whether the client reads server-sent events in the modern dialect."""
-    return EVENT_STREAM in request.headers.get("Accept", "") and not _is_legacy_path()
-
-
-async def _discard_body() -> None:
-    """Read what the client still sends of a refused request, up to a bound."""
-    if not has_request_context():
-        # A WebSocket at a path that is none.
-        return
-    size = 0
-    try:
-        async with asyncio.timeout(DISCARD_TIMEOUT_S):
-            async for part in request.body:
-                size += len(part)
-                if size > DISCARD_BYTES_MAX:
-                    return
-    except TimeoutError:
-        return
+    return EVENT_STREAM in request.headers.get("Accept", "") and not is_legacy_path()

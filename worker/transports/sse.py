@@ -12,6 +12,7 @@ from typing import Protocol
 from quart import Response
 
 from worker.jobs.job import Job
+from worker.jobs.principals import Grant
 from worker.protocol import sse, views
 from worker.protocol.eventstream import EventStream
 from worker.protocol.legacy import LegacyStream
@@ -37,7 +38,7 @@ class Reader(Protocol):
 
     @property
     def due_ms(self) -> float | None:
-        """When there will be something that is held back now, in monotonic ms; None if nothing is."""
+        """When to ask again for what is held back, in monotonic ms; None if nothing is."""
         ...
 
     def next(self, now_ms: float) -> bytes | None:
@@ -49,19 +50,21 @@ class Reader(Protocol):
         ...
 
 
-def job_response(gateway: Gateway, job: Job, stream: EventStream, *, reset: bool, coalesce_ms: int = 0) -> Response:
-    """Stream a job in the modern dialect, with at least `coalesce_ms` between its token frames."""
+def job_response(
+    gateway: Gateway, job: Job, grant: Grant, stream: EventStream, *, reset: bool, coalesce_ms: int = 0
+) -> Response:
+    """Stream a job in the modern dialect, with at least `coalesce_ms` between token frames, while `grant` holds."""
     if reset:
         gateway.frames.tally.resets += 1
     wake = Wake()
-    connection = _JobConnection(gateway, sse.SseStream(stream, coalesce_ms, wake.set), wake)
+    connection = _JobConnection(gateway, grant, sse.SseStream(stream, coalesce_ms, wake.set), wake)
     return _response(connection.follow(job, sse.prologue(reset=reset)))
 
 
-def legacy_response(gateway: Gateway, job: Job, stream: LegacyStream) -> Response:
-    """Stream a job in the legacy dialect: one chunk per event, no comments."""
+def legacy_response(gateway: Gateway, job: Job, grant: Grant, stream: LegacyStream) -> Response:
+    """Stream a job in the legacy dialect, one chunk per event and no comments, while `grant` holds."""
     wake = Wake()
-    return _response(_LegacyConnection(gateway, _LegacyReader(stream, wake.set), wake).follow(job))
+    return _response(_LegacyConnection(gateway, grant, _LegacyReader(stream, wake.set), wake).follow(job))
 
 
 def loading_response(gateway: Gateway) -> Response:
@@ -100,8 +103,9 @@ class _JobConnection:
     heartbeat = sse.HEARTBEAT
     chunk_bytes = CHUNK_BYTES
 
-    def __init__(self, gateway: Gateway, reader: Reader, wake: Wake) -> None:
+    def __init__(self, gateway: Gateway, grant: Grant, reader: Reader, wake: Wake) -> None:
         self._gateway = gateway
+        self._grant: Grant | None = grant
         self._reader = reader
         self._wake = wake
         self._silent_since = gateway.clock.monotonic_ms()
@@ -118,7 +122,7 @@ class _JobConnection:
                 if prologue:
                     yield prologue
                 sent = 0
-                while True:
+                while self._grant is not None:
                     now_ms = clock.monotonic_ms()
                     chunk = self._chunk(now_ms)
                     if chunk:
@@ -148,7 +152,11 @@ class _JobConnection:
         return b"".join(parts)
 
     def tick(self, now_ms: float) -> None:
-        """Say something after a silence, so that proxies and clients know that the stream lives."""
+        """Say something after a silence, so that proxies and clients know that the stream lives; end with the key."""
+        if self._grant is not None:
+            self._grant = self._gateway.access.current(self._grant)
+            if self._grant is None:
+                self._wake.set()
         if self.heartbeat and now_ms - self._silent_since >= self._gateway.settings.heartbeat_s * 1000:
             self._beat = True
             self._wake.set()

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeAlias
 
 from worker.errors import Forbidden, JobwireError, Overloaded
-from worker.jobs.principals import Grant, Principal
+from worker.jobs.principals import Grant
 from worker.protocol.closing import Close, CloseCode
 from worker.protocol.frames import PROTOCOL
 from worker.protocol.session import Session
@@ -73,12 +73,12 @@ def _pick_subprotocol(offered: list[str]) -> str | None:
 def _admit(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> Grant | None:
     """Return for whom a connection speaks, or None if an auth frame must tell. Raises Close if it may not go on."""
     versions = [name for name in offered if name.startswith("jobwire.")]
-    authorization = _authorization(headers, offered)
+    access = gateway.access
     try:
-        gateway.check_host(headers.get("host"))
-        gateway.check_origin(headers.get("origin"), headers.get("host"))
+        access.check_host(headers.get("host"))
+        access.check_origin(headers.get("origin"), headers.get("host"))
         # A page cannot set headers: without any key it may send one as its first frame.
-        grant = None if authorization is None and gateway.settings.api_key else _grant(gateway, authorization)
+        grant = access.admit(headers, _offered_token(offered))
         gateway.check_room()
     except JobwireError as error:
         gateway.frames.tally.refusals[error.code] += 1
@@ -88,21 +88,15 @@ def _admit(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> Gra
     return grant
 
 
-def _grant(gateway: Gateway, authorization: str | None) -> Grant:
-    return Grant(principal=Principal(name=gateway.authenticate(authorization)))
-
-
-def _authorization(headers: dict[str, str], offered: list[str]) -> str | None:
-    """The Authorization header, or the key that a browser can only offer as `bearer.<base64url>` subprotocol."""
-    if "authorization" in headers:
-        return headers["authorization"]
+def _offered_token(offered: list[str]) -> str | None:
+    """The key that a browser offers as subprotocol `bearer.<base64url>`: it can set no header."""
     token = next((name.removeprefix(BEARER_PREFIX) for name in offered if name.startswith(BEARER_PREFIX)), None)
     if token is None:
         return None
     try:
-        return "Bearer " + base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode(errors="replace")
+        return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode(errors="replace")
     except (binascii.Error, ValueError):
-        return "Bearer " + token
+        return token
 
 
 class WebSocketConnection:
@@ -115,7 +109,7 @@ class WebSocketConnection:
         self._receive = receive
         self._send = send
         self._wake = Wake()
-        self._session = Session(gateway, grant, lambda token: _grant(gateway, f"Bearer {token}"), self._wake.set)
+        self._session = Session(gateway, grant, gateway.access.authenticate, self._wake.set)
         self._closing: Close | None = None
         self._finishing = False
         self._stalled = False
@@ -193,6 +187,8 @@ class WebSocketConnection:
             self._session.heartbeat()
         try:
             self._session.check_time(now_ms)
+            if self._session.grant is not None:
+                self._session.renew(self._gateway.access.current(self._session.grant))
         except Close as close:
             self._close(close)
 

@@ -1,0 +1,161 @@
+"""Keys of callers: the one of the settings, and those of a file that may change while the worker runs.
+
+A key is kept as its SHA-256 only, and found by that: what the time of a look-up tells is of no use to a guesser.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from worker.config.settings import Settings
+from worker.config.sources import read_toml
+from worker.errors import ConfigError
+
+SETTINGS_KEY = "key"
+"""Name of the key that is set by `api_key`."""
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One key. 0 is no limit of its own. `weight` is its share of the engine, relative to others."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
+    digest: bytes = b""
+    admin: bool = False
+    weight: Annotated[float, Meta(ge=0.001, le=1000)] = 1.0
+    jobs_max: Count = 0
+    jobs_per_minute_max: Count = 0
+    tokens_per_minute_max: Count = 0
+    expires_at: datetime | None = None
+
+
+class _Entry(Key, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key as it stands in a file: in clear, or as the SHA-256 of it in hexadecimal."""
+
+    key: Annotated[str, Meta(pattern=r"^[!-~]{16,1024}$(?!\n)")] | None = None
+    key_sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$(?!\n)")] | None = None
+
+
+ALLOWED = {
+    "name": "1 to 64 letters, digits, `_`, `.` or `-`",
+    "key": "16 to 1024 printable ASCII characters without spaces",
+    "key_sha256": "64 hexadecimal digits",
+    "admin": "true or false",
+    "weight": "a number, at least 0.001 and at most 1000",
+    "jobs_max": "a whole number, 0 for no limit of its own",
+    "jobs_per_minute_max": "a whole number, 0 for no limit of its own",
+    "tokens_per_minute_max": "a whole number, 0 for no limit of its own",
+    "expires_at": "a date with time and offset, like 2030-01-31T00:00:00Z",
+}
+"""The fields of an entry, each with what it may be."""
+
+
+class Keyring:
+    """All keys. Never changes: a changed file makes another one."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self.by_name = {key.name: key for key in keys}
+        self._by_digest = {key.digest: key for key in self.by_name.values()}
+
+    def find(self, token: str) -> Key | None:
+        """Return the key that is exactly `token`."""
+        return self._by_digest.get(digest(token))
+
+
+def digest(token: str) -> bytes:
+    """Return what is kept of a key."""
+    return hashlib.sha256(token.encode(errors="replace")).digest()
+
+
+class KeySource:
+    """Reads the keys, again whenever their file has changed and come to rest."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.path = Path(settings.keys_file) if settings.keys_file else None
+        self._own = [Key(name=SETTINGS_KEY, digest=digest(settings.api_key))] if settings.api_key else []
+        self._read: tuple[int, ...] = ()
+        self._seen: tuple[int, ...] = ()
+
+    @property
+    def any(self) -> bool:
+        """Whether callers need a key here. A file without keys lets nobody in."""
+        return bool(self._own) or self.path is not None
+
+    def read(self) -> Keyring:
+        """Return all keys. Raises ConfigError that names the file, the entry and the field that is wrong."""
+        if self.path is None:
+            return Keyring(self._own)
+        self._read = self._seen = self._state()
+        return Keyring(_unique(self._own + _parse(read_toml(self.path, "keys file"), self.path), self.path))
+
+    def changed(self) -> bool:
+        """Tell whether the file is not the one read last, and is as it was at the last call: written to its end."""
+        if self.path is None:
+            return False
+        before, self._seen = self._seen, self._state()
+        return self._seen == before != self._read
+
+    def _state(self) -> tuple[int, ...]:
+        assert self.path is not None
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return ()
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _parse(table: dict[str, Any], path: Path) -> list[Key]:
+    for name in table:
+        if name != "keys":
+            raise ConfigError(f"{name} is not known in the keys file {path}. Begin each key with [[keys]].")
+    entries = table.get("keys", [])
+    if not isinstance(entries, list):
+        raise ConfigError(f"keys in the keys file {path} must be a list: begin each key with [[keys]].")
+    return [_key(entry, f"key {number} in the keys file {path}") for number, entry in enumerate(entries, 1)]
+
+
+def _key(entry: object, where: str) -> Key:
+    """Return the key of one entry. What is wrong is named without its value: it may be a secret."""
+    if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+        where = where.replace(" in ", f" ({entry['name']}) in ", 1)
+    try:
+        found = msgspec.convert(entry, _Entry)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), where)) from None
+    if (found.key is None) == (found.key_sha256 is None) or found.digest:
+        raise ConfigError(f"{where} must have either `key` or `key_sha256`.")
+    if found.expires_at is not None and found.expires_at.tzinfo is None:
+        raise ConfigError(f"expires_at of {where} must be {ALLOWED['expires_at']}.")
+    known = digest(found.key) if found.key is not None else bytes.fromhex(found.key_sha256 or "")
+    return Key(**{name: getattr(found, name) for name in Key.__struct_fields__ if name != "digest"}, digest=known)
+
+
+def _explain(reason: str, where: str) -> str:
+    field = re.search(r"\$\.(\w+)", reason) or re.search(r"field `(\w+)`", reason)
+    if field is None:
+        return f"{where} must be a table."
+    if field[1] not in ALLOWED:
+        return f"{field[1]} of {where} is not known. A key has {', '.join(ALLOWED)}."
+    missing = "is missing; it " if reason.startswith("Object missing") else ""
+    return f"{field[1]} of {where} {missing}must be {ALLOWED[field[1]]}."
+
+
+def _unique(keys: list[Key], path: Path) -> list[Key]:
+    for what in ("name", "digest"):
+        seen: dict[object, Key] = {}
+        for key in keys:
+            other = seen.setdefault(getattr(key, what), key)
+            if other is not key:
+                same = "the same name" if what == "name" else "the same secret"
+                hint = f" `{SETTINGS_KEY}` is the name of api_key." if SETTINGS_KEY in (key.name, other.name) else ""
+                raise ConfigError(f"{other.name} and {key.name} in the keys file {path} have {same}.{hint}")
+    return keys

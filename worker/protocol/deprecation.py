@@ -1,0 +1,42 @@
+"""How the paths of the older worker go away, release by release: they work, then with notice, then no more. Pure."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+from worker.errors import Gone
+
+ALIAS = "/v1/inference"
+SUCCESSOR = "/v1/jobs"
+
+NOTICE_FROM = (0, 3)
+GONE_FROM = (1, 0)
+DEPRECATED_AT = datetime(2026, 11, 24, tzinfo=UTC)
+SUNSET_AT = datetime(2027, 11, 24, tzinfo=UTC)
+
+
+def headers(path: str, version: str) -> dict[str, str]:
+    """Return what every answer on a path must say in this version: `Deprecation` (RFC 9745), `Sunset` (RFC 8594)."""
+    if not _is_alias(path) or _release(version) < NOTICE_FROM:
+        return {}
+    return {
+        "Deprecation": f"@{int(DEPRECATED_AT.timestamp())}",
+        "Sunset": SUNSET_AT.strftime("%a, %d %b %Y %H:%M:%S GMT"),
+        "Link": f'<{SUCCESSOR}>; rel="successor-version"',
+    }
+
+
+def check(path: str, version: str) -> None:
+    """Raise Gone for a path that this version has no more."""
+    if _is_alias(path) and _release(version) >= GONE_FROM:
+        raise Gone(f"{ALIAS} is gone. Use {SUCCESSOR}, which takes the same body.")
+
+
+def _is_alias(path: str) -> bool:
+    return path == ALIAS or path.startswith(ALIAS + "/")
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return major and minor number; what comes after, like `rc1`, does not count."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

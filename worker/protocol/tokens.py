@@ -1,0 +1,55 @@
+"""The request for a token that stands for a key for a while, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from worker.config import Settings
+from worker.errors import FieldError
+from worker.operations.base import field_error
+from worker.protocol.decoding import invalid
+
+TTL_S = 600
+"""How long a token is good if nobody says so."""
+
+
+class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of POST /v1/tokens. All fields are optional."""
+
+    ttl_s: Annotated[int, Meta(ge=1, description="How long the token is good, in seconds.")] | None = None
+    user: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9_.@-]{0,64}$(?!\n)",
+            description="On whose behalf: the jobs of each user are its own, and the limits of the key hold for all.",
+        ),
+    ] = ""
+    cookie: Annotated[bool, Meta(description="Set it as a cookie too, for pages of the worker's own origin.")] = False
+
+
+class TokenView(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to POST /v1/tokens."""
+
+    token: Annotated[str, Meta(description="To be sent wherever a key may be.")]
+    expires_in_s: Annotated[int, Meta(description="How long it is good, in seconds.")]
+    principal: Annotated[str, Meta(description="Whose jobs its holder creates and sees: the key, or key/user.")]
+
+
+def parse(body: Mapping[str, object], settings: Settings) -> tuple[TokenRequest, int]:
+    """Return the request in a body, and the time in seconds for which the token is to be good. Raises InvalidParams."""
+    present = {name: value for name, value in body.items() if value is not None}
+    try:
+        asked = msgspec.convert(present, TokenRequest)
+    except msgspec.ValidationError as error:
+        wrong = field_error(error)
+        if wrong.pointer == "/user":
+            wrong = FieldError(wrong.pointer, "Expected at most 64 letters, digits, `_`, `.`, `@` or `-`")
+        raise invalid(wrong) from None
+    ttl_s = min(TTL_S, settings.token_ttl_max_s) if asked.ttl_s is None else asked.ttl_s
+    if ttl_s > settings.token_ttl_max_s:
+        raise invalid(FieldError("/ttl_s", f"Expected `int` <= {settings.token_ttl_max_s}"))
+    return asked, ttl_s

@@ -1,0 +1,20 @@
+"""Lets pages of listed origins read the answers: headers of the CORS protocol (Fetch standard). Pure."""
+
+from __future__ import annotations
+
+PREFLIGHT_MAX_AGE_S = 600
+
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Correlation-ID",
+    "Access-Control-Max-Age": str(PREFLIGHT_MAX_AGE_S),
+}
+"""What a page may send, besides `allow`."""
+
+EXPOSED = "Deprecation, Link, Retry-After, Sunset, WWW-Authenticate, X-Correlation-ID"
+
+
+def allow(origin: str, *, credentials: bool) -> dict[str, str]:
+    """Return what lets pages of `origin` read an answer. `credentials`: a cookie may have authenticated them."""
+    fields = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED}
+    return fields | {"Access-Control-Allow-Credentials": "true"} if credentials else fields

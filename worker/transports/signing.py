@@ -1,0 +1,77 @@
+"""Signed texts that the worker gives out and knows again. Nothing is kept of them. Pure.
+
+A token stands for a key for a while, a ticket for the right to read one job. Both are `<payload>.<mac>` in base64url.
+The secret lives as long as the process: so do the jobs, and a token is soon to be renewed anyway.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """Stands for `key` until `expires_at_ms` (monotonic), on behalf of `user`, if there is one."""
+
+    key: str
+    user: str
+    expires_at_ms: int
+
+
+class Ticket(msgspec.Struct, frozen=True, array_like=True):
+    """Lets its bearer read a job of `principal`, who came with `key`, in the log of this `epoch`."""
+
+    principal: str
+    key: str
+    epoch: str
+
+
+class Signer:
+    """Signs and verifies with one secret. `bound` is what a text is good for and does not say itself."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def sign(self, value: msgspec.Struct, *bound: bytes) -> str:
+        """Return `value` as a signed text."""
+        payload = msgspec.json.encode(value)
+        return f"{_text(payload)}.{_text(self._mac(type(value), payload, bound))}"
+
+    def read(self, text: str, kind: type[T]) -> T | None:
+        """Return what a text says, verified or not; None if it is no such text."""
+        try:
+            return msgspec.json.decode(_bytes(text.partition(".")[0]), type=kind)
+        except (binascii.Error, ValueError):
+            return None
+
+    def verifies(self, text: str, kind: type[msgspec.Struct], *bound: bytes) -> bool:
+        """Tell whether this very text was made by `sign` for a value of `kind`."""
+        payload, _, mac = text.partition(".")
+        try:
+            given, expected = _bytes(mac), self._mac(kind, _bytes(payload), bound)
+        except (binascii.Error, ValueError):
+            return False
+        return hmac.compare_digest(given, expected)
+
+    def _mac(self, kind: type[msgspec.Struct], payload: bytes, bound: tuple[bytes, ...]) -> bytes:
+        parts = (kind.__name__.encode(), payload, *bound)
+        # With the length of each, so that no other parts make the same message.
+        return hmac.digest(self._secret, b"".join(len(part).to_bytes(4) + part for part in parts), "sha256")
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _bytes(text: str) -> bytes:
+    """Return what is in a text. Raises ValueError unless it is exactly what `_text` makes."""
+    data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    if _text(data) != text:
+        raise ValueError("not canonical")
+    return data
