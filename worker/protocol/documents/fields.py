@@ -54,8 +54,11 @@ def type_text(schema: Schema, name: Callable[[str], str] = str, integer: str = "
         return json.dumps(schema["const"])
     if "enum" in schema:
         return " | ".join(json.dumps(value) for value in schema["enum"])
-    if "anyOf" in schema:
-        return " | ".join(type_text(option, name, integer) for option in schema["anyOf"])
+    for choice in ("anyOf", "oneOf"):
+        if choice in schema:
+            return " | ".join(type_text(option, name, integer) for option in schema[choice])
+    if "contentSchema" in schema:
+        return f"JSON of {type_text(schema['contentSchema'], name, integer)}"
     match schema.get("type"):
         case "integer":
             return integer

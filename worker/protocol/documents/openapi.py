@@ -11,7 +11,7 @@ from worker.errors import BusyError, InvalidParams, JobwireError
 from worker.operations.base import Described
 from worker.protocol import corpus
 from worker.protocol.documents import errors
-from worker.protocol.documents.routes import EVENTS, EVERYWHERE, HTML, JSON, ROUTES, WITH_KEY, Answer, Param, Route
+from worker.protocol.documents.routes import EVERYWHERE, JSON, ROUTES, WITH_KEY, Answer, Param, Route
 from worker.protocol.documents.schemas import UNIONS, Schema, definitions, name_of, tag_of
 
 PATH = "#/components/schemas/"
@@ -24,6 +24,9 @@ missed or seen twice.
 
 Every error is a problem object (RFC 9457) with a stable `code`. Retry only when it has `retry_after_ms`.
 """
+
+LEGACY_TYPES = ("started", "token", "narration", "metrics", "end", "error")
+LEGACY_MARKER = r"^\[(DONE|CANCELLED|ERROR)\]"
 
 TAGS = {
     "Jobs": "Create, follow and cancel jobs.",
@@ -87,7 +90,29 @@ def _schemas(operations: Iterable[Described]) -> dict[str, Schema]:
         mapping = {tag_of(member): PATH + name_of(member) for member in members}
         made[name]["discriminator"] = {"propertyName": "type", "mapping": mapping}
     made["Document"] = {"title": "Document", "description": "A document in JSON.", "type": "object"}
+    frame = {"anyOf": [{"$ref": PATH + "JobEvent"}, {"$ref": PATH + "StreamReset"}]}
+    made["JobStream"] = _stream("An event of a job.", _json_text("One frame.", frame), "The cursor.")
+    item = {"anyOf": [{"const": "[DONE]"}, _json_text("", {"$ref": PATH + "LoadingItem"})]}
+    made["LoadingStream"] = _stream("A change.", {"type": "string", "description": "One item, or `[DONE]`.", **item})
+    legacy = {"type": "object", "properties": {"type": {"enum": list(LEGACY_TYPES)}}, "required": ["type"]}
+    line = {"description": "A JSON object, or a marker.", "anyOf": [{"pattern": LEGACY_MARKER}, _json_text("", legacy)]}
+    made["LegacyStream"] = _stream("An event of a job, for older clients.", {"type": "string", **line})
+    either = [{"$ref": PATH + "JobStream"}, {"$ref": PATH + "LegacyStream"}]
+    made["AnyStream"] = {"description": "An event of a job, in the dialect that `Accept` asks for.", "anyOf": either}
     return made
+
+
+def _stream(text: str, data: Schema, event_id: str = "") -> Schema:
+    """Return one server-sent event. Before version 3.2, that is what the schema of an event stream describes."""
+    properties: Schema = {"data": data}
+    if event_id:
+        properties["id"] = {"type": "string", "description": event_id}
+    return {"description": text, "type": "object", "properties": properties, "required": ["data"]}
+
+
+def _json_text(text: str, schema: Schema) -> Schema:
+    described = {"description": text} if text else {}
+    return {"type": "string", **described, "contentMediaType": JSON, "contentSchema": schema}
 
 
 def _operation(route: Route) -> Schema:
@@ -148,13 +173,7 @@ def _responses(route: Route) -> Schema:
 
 
 def _content(answer: Answer) -> Schema:
-    """A stream or a page is text; what the events of a stream are stands beside it."""
-    if answer.media in (EVENTS, HTML) or answer.schema is None:
-        made: Schema = {"schema": {"type": "string"}}
-        if answer.schema is not None:
-            made["x-event-schema"] = {"$ref": PATH + answer.schema}
-    else:
-        made = {"schema": {"$ref": PATH + answer.schema}}
+    made: Schema = {"schema": {"type": "string"} if answer.schema is None else {"$ref": PATH + answer.schema}}
     return made if answer.example is None else {**made, "example": answer.example}
 
 

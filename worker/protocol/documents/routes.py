@@ -42,7 +42,7 @@ class Param(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a route answers when it works. `schema` names a body, or with `media` of events one event of the stream."""
+    """What a route answers when it works. `schema` names a body, or one event of a stream."""
 
     status: int
     text: str
@@ -163,7 +163,7 @@ ROUTES: tuple[Route, ...] = (
                     "queue": {"position": 2},
                 },
             ),
-            Answer(status=200, text=STREAM_TEXT, media=EVENTS, schema="JobEvent"),
+            Answer(status=200, text=STREAM_TEXT, media=EVENTS, schema="JobStream"),
             Answer(status=204, text="The job has ended, and `after` is its end: there is nothing to stream."),
         ),
         errors=CREATE_ERRORS,
@@ -228,7 +228,7 @@ ROUTES: tuple[Route, ...] = (
         params=(JOB_ID, AFTER, LAST_EVENT_ID, TICKET),
         key=True,
         answers=(
-            Answer(status=200, text=STREAM_TEXT, media=EVENTS, schema="JobEvent"),
+            Answer(status=200, text=STREAM_TEXT, media=EVENTS, schema="AnyStream"),
             Answer(status=204, text="The job has ended and the cursor is its end: an EventSource stops for good."),
         ),
         errors=(JobNotFound, RateLimited, Overloaded),
@@ -284,7 +284,7 @@ ROUTES: tuple[Route, ...] = (
         name="streamLoading",
         summary="Watch the model being loaded",
         text="A stream of data lines that ends with `[DONE]`.",
-        answers=(Answer(status=200, text="One event for every change.", media=EVENTS, schema="LoadingItem"),),
+        answers=(Answer(status=200, text="One event for every change.", media=EVENTS, schema="LoadingStream"),),
     ),
     Route(
         method="post",
@@ -311,7 +311,7 @@ ROUTES: tuple[Route, ...] = (
         params=(JOB_ID, TICKET),
         key=True,
         deprecated=True,
-        answers=(Answer(status=200, text="The stream.", media=EVENTS),),
+        answers=(Answer(status=200, text="The stream.", media=EVENTS, schema="LegacyStream"),),
         errors=(JobNotFound, RateLimited, Overloaded),
     ),
     Route(
@@ -319,9 +319,12 @@ ROUTES: tuple[Route, ...] = (
         path="/",
         tag="Documents",
         name="getIndex",
-        summary="What is here",
-        text="A list of all this, for people who open the address.",
-        answers=(Answer(status=200, text="Plain text.", media=TEXT),),
+        summary="The playground",
+        text="A page to talk to the worker, for browsers. Other programs get a list of all this in plain text.",
+        answers=(
+            Answer(status=200, text="The page, or the list.", media=HTML),
+            Answer(status=200, text="The list.", media=TEXT),
+        ),
     ),
     *(
         Route(

@@ -110,11 +110,7 @@ def websocket_page(asyncapi: Schema) -> str:
 
 
 def _render(title: str, version: str, text: str, groups: Iterable[Group], schemas: dict[str, Schema], path: str) -> str:
-    objects = [
-        Section(anchor=f"object-{name}", title=name, summary=schema.get("description", ""), fields=_rows(schema))
-        for name, schema in schemas.items()
-        if "properties" in schema and name not in UNIONS
-    ]
+    objects = [_object(name, schema) for name, schema in schemas.items()]
     page = _environment().get_template("page.html")
     return page.render(
         title=title,
@@ -125,6 +121,18 @@ def _render(title: str, version: str, text: str, groups: Iterable[Group], schema
         path=path,
         errors=[(kind.code, kind.status, kind.retriable, meaning(kind)) for kind in error_classes()],
         closes=[(code.value, may_return(code), text) for code, text in CLOSES.items()],
+    )
+
+
+def _object(name: str, schema: Schema) -> Section:
+    """An object has fields; of anything else the type is shown."""
+    has_fields = "properties" in schema
+    return Section(
+        anchor=f"object-{name}",
+        title=name,
+        summary=schema["description"],
+        fields=_rows(schema) if has_fields else (),
+        body=Markup() if has_fields else _type(schema),
     )
 
 
@@ -208,7 +216,7 @@ def _route(method: str, path: str, operation: Schema) -> Section:
 def _reply(status: str, reply: Schema) -> Reply:
     bodies, samples = [], []
     for media, content in reply.get("content", {}).items():
-        bodies.append((media, _type(content.get("x-event-schema", content["schema"]))))
+        bodies.append((media, _type(content["schema"])))
         if "example" in content:
             samples.append(Sample("", _json(content["example"])))
         samples += [Sample(name, _json(item["value"])) for name, item in content.get("examples", {}).items()]
