@@ -114,6 +114,7 @@ class Params(TypedDict, total=False):
     logit_bias: dict[str, float]
     response_format: dict[str, Any]
     logprobs: int
+    banned_strings: list[str]
     raw: bool
     ignore_eos: bool
     n: int
@@ -585,9 +586,10 @@ class Job:
             await self._ask(type="cancel")
 
     async def update(self, *, priority: int) -> Mapping[str, Any]:
-        """Change the priority of a job that waits (0 to 9, higher first); return the answer: its `state` and `queue`.
+        """Change the priority of a job that waits (0 to 9, higher first); return the answer, with its `state`.
 
-        Raises Refused, over SSE always: it has no such request. Nothing happens to a job that has ended.
+        Narration tells its new place in the queue. Nothing happens to a job that has ended. Raises Refused, over SSE
+        always: it has no such request.
         """
         return self.accepted if self._subscription.ended else await self._ask(type="update", priority=priority)
 
@@ -893,8 +895,9 @@ class _WebSocketTransport:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 hello = _parse(await socket.recv())
-            if hello.get("auth") == "required":
-                await socket.send(json.dumps({"type": "auth", "token": key}))
+                if hello.get("auth") == "required":  # something between us took the header
+                    await socket.send(json.dumps({"type": "auth", "token": key}))
+                    hello = _parse(await socket.recv())
         except BaseException:
             await socket.close()
             raise
@@ -998,8 +1001,6 @@ class _Connection:
                 logger.warning("the worker reports: %s", frame.get("error"))
         elif kind == "goaway":
             self.go(_GoAway(frame))
-        elif kind == "hello":
-            self.hello = frame  # again, after a key in the first frame
         elif subscription is not None and (event := event_of(frame)) is not None:
             self._works()
             subscription.receive(event)

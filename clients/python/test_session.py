@@ -124,16 +124,21 @@ async def test_a_key_that_is_refused_twice_in_a_row_is_wrong() -> None:
 
 
 @in_loop
-async def test_the_key_of_the_moment_goes_as_a_frame_when_the_worker_asks() -> None:
-    async def script(link: Link) -> None:
+async def test_the_key_goes_as_a_frame_when_the_worker_asks_and_another_hello_follows() -> None:
+    async def refuse(link: Link) -> None:
         assert (await link.receive("auth"))["token"] == "key-1"
-        await link.send({"type": "hello", "protocol": "jobwire.v1", "auth": "ok", "limits": {"max_window": 7}})
-        await link.accept()
+        await link.socket.close(4401, "unknown key")
+
+    async def script(link: Link) -> None:
+        assert (await link.receive("auth"))["token"] == "key-2"
+        await link.send({"type": "hello", "protocol": "jobwire.v1", "auth": "ok", "limits": {"max_window": 1}})
+        assert (await link.accept())["window"] == 1
         await link.send(end(1))
         await link.wait_closed()
 
-    async with scripted_worker(script, hello={"auth": "required"}) as peer, connect(peer.url, Keys()) as jw:
-        assert await jw.run("Hi", job_id=ID).text() == ""
+    async with scripted_worker(refuse, script, hello={"auth": "required"}) as peer, connect(peer.url, Keys()) as jw:
+        assert jw.hello["auth"] == "ok"
+        assert await jw.run("Hi", job_id=ID, window=5).text() == ""
 
 
 @in_loop

@@ -759,18 +759,6 @@ async def test_a_request_too_large_is_refused_here_and_hurts_no_other() -> None:
 
 
 @in_loop
-async def test_the_key_goes_as_a_frame_when_the_worker_asks() -> None:
-    async def script(link: Link) -> None:
-        assert (await link.receive("auth"))["token"] == "key"
-        await link.accept()
-        await link.send(end(1))
-        await link.wait_closed()
-
-    async with scripted_worker(script, hello={"auth": "required"}) as peer, connect(peer.url, token="key") as jw:
-        assert await jw.run("Hi", job_id=ID).text() == ""
-
-
-@in_loop
 async def test_a_peer_that_speaks_no_json_is_a_cut() -> None:
     async def first(link: Link) -> None:
         await link.accept()

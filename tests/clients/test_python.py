@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +21,7 @@ from jobwire_client import (
     Refused,
     Token,
     connect,
+    connect_sync,
 )
 
 from tests.clients.cutting import cutting
@@ -29,12 +31,13 @@ COUNT: dict[str, Any] = {"temperature": 0, "max_tokens": 200}
 LONG: dict[str, Any] = {"temperature": 0, "max_tokens": 1500}
 Transport: TypeAlias = Literal["websocket", "sse"]
 TRANSPORTS: tuple[Transport, ...] = ("websocket", "sse")
+JSON = {"Accept": "application/json"}
 QUICK: dict[str, Any] = {"backoff_s": (0.005, 0.05)}
 
 
 async def text_at(worker_url: str, job: Job) -> str:
     """The text of a job as the worker has it."""
-    async with httpx.AsyncClient(headers={"Accept": "application/json"}) as http:
+    async with httpx.AsyncClient(headers=JSON) as http:
         return str((await http.get(f"{worker_url}/v1/jobs/{job.id}")).json()["text"])
 
 
@@ -70,12 +73,13 @@ async def test_sixty_four_jobs_on_one_connection(worker_url: str) -> None:
         assert len(set(texts)) > 1
 
 
+@pytest.mark.parametrize("window", [0, 1, 3])
 @pytest.mark.parametrize("seed", range(4))
-async def test_a_websocket_cut_anywhere_loses_and_doubles_nothing(worker_url: str, seed: int) -> None:
+async def test_a_websocket_cut_anywhere_loses_and_doubles_nothing(worker_url: str, seed: int, window: int) -> None:
     random = Random(seed)
     cuts = [1_500, *(random.randrange(5_000) for _ in range(12))]  # the first connection must stand
     with cutting(worker_url, cuts) as url:
-        async with connect(url, **QUICK) as jw:
+        async with connect(url, window=window, **QUICK) as jw:
             jobs = [jw.run("Count from 1 to 60", **COUNT) for _ in range(3)]
             texts = await asyncio.gather(*(job.text() for job in jobs))
         assert texts == [await text_at(worker_url, job) for job in jobs]
@@ -175,6 +179,93 @@ async def test_a_job_left_unread_is_whole_when_it_is_read(worker_url: str) -> No
         unread = await jw.create("Count from 1 to 60", **COUNT)
         await jw.run("Count from 1 to 60", **COUNT).text()
         assert await unread.text() == await text_at(worker_url, unread)
+
+
+async def test_with_a_window_the_worker_waits_for_the_reader(worker_url: str) -> None:
+    """The job runs to its end, but no more than the window is sent: the rest comes merged when it is asked for."""
+    async with connect(worker_url, window=2) as jw:
+        job = await jw.create("Count from 1 to 60", **COUNT)
+        async with connect(worker_url) as elsewhere:
+            text = await elsewhere.subscribe(job.id).text()
+        tokens = [event async for event in job if isinstance(event, Token)]
+        assert text_of(list(tokens)) == text
+        assert len(tokens) <= 6, "most of it was sent before anybody read"
+
+
+async def test_choices_have_their_own_texts_and_tokens_their_likelihoods(worker_url: str) -> None:
+    async with connect(worker_url) as jw:
+        job = jw.run(
+            "Tell me a story about a fox", n=2, seed=7, temperature=1, max_tokens=20, deadline_ms=60_000, coalesce_ms=5,
+            include=["ids", "logprobs", "top_logprobs"], logprobs=3,
+        )  # fmt: skip
+        counts = [0, 0]
+        async for event in job:
+            if isinstance(event, Token):
+                assert len(event.ids) == len(event.logprobs) == len(event.top_logprobs) == event.n
+                assert all(len(likely) == 3 for likely in event.top_logprobs)
+                counts[event.index] += event.n
+        assert counts == [20, 20]
+        first, second = await job.texts()
+        assert first != second
+
+
+async def test_priority_moves_a_job_that_waits() -> None:
+    with serving("--slots", "1") as server:
+        async with connect(server.url) as jw:
+            await jw.create("Count from 1 to 99", **LONG)
+            waiting = [await jw.create(f"Count from {n} to 99", **COUNT) for n in range(3)]
+            await waiting[2].update(priority=9)
+            await waiting[0].update(priority=0)
+            order: list[int] = []
+
+            async def finish(n: int) -> None:
+                await waiting[n].text()
+                order.append(n)
+
+            await asyncio.gather(*map(finish, range(3)))
+            assert order == [2, 1, 0]
+
+
+def test_many_jobs_from_threads_without_asyncio(worker_url: str) -> None:
+    with connect_sync(worker_url) as jw, ThreadPoolExecutor(16) as threads:
+
+        def count(n: int) -> tuple[str, str]:
+            job = jw.run(f"Count from {n} to 99", temperature=0, max_tokens=40)
+            return text_of(list(job)), job.id
+
+        for text, job_id in threads.map(count, range(1, 33)):
+            assert text == httpx.get(f"{worker_url}/v1/jobs/{job_id}", headers=JSON).json()["text"]
+
+
+async def test_a_graceful_restart_finishes_jobs_and_new_ones_wait_for_the_next_worker() -> None:
+    old_worker = Server().wait_ready()
+    try:
+        async with connect(old_worker.url, **QUICK) as jw:
+            old = await jw.create("Count from 1 to 99", **LONG)
+            while not isinstance(await anext(old), Token):
+                pass
+            old_worker.process.terminate()
+            stopping = asyncio.create_task(asyncio.to_thread(old_worker.process.wait))
+            new = await _create_when_the_worker_takes_it(jw)
+            text = await old.text()
+            assert await stopping == 0
+            with serving("--port", str(old_worker.port)):
+                assert await new.text() == "1 2 3 4 5"
+                assert await jw.run("Count from 1 to 99", **LONG).text() == text
+    finally:
+        old_worker.stop()
+
+
+async def _create_when_the_worker_takes_it(jw: Client) -> Job:
+    """A job that no worker has taken yet; those that meet the old one before its goodbye are refused."""
+    while True:
+        job = jw.run("Count from 1 to 5")
+        try:
+            await asyncio.wait_for(job.wait_accepted(), 0.5)
+        except TimeoutError:
+            return job
+        except Refused as refused:
+            assert refused.code == "draining"
 
 
 async def test_a_key_and_a_worker_that_forgets() -> None:
