@@ -43,10 +43,11 @@ def is_test(path: Path) -> bool:
 
 
 def listed(*patterns: str) -> list[Path]:
-    """Files of the repository, tracked or new but not ignored, that still exist."""
+    """Files of the repository, tracked or new but not ignored, that still exist. A link is where it leads."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
     listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return sorted(Path(line) for line in set(listing.splitlines()) if (ROOT / line).is_file())
+    paths = (ROOT / line for line in set(listing.splitlines()))
+    return sorted(path.relative_to(ROOT) for path in paths if path.is_file() and not path.is_symlink())
 
 
 PYTHON = listed("*.py")
@@ -93,7 +94,7 @@ def test_the_map_names_every_folder_and_module_of_the_worker() -> None:
 
 
 def test_the_package_holds_nothing_but_sources_documents_pages_and_the_model() -> None:
-    known = (".py", ".md", ".gguf", ".typed", ".html", ".css")
+    known = (".py", ".md", ".gguf", ".typed", ".html", ".css", ".js", ".svg")
     offending(f"{path}" for path in listed("worker") if path.suffix not in known)
 
 

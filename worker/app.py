@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from quart import Quart
+
 from worker.brokers.base import EngineState
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
@@ -30,7 +32,7 @@ from worker.operations.worker_check import WorkerCheck
 from worker.protocol.eventstream import FrameSource
 from worker.scheduler.host import calm_gc
 from worker.scheduler.messages import Batch
-from worker.transports import documents, http, listener, sse, websocket
+from worker.transports import documents, http, listener, playground, sse, websocket
 from worker.transports.access import Access
 from worker.transports.base import Gateway
 
@@ -113,9 +115,7 @@ class Worker:
         self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self._watch_signals()
         self._banner()
-        app = http.build(self.gateway, sse, [documents.blueprint(self.gateway)])
-        # Quart's documented way to wrap an application.
-        app.asgi_app = websocket.route(self.gateway, app.asgi_app)  # type: ignore[method-assign, assignment]
+        app = self.application()
         calm_gc()
         async with asyncio.TaskGroup() as tasks:
             helpers = [tasks.create_task(self.broker.run(self)), tasks.create_task(self._tick())]
@@ -126,6 +126,13 @@ class Worker:
                 helper.cancel()
         self.announce("Stopped.")
         return 0
+
+    def application(self) -> Quart:
+        """Return everything that is served."""
+        app = http.build(self.gateway, sse, [documents.blueprint(self.gateway), playground.blueprint(self.gateway)])
+        # Quart's documented way to wrap an application.
+        app.asgi_app = websocket.route(self.gateway, app.asgi_app)  # type: ignore[method-assign, assignment]
+        return app
 
     def _heartbeats(self) -> Heartbeats:
         return Heartbeats(

@@ -1,0 +1,176 @@
+/** One job on the page: its state, its text and narration as they come, what it costs, and what can be done to it. */
+
+import {Curve} from "./curve.js";
+import {beforePaint, el, setText, svg} from "./dom.js";
+
+const PRIORITY_MAX = 9;
+const SPARK = {width: 64, height: 20};
+
+/** What a card can ask for. @typedef {Record<"cancel" | "dismiss" | "priority" | "share" | "code", Function>} Actions */
+
+export class Card {
+  #state;
+  #actions;
+  #pending = []; // pieces that wait for the next paint
+  #choices = []; // {element, tail}: the tail is the text node that grows
+  #lastNote = null; // narration that the next one of its kind replaces
+  #spark;
+  #away = false;
+
+  /** @param {import("./job-state.js").JobState} state @param {Partial<Actions>} actions those that are absent have no button */
+  constructor(state, actions) {
+    this.#state = state;
+    this.#actions = actions;
+    const name = `job-${state.number}`;
+    const spark = svg("svg", {class: "spark", viewBox: `0 0 ${SPARK.width} ${SPARK.height}`, preserveAspectRatio: "none", "aria-hidden": "true"});
+    this.#spark = new Curve(spark, SPARK.width, SPARK.height);
+    this.badge = el("span", {className: "badge"});
+    this.bar = el("i");
+    this.flow = el("div", {className: "flow"});
+    this.numbers = el("p", {className: "numbers"});
+    this.element = el(
+      "article", {className: "card", tabIndex: -1, "aria-labelledby": name},
+      el("header", {},
+        el("h3", {id: name}, el("span", {className: "number"}, `#${state.number}`), " ", el("span", {className: "title", title: state.title}, state.title)),
+        this.badge),
+      el("div", {className: "bar", "aria-hidden": "true"}, this.bar),
+      el("div", {className: "log", role: "log", "aria-live": "off", "aria-label": `Text of job ${state.number}`, tabIndex: 0}, this.flow),
+      el("footer", {}, el("div", {className: "pace"}, spark, this.numbers), this.#buttons()),
+    );
+    this.element.style.setProperty("--hue", String(hueOf(state.number)));
+    for (let index = 0; index < state.choices; index++) this.#addChoice(index);
+    this.#paint();
+  }
+
+  /** Show what an event brought. @param {import("./job-state.js").Piece | null} piece */
+  take(piece) {
+    const last = this.#pending.at(-1);
+    if (piece?.kind === "text" && last?.kind === "text" && last.index === piece.index) last.text += piece.text;
+    else if (piece) this.#pending.push({...piece});
+    beforePaint(this.#paint);
+  }
+
+  /** The connection is away, or back: the text says where, and goes on. */
+  setAway(away) {
+    this.#away = away;
+    beforePaint(this.#paint);
+  }
+
+  /** Measure the pace. @param {number} now */
+  tick(now) {
+    if (!this.#state.sample(now)) return;
+    this.#spark.draw(this.#state.samples, this.#state.peak);
+    beforePaint(this.#paint);
+  }
+
+  #paint = () => {
+    for (const piece of this.#pending.splice(0)) this.#show(piece);
+    const state = this.#state;
+    this.element.dataset.state = this.#away && state.live ? "away" : state.state;
+    setText(this.badge, this.#away && state.live ? "Reconnecting" : labelOf(state));
+    this.bar.style.setProperty("--done", String(state.state === "reading" ? state.progress : state.live && !state.tokens ? 0 : 1));
+    setText(this.numbers, numbersOf(state));
+    if (state.error) this.#showError(state.error);
+    if (this.cancelButton) setText(this.cancelButton, state.live ? "Cancel" : "Dismiss");
+    if (this.priorityText) {
+      setText(this.priorityText, String(state.priority));
+      this.lower.disabled = !state.live || state.priority <= 0;
+      this.higher.disabled = !state.live || state.priority >= PRIORITY_MAX;
+    }
+    if (this.shareButton) this.shareButton.disabled = !state.sseUrl;
+  };
+
+  #show(piece) {
+    if (piece.kind === "text") return this.#write(piece);
+    if (piece.kind === "reset") {
+      this.flow.replaceChildren();
+      this.#choices = [];
+      this.#lastNote = null;
+      for (let index = 0; index < this.#state.choices; index++) this.#addChoice(index);
+      return undefined;
+    }
+    // Places in the queue and shares of the prompt follow each other: the newest is enough.
+    const note = el("p", {className: `note ${piece.level ?? ""}`}, el("span", {}, piece.human));
+    if (piece.cute) note.append(" ", el("span", {className: "cute"}, piece.cute));
+    const [choice] = this.#choices;
+    if (this.#lastNote?.action === piece.action) this.#lastNote.note.replaceWith(note);
+    // The sentence about the first token comes behind it, and must not tear it off.
+    else if (piece.action === "first_token" && choice.tail) return choice.tail.parentElement.before(note);
+    else choice.element.append(note);
+    choice.tail = null;
+    this.#lastNote = {action: piece.action, note};
+    return undefined;
+  }
+
+  #write({index, text}) {
+    const choice = this.#choices[index] ?? this.#addChoice(index);
+    if (!choice.tail) {
+      choice.tail = document.createTextNode("");
+      choice.element.append(el("p", {className: "text"}, choice.tail));
+    }
+    choice.tail.appendData(text);
+    if (index === 0) this.#lastNote = null;
+  }
+
+  #addChoice(index) {
+    const element = el("div", {className: "choice"});
+    if (this.#state.choices > 1) element.append(el("h4", {}, `Choice ${index + 1}`));
+    this.flow.append(element);
+    this.#choices[index] = {element, tail: null};
+    return this.#choices[index];
+  }
+
+  #showError({code, detail}) {
+    if (this.flow.querySelector(".error")) return;
+    this.flow.append(el("p", {className: "note error"}, `${detail ?? "It failed."} (${code})`));
+  }
+
+  #buttons() {
+    const {cancel, dismiss, priority, share, code} = this.#actions;
+    const {number} = this.#state;
+    const button = (text, label, onclick) => el("button", {type: "button", onclick, "aria-label": `${label} ${number}`}, text);
+    const row = el("div", {className: "actions"});
+    if (priority) {
+      this.lower = button("−", "Lower the priority of job", () => priority(-1));
+      this.higher = button("+", "Raise the priority of job", () => priority(1));
+      this.priorityText = el("span", {className: "priority-value"});
+      row.append(el("span", {className: "priority", role: "group", "aria-label": `Priority of job ${number}`}, this.lower, this.priorityText, this.higher));
+    }
+    if (share) row.append((this.shareButton = button("Share", "Share job", share)));
+    if (code) row.append(button("Code", "Code for job", code));
+    if (cancel) {
+      this.cancelButton = el("button", {type: "button", className: "cancel", onclick: () => (this.#state.live ? cancel() : dismiss())});
+      this.cancelButton.setAttribute("aria-describedby", `job-${number}`);
+      row.append(this.cancelButton);
+    }
+    return row;
+  }
+}
+
+/** A colour for each job, far from those of its neighbours: the golden angle. */
+export const hueOf = (number) => Math.round(150 + number * 137.508) % 360;
+
+/** The state in a word or two. */
+export function labelOf(state) {
+  const {queue} = state;
+  switch (state.state) {
+    case "sent": return "Sending";
+    case "queued": return queue ? `Queued, no. ${queue.position}${queue.eta_ms ? ` · ~${seconds(queue.eta_ms)}` : ""}` : "Queued";
+    case "reading": return `Reading ${Math.round(state.progress * 100)} %`;
+    case "writing": return "Writing";
+    case "recovering": return "Engine restarts";
+    case "completed": return state.finish === "length" ? "Done, cut at max tokens" : "Done";
+    case "cancelled": return "Cancelled";
+    case "expired": return "Expired";
+    default: return "Failed";
+  }
+}
+
+function numbersOf({tokens, rate, usage, live}) {
+  if (live || !usage) return tokens ? `${tokens} tokens · ${Math.round(rate)}/s` : "";
+  const first = usage.completion_tokens ? ` · first after ${seconds(usage.ttft_ms)}` : "";
+  return `${usage.completion_tokens} tokens · ${Math.round(usage.tokens_per_s)}/s${first}`;
+}
+
+/** A duration, short. @param {number} ms */
+export const seconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(ms < 10_000 ? 1 : 0)} s`);

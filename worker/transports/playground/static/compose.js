@@ -1,0 +1,114 @@
+/** The form: what to ask, and how. A chat is a prompt with a history. */
+
+import {byId, el, setText} from "./dom.js";
+
+const EXAMPLES = {
+  "A story": "Tell me a story about a fox",
+  "Count to 120": "Count from 1 to 120",
+  "The Halden Vale": "Who lives in the Halden Vale?",
+  "A sum": "What is 7 plus 12?",
+};
+/** What the worker takes if a field is absent: then it is not sent, and the code stays short. */
+const DEFAULTS = {priority: 5, n: 1};
+const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
+
+/** What is going to be said. @typedef {{role: "user" | "assistant", content: string}} Message */
+
+export class Compose {
+  /** @type {Message[]} */
+  #history = [];
+  #form = byId("compose");
+
+  /** @param {(params: Record<string, any>, copies: number) => void} onrun */
+  constructor(onrun) {
+    const run = (copies) => {
+      const params = this.#params();
+      if (params) onrun(params, copies);
+    };
+    this.#form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      run(1);
+    });
+    byId("run-many").addEventListener("click", () => run(this.#copies()));
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+      event.preventDefault();
+      run(event.shiftKey ? this.#copies() : 1);
+    });
+    setText(byId("run-keys"), isMac ? "⌘ ↵" : "Ctrl ↵");
+    for (const [name, prompt] of Object.entries(EXAMPLES)) {
+      const onclick = () => (byId("prompt").value = prompt);
+      document.querySelector(".examples").append(el("button", {type: "button", className: "plain", onclick}, name));
+    }
+    for (const radio of this.#form.elements.mode) radio.addEventListener("change", () => this.#showMode());
+    byId("chat-clear").addEventListener("click", () => this.#forget());
+    this.#showMode(); // a reload keeps what was chosen
+  }
+
+  /** Whether a chat is going on. */
+  get isChat() {
+    return this.#form.elements.mode.value === "chat";
+  }
+
+  /** Show what is being said in the chat; return a function that adds to it. Several answers at once are no chat. */
+  say(content) {
+    const turn = {role: "assistant", content: ""};
+    const asked = {role: "user", content};
+    const text = document.createTextNode("");
+    byId("history").append(line(asked, document.createTextNode(content)), line(turn, text));
+    byId("prompt").value = "";
+    return {
+      add: (piece) => text.appendData(piece),
+      /** The answer is whole: it belongs to what is sent from now on. */
+      keep: (whole) => {
+        text.data = turn.content = whole;
+        this.#history.push(asked, turn);
+      },
+    };
+  }
+
+  /** Tell what is wrong with a request, at the field if it is one. @param {any} error a Refused */
+  complain(error) {
+    byId("complaint").textContent = error ? (error.detail ?? error.message) : "";
+    for (const field of this.#form.elements) field.removeAttribute("aria-invalid");
+    for (const {pointer} of error?.problem?.errors ?? []) {
+      const name = pointer.split("/")[1];
+      const field = this.#form.elements[name === "messages" ? "prompt" : name];
+      field?.setAttribute("aria-invalid", "true");
+      field?.setAttribute("aria-describedby", "complaint");
+    }
+  }
+
+  #params() {
+    const prompt = byId("prompt").value;
+    this.complain(null);
+    if (!prompt.trim()) {
+      this.complain({detail: "Write a prompt first.", problem: {errors: [{pointer: "/prompt"}]}});
+      byId("prompt").focus();
+      return null;
+    }
+    const params = this.isChat ? {messages: [...this.#history, {role: "user", content: prompt}]} : {prompt};
+    for (const name of ["max_tokens", "temperature", "top_p", "seed", "priority", "n"]) {
+      const field = this.#form.elements[name];
+      if (field.value !== "" && Number(field.value) !== DEFAULTS[name]) params[name] = Number(field.value);
+    }
+    return params;
+  }
+
+  #copies() {
+    return Math.max(2, Math.min(200, Math.round(Number(byId("copies").value)) || 10));
+  }
+
+  #showMode() {
+    byId("history").hidden = byId("chat-clear").hidden = !this.isChat;
+    setText(byId("prompt-label"), this.isChat ? "Your message" : "Prompt");
+  }
+
+  #forget() {
+    this.#history = [];
+    byId("history").replaceChildren();
+    byId("prompt").focus();
+  }
+}
+
+const line = ({role}, text) => el("li", {className: role}, el("b", {}, role === "user" ? "You" : "Worker"), el("p", {}, text));

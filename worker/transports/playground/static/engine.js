@@ -1,0 +1,160 @@
+/** The batch: which jobs share the engine's next step, how full its cache is, who waits, and how fast it goes. */
+
+import {hueOf} from "./card.js";
+import {BASE} from "./connection.js";
+import {Curve} from "./curve.js";
+import {beforePaint, byId, el, setText} from "./dom.js";
+
+const BUSY_POLL_MS = 400;
+const IDLE_POLL_MS = 1000;
+const CELLS_MAX = 256;
+const TICKS_MAX = 96;
+const HISTORY = 120;
+
+const count = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
+
+export class Engine {
+  #connection;
+  #jobs;
+  #stats = {};
+  #cells = []; // of the grid: {element, owner}
+  #rates = [];
+  #curve = new Curve(byId("rate"), 240, 80);
+  #facts = new Map();
+  #timer;
+  #path = "/health";
+
+  /** @param {import("./connection.js").Connection} connection @param {() => import("./job-state.js").JobState[]} jobs of this page */
+  constructor(connection, jobs) {
+    this.#connection = connection;
+    this.#jobs = jobs;
+    document.addEventListener("visibilitychange", () => this.start());
+  }
+
+  /** Look now, and then again and again while the page is seen. */
+  start() {
+    clearTimeout(this.#timer);
+    if (!document.hidden) this.#poll();
+  }
+
+  /** Draw soon: a job of this page is in another state. */
+  refresh() {
+    beforePaint(this.#paint);
+  }
+
+  async #poll() {
+    try {
+      await this.#look();
+    } catch {
+      this.#stats = {...this.#stats, away: true};
+    }
+    this.refresh();
+    const busy = this.#stats.running || this.#jobs().some((job) => job.live);
+    this.#timer = setTimeout(() => this.start(), busy ? BUSY_POLL_MS : IDLE_POLL_MS);
+  }
+
+  async #look() {
+    const response = await fetch(BASE + this.#path, {headers: {Accept: "application/json", ...this.#connection.headers}});
+    if (response.status === 401) return this.#connection.askKey();
+    const stats = await response.json();
+    this.#stats = {...stats, away: false};
+    const rate = stats.running ? (stats.decode_tokens_per_s ?? 0) : 0;
+    this.#rates.push(rate);
+    if (this.#rates.length > HISTORY) this.#rates.shift();
+    return undefined;
+  }
+
+  #paint = () => {
+    const mine = this.#jobs();
+    this.#paintSlots(mine.filter((job) => job.running));
+    this.#paintQueue(mine.filter((job) => job.state === "queued"));
+    this.#paintGauges();
+  };
+
+  #paintSlots(running) {
+    const {slots_total: total = 0, running: all = 0} = this.#stats;
+    while (this.#cells.length < Math.min(total, CELLS_MAX)) {
+      const element = el("i");
+      byId("slots").append(element);
+      this.#cells.push({element, owner: null, look: ""});
+    }
+    // A sequence keeps its cell for as long as it runs; which memory it has in the engine is nobody's business.
+    const wanted = new Map(running.map((job) => [job, job.choices]));
+    for (const cell of this.#cells) {
+      const left = wanted.get(cell.owner) ?? 0;
+      if (left > 0) wanted.set(cell.owner, left - 1);
+      else cell.owner = null;
+    }
+    const free = this.#cells.filter((cell) => !cell.owner);
+    let shown = this.#cells.length - free.length;
+    for (const [job, left] of wanted) {
+      for (const cell of free.splice(0, left)) {
+        cell.owner = job;
+        shown += 1;
+      }
+    }
+    const others = Math.max(0, all - shown);
+    free.forEach((cell, i) => (cell.other = i < others));
+    for (const cell of this.#cells) dress(cell);
+  }
+
+  #paintQueue(waiting) {
+    const total = Math.max(this.#stats.waiting ?? 0, waiting.length);
+    waiting.sort((a, b) => (a.queue?.position ?? Infinity) - (b.queue?.position ?? Infinity));
+    const row = byId("queue");
+    const shown = Math.min(total, TICKS_MAX);
+    while (row.children.length > shown) row.lastChild.remove();
+    while (row.children.length < shown) row.append(el("i"));
+    for (const [i, tick] of [...row.children].entries()) {
+      tick.className = waiting[i] ? "mine" : "";
+      if (waiting[i]) tick.style.setProperty("--hue", String(hueOf(waiting[i].number)));
+    }
+    setText(byId("queue-text"), total ? `${count.format(total)} waiting${total > shown ? `, ${shown} shown` : ""}` : "nobody waits");
+  }
+
+  #paintGauges() {
+    const {running = 0, waiting = 0, slots_total: slots = 0, kv_tokens_used: used, kv_tokens_total: room, away} = this.#stats;
+    const peak = Math.max(...this.#rates, 1);
+    this.#curve.draw(this.#rates, peak * 1.15, HISTORY);
+    setText(byId("rate-now"), `${count.format(this.#rates.at(-1) ?? 0)} now, ${count.format(peak > 1 ? peak : 0)} at most`);
+    byId("kv").style.setProperty("--done", String(room ? used / room : 0));
+    setText(byId("kv-text"), room ? `${count.format(used)} of ${count.format(room)} tokens, ${((100 * used) / room).toFixed(1)} %` : "not known");
+    const words = `${running} of ${slots} slots busy, ${waiting} waiting`;
+    setText(byId("engine-summary"), away ? "the worker does not answer" : slots ? words : "the model is being loaded");
+    this.#paintFacts();
+  }
+
+  #paintFacts() {
+    const {step_ms: step, prefill_tokens_per_s: prefill, sockets, uptime_s: uptime, running} = this.#stats;
+    const facts = {
+      "Step": running && step ? `${step.toFixed(1)} ms` : "idle",
+      "Prefill": running && prefill ? `${count.format(prefill)} tokens/s` : "idle",
+      "Connections": sockets === undefined ? null : count.format(sockets),
+      "Up": uptime === undefined ? null : duration(uptime),
+    };
+    for (const [name, value] of Object.entries(facts)) {
+      if (value === null) continue;
+      if (!this.#facts.has(name)) {
+        this.#facts.set(name, el("dd"));
+        byId("facts").append(el("div", {}, el("dt", {}, name), this.#facts.get(name)));
+      }
+      setText(this.#facts.get(name), value);
+    }
+  }
+}
+
+/** Give a cell the look of who is in it, if that is another one than before. */
+function dress(cell) {
+  const {owner, other, element} = cell;
+  const look = owner ? `mine ${owner.state} ${owner.number}` : other ? "other" : "";
+  if (look === cell.look) return;
+  cell.look = look;
+  element.className = look.replace(/ \d+$/, "");
+  if (owner) element.style.setProperty("--hue", String(hueOf(owner.number)));
+  element.title = owner ? `#${owner.number} ${owner.title}` : "";
+}
+
+function duration(s) {
+  const [minutes, hours] = [Math.floor(s / 60), Math.floor(s / 3600)];
+  return hours ? `${hours} h ${minutes % 60} min` : minutes ? `${minutes} min` : `${Math.floor(s)} s`;
+}

@@ -1,0 +1,111 @@
+/** The playground: wires its parts. Each part has a module of its own; jobwire.js is the client that everybody can use. */
+
+import {LANGUAGES} from "./code.js";
+import {Compose} from "./compose.js";
+import {BASE, Connection} from "./connection.js";
+import {byId, el, setText} from "./dom.js";
+import {Engine} from "./engine.js";
+import {Inspector} from "./inspector.js";
+import {Jobs} from "./jobs.js";
+import {announce} from "./announcer.js";
+import {showWatched, watchedUrl} from "./watch.js";
+
+function start() {
+  let jobs = null;
+  let engine = null;
+  const inspector = new Inspector();
+  const connection = new Connection((frame, direction) => inspector.add(frame, direction), (state) => jobs?.setAway(state === "lost"));
+  const code = showCode(connection);
+  jobs = new Jobs(connection, inspector, {onchange: () => engine?.refresh(), oncode: (params, focus) => code(params, 1, focus)});
+  engine = new Engine(connection, () => jobs.states);
+  const compose = new Compose((params, copies) => run(params, copies));
+
+  async function run(params, copies) {
+    code(params, copies);
+    const turn = compose.isChat && copies === 1 ? compose.say(params.messages.at(-1).content) : null;
+    for (let copy = 1; copy < copies; copy++) jobs.run(params).catch(refused);
+    try {
+      const state = await jobs.run(params, turn?.add);
+      if (state.state === "completed") turn?.keep(state.texts[0] ?? "");
+    } catch (error) {
+      refused(error);
+    }
+  }
+
+  function refused(error) {
+    if (error.code === "unauthorized") connection.askKey();
+    compose.complain(error);
+  }
+
+  byId("cut").addEventListener("click", () => {
+    jobs.markCut();
+    connection.cut();
+    announce("The connection was cut");
+  });
+  byId("cancel-all").addEventListener("click", () => jobs.cancelAll());
+  byId("clear").addEventListener("click", () => jobs.clear());
+  byId("key-save").addEventListener("click", () => engine.start());
+  byId("share-copy").addEventListener("click", () => copy(byId("share-link").value, byId("share-copy")));
+  code({prompt: byId("prompt").value, max_tokens: 400}, 1);
+  connection.probe().then((open) => open && engine.start());
+}
+
+/** Show a request as a program; return the function that shows another one. */
+function showCode(connection) {
+  let language = Object.keys(LANGUAGES)[0];
+  let request = {params: {prompt: ""}, copies: 1};
+  const tabs = Object.keys(LANGUAGES).map((name) => el("button", {type: "button", role: "tab", id: `code-${name}`, onclick: () => choose(name), "aria-controls": "code"}, name));
+  const list = byId("code-title").parentElement.querySelector(".tabs");
+  list.append(...tabs);
+  list.addEventListener("keydown", ({key}) => {
+    const step = {ArrowRight: 1, ArrowLeft: -1}[key];
+    if (!step) return;
+    const next = tabs[(tabs.findIndex(({textContent}) => textContent === language) + step + tabs.length) % tabs.length];
+    choose(next.textContent);
+    next.focus();
+  });
+  function choose(name) {
+    language = name;
+    for (const tab of tabs) {
+      tab.setAttribute("aria-selected", String(tab.textContent === name));
+      tab.tabIndex = tab.textContent === name ? 0 : -1;
+    }
+    byId("code").setAttribute("aria-labelledby", `code-${name}`);
+    setText(byId("code").firstChild, LANGUAGES[name]({base: BASE, keyed: Boolean(connection.key), ...request}));
+  }
+  byId("code-copy").addEventListener("click", () => copy(byId("code").textContent, byId("code-copy")));
+  choose(language);
+  return (params, copies, focus = false) => {
+    request = {params, copies};
+    choose(language);
+    if (focus) byId("code").focus();
+  };
+}
+
+/** Copy a text, and say so on the button for a moment. Without https there is no clipboard but the selection's. */
+async function copy(text, button) {
+  const said = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+    announce("Copied");
+  } catch {
+    button.textContent = "Select and copy by hand";
+  }
+  setTimeout(() => (button.textContent = said), 1500);
+}
+
+async function showModel() {
+  const response = await fetch(`${BASE}/health`);
+  const {model, engine, device, version, context_tokens: context} = await response.json();
+  const words = model ? `${model} on ${engine}, ${device}, ${context.toLocaleString("en")} tokens of context` : "the model is being loaded";
+  setText(byId("model"), `${words} · ${version}`);
+  if (!model) setTimeout(showModel, 1000);
+}
+
+showModel().catch(() => setText(byId("model"), "the worker does not answer"));
+const watched = watchedUrl();
+if (watched) showWatched(watched);
+else start();
+// The same tab may be given another link.
+addEventListener("hashchange", () => location.reload());

@@ -1,0 +1,62 @@
+/** A job that somebody shared: read-only, by its link alone. `#watch=` holds the path of its event stream. */
+
+import {announce} from "./announcer.js";
+import {Card, labelOf} from "./card.js";
+import {BASE} from "./connection.js";
+import {byId, el, setText} from "./dom.js";
+import {JobState} from "./job-state.js";
+import {watch} from "./jobwire.js";
+
+const MARK = "#watch=";
+const TICK_MS = 100;
+
+/** The link that opens a job's stream in another tab. */
+export const watchLink = (sseUrl) => `${BASE}/${MARK}${encodeURIComponent(sseUrl)}`;
+
+/** The stream that this page was opened for, or null. Only of this very worker. */
+export function watchedUrl() {
+  if (!location.hash.startsWith(MARK)) return null;
+  try {
+    const url = new URL(decodeURIComponent(location.hash.slice(MARK.length)), `${BASE}/`);
+    return url.origin === location.origin && url.pathname.includes("/v1/jobs/") ? url.href : null;
+  } catch {
+    return null;
+  }
+}
+
+/** Show one job instead of the playground. @param {string} url */
+export async function showWatched(url) {
+  document.body.classList.add("watching");
+  const jobs = byId("jobs");
+  byId("jobs-title").textContent = "A shared job";
+  setText(byId("jobs-summary"), "read-only, live by server-sent events");
+  byId("link").hidden = true;
+  jobs.replaceChildren();
+  jobs.after(el("p", {className: "quiet"}, el("a", {href: `${BASE}/`}, "Open the playground"), " to run jobs of your own."));
+  let job;
+  try {
+    job = watch(url);
+  } catch (error) {
+    jobs.append(el("p", {className: "empty"}, `This link leads nowhere: ${error.message}`));
+    return;
+  }
+  const state = new JobState(1, job.id, {prompt: `Job ${job.id}`});
+  const card = new Card(state, {});
+  jobs.append(card.element);
+  const timer = setInterval(() => card.tick(performance.now()), TICK_MS);
+  try {
+    await read(job, state, card);
+  } catch (error) {
+    if (state.live) state.fail(error);
+  }
+  clearInterval(timer);
+  card.take(null);
+}
+
+async function read(job, state, card) {
+  for await (const event of job) {
+    const before = state.state;
+    card.take(state.take(event));
+    if (state.state !== before) announce(labelOf(state));
+  }
+}
