@@ -176,7 +176,19 @@ def test_tokens_of_a_floor_come_together() -> None:
     wire.stage.clock.advance(1)
     [frame] = client.pull_all()
     assert (frame["text"], frame["n"]) == ("bcd", 3)
+    assert client.session.due_ms == wire.stage.clock.monotonic_ms() + 20
+    wire.stage.clock.advance(20)
+    assert client.pull() is None
     assert client.session.due_ms is None
+
+
+def test_a_token_that_must_wait_wakes_nobody() -> None:
+    wire, client, job = following(coalesce_ms=20)
+    wire.stage.tokens(job, "a")
+    client.pull_all()
+    wakes = client.wakes
+    wire.stage.tokens(job, "b", "c")
+    assert client.wakes == wakes
 
 
 def test_tokens_after_a_silence_are_not_delayed() -> None:
@@ -261,9 +273,11 @@ def test_jobs_have_floors_of_their_own() -> None:
     assert client.session.due_ms == now + 20
     wire.stage.clock.advance(20)
     assert text(client.pull_all()) == "b"
+    wire.stage.clock.advance(20)
+    assert client.pull_all() == []
     assert client.session.due_ms == now + 100
     client.send("unsubscribe", job_id=OTHER)
-    wire.stage.clock.advance(80)
+    wire.stage.clock.advance(60)
     assert client.pull_all() == []
     assert client.session.due_ms is None
 
@@ -403,16 +417,14 @@ def test_an_event_stream_keeps_to_its_floor_and_sleeps_meanwhile() -> None:
     wire, job, stream, wakes = streaming(20)
     wire.stage.tokens(job, "a")
     assert text(taken(stream, wire)) == "a"
-    wire.stage.tokens(job, "b")
-    assert taken(stream, wire) == []
     assert stream.due_ms == wire.stage.clock.monotonic_ms() + 20
     woken = len(wakes)
-    wire.stage.tokens(job, "c", "d")
+    wire.stage.tokens(job, "b", "c", "d")
     assert len(wakes) == woken
     assert taken(stream, wire) == []
     wire.stage.clock.advance(20)
     assert text(taken(stream, wire)) == "bcd"
-    assert (stream.due_ms, stream.done) == (None, False)
+    assert (stream.due_ms, stream.done) == (wire.stage.clock.monotonic_ms() + 20, False)
     wire.stage.tokens(job, "e")
     assert taken(stream, wire) == []
     wire.stage.finish(job)

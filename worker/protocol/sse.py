@@ -61,7 +61,7 @@ class SseStream:
 
     @property
     def due_ms(self) -> float | None:
-        """When there will be something that is held back now, in monotonic ms; None if nothing is."""
+        """When to ask again for what is held back, in monotonic ms; None if nothing is."""
         return self._subscription.held_until
 
     def next(self, now_ms: float) -> bytes | None:

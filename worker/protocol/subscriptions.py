@@ -20,7 +20,7 @@ from worker.protocol.eventstream import EventStream, Frame
 class Subscription:
     """A position in a job's log, and whether it stands in the line of those that have something to send.
 
-    `held_until`: when its next frame may be sent, in monotonic ms, while only time holds it back.
+    `held_until`: until when its tokens wait, in monotonic ms; None if they need not.
     """
 
     __slots__ = ("_enqueue", "held_until", "queued", "stream")
@@ -94,6 +94,9 @@ class PacedSubscription(Subscription):
             if self._coalesce_ms and not self.stream.flushes(frame.n - 1):
                 # Whole milliseconds: what was sent together may go on together.
                 self._next_ms = math.ceil(now_ms + self._coalesce_ms)
+        if now_ms < self._next_ms and not self.stream.pending:
+            # The next token need not wake anybody.
+            self.held_until = self._next_ms
         return frame
 
     def ack(self, cursor: str) -> bool:
@@ -156,7 +159,7 @@ class Subscriptions:
 
     @property
     def due_ms(self) -> float | None:
-        """When time lets the next one go, in monotonic ms; None while it holds none back."""
+        """When time lets the next one go, in monotonic ms; None while it holds none back. It may have nothing then."""
         return self._held[0][0] if self._held else None
 
     def follow(self, stream: EventStream, window: int, coalesce_ms: int) -> None:
@@ -193,9 +196,9 @@ class Subscriptions:
             if self._by_id.get(stream.job.id) is not subscription:
                 continue
             frame = subscription.take(now_ms)
+            if subscription.held_until is not None:
+                heapq.heappush(self._held, (subscription.held_until, next(self._count), subscription))
             if frame is None:
-                if subscription.held_until is not None:
-                    heapq.heappush(self._held, (subscription.held_until, next(self._count), subscription))
                 continue
             if stream.pending:
                 self._enqueue(subscription)
