@@ -351,6 +351,8 @@ export interface JobDetail {
   queue?: Queue;
   /** How it ended: completed, cancelled, failed or expired. */
   status?: string;
+  /** Whose it is, where an admin lists all. */
+  principal?: string;
   /** With several choices: the text of each. */
   texts?: string[];
   /** Why it failed or expired. */
@@ -373,6 +375,8 @@ export interface JobItem {
   queue?: Queue;
   /** How it ended: completed, cancelled, failed or expired. */
   status?: string;
+  /** Whose it is, where an admin lists all. */
+  principal?: string;
 }
 
 /** The answer to GET /v1/jobs. */
@@ -588,6 +592,16 @@ export interface SubscribeFrame {
   ref?: string;
 }
 
+/** The answer to POST /v1/tokens. */
+export interface Token {
+  /** To be sent wherever a key may be. */
+  token: string;
+  /** How long it is good, in seconds. (integer) */
+  expires_in_s: number;
+  /** Whose jobs its holder creates and sees: the key, or key/user. */
+  principal: string;
+}
+
 /** Text of a job. `ids`, `logprobs` and `top_logprobs` are parallel. */
 export interface TokenFrame {
   /** Which frame this is. */
@@ -610,6 +624,19 @@ export interface TokenFrame {
   index?: number;
   /** text, or reasoning that comes before the answer. (default "text") */
   kind?: string;
+}
+
+/** The body of POST /v1/tokens. All fields are optional. */
+export interface TokenRequest {
+  /** How long the token is good, in seconds. (integer; at least 1) */
+  ttl_s?: number;
+  /**
+   * On whose behalf: the jobs of each user are its own, and the limits of the key hold for all. (at most 64 letters,
+   * digits, _ . @ or -; default "")
+   */
+  user?: string;
+  /** Set it as a cookie too, for pages of the worker's own origin. (default false) */
+  cookie?: boolean;
 }
 
 /** Stop following; the job goes on. Success has no reply. */
@@ -687,6 +714,7 @@ export type ErrorCode =
   | "unauthorized"
   | "forbidden"
   | "job_not_found"
+  | "gone"
   | "job_lost"
   | "frame_too_large"
   | "unsupported_media_type"

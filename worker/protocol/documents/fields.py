@@ -14,6 +14,7 @@ INT_MAX = (1 << 31) - 1
 
 PATTERNS = {
     "^[A-Za-z0-9_-]{16,64}$": "16 to 64 letters, digits, _ or -",
+    "^[A-Za-z0-9_.@-]{0,64}$": "at most 64 letters, digits, _ . @ or -",
     "^[A-Za-z0-9_-]{1,64}$": "up to 64 letters, digits, _ or -",
 }
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -11,7 +10,8 @@ from worker.errors import BusyError, InvalidParams, JobwireError
 from worker.operations.base import Described
 from worker.protocol import corpus
 from worker.protocol.documents import errors
-from worker.protocol.documents.routes import EVERYWHERE, JSON, ROUTES, WITH_KEY, Answer, Param, Route
+from worker.protocol.documents.route import JSON, Answer, Param, Route
+from worker.protocol.documents.routes import EVERYWHERE, ROUTES, WITH_KEY
 from worker.protocol.documents.schemas import UNIONS, Schema, definitions, name_of, tag_of
 
 PATH = "#/components/schemas/"
@@ -53,6 +53,9 @@ SECURITY: Schema = {
 HEADERS: Schema = {
     "Retry-After": {"description": "When to try again, in seconds.", "schema": {"type": "integer", "minimum": 0}},
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
+    "Deprecation": {"description": "Since when the call is deprecated (RFC 9745).", "schema": {"type": "string"}},
+    "Sunset": {"description": "When the call goes away (RFC 8594).", "schema": {"type": "string"}},
+    "Link": {"description": "What to call instead.", "schema": {"type": "string"}},
     "ETag": {"description": "Of this version of the document.", "schema": {"type": "string"}},
 }
 
@@ -126,18 +129,31 @@ def _operation(route: Route) -> Schema:
         "security": _security(route),
     }
     if route.body is not None:
-        examples = {
-            example.name: {"summary": example.summary, "value": _without_type(example.frame)}
-            for example in corpus.CLIENT
-            if example.frame["type"] == "create"
-        }
-        content = {JSON: {"schema": {"$ref": PATH + route.body}, "examples": examples}}
-        made["requestBody"] = {"required": True, "content": content}
+        content = {"schema": {"$ref": PATH + route.body}, "examples": BODIES[route.body]()}
+        made["requestBody"] = {"required": True, "content": {JSON: content}}
     return {**made, "deprecated": True} if route.deprecated else made
 
 
-def _without_type(frame: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in frame.items() if name != "type"}
+def _creations() -> Schema:
+    """Examples of bodies that create a job."""
+    return {
+        example.name: {
+            "summary": example.summary,
+            "value": {name: value for name, value in example.frame.items() if name != "type"},
+        }
+        for example in corpus.CLIENT
+        if example.frame["type"] == "create"
+    }
+
+
+def _token_requests() -> Schema:
+    return {
+        "page": {"summary": "For a page of the worker's own origin.", "value": {"ttl_s": 600, "cookie": True}},
+        "user": {"summary": "For one user of yours.", "value": {"user": "anna"}},
+    }
+
+
+BODIES: dict[str, Callable[[], Schema]] = {"CreateBody": _creations, "TokenRequest": _token_requests}
 
 
 def _security(route: Route) -> list[Schema]:
@@ -165,8 +181,10 @@ def _responses(route: Route) -> Schema:
         response = responses.setdefault(str(answer.status), {"description": answer.text})
         if answer.status != 204:
             response.setdefault("content", {})[answer.media] = _content(answer)
-        if route.tag == "Documents" and route.path != "/":
-            response["headers"] = {"ETag": {"$ref": "#/components/headers/ETag"}}
+        names = ["ETag"] if route.tag == "Documents" and route.path != "/" else []
+        names += ["Deprecation", "Sunset", "Link"] if route.deprecated else []
+        if names:
+            response["headers"] = _headers(names)
     for status, kinds in sorted(_by_status(route).items()):
         responses[str(status)] = _refusal(kinds)
     return responses
@@ -201,7 +219,11 @@ def _refusal(kinds: list[type[JobwireError]]) -> Schema:
         names.append("Retry-After")
     if any(kind.status == 401 for kind in kinds):
         names.append("WWW-Authenticate")
-    return {**response, "headers": {n: {"$ref": f"#/components/headers/{n}"} for n in names}} if names else response
+    return {**response, "headers": _headers(names)} if names else response
+
+
+def _headers(names: Iterable[str]) -> Schema:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _problem(kind: type[JobwireError]) -> Schema:

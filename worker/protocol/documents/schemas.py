@@ -14,7 +14,7 @@ import msgspec
 
 from worker.errors import Problem
 from worker.operations.base import Described
-from worker.protocol import frames, views
+from worker.protocol import frames, tokens, views
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -31,8 +31,10 @@ VIEWS: tuple[type[msgspec.Struct], ...] = (
     views.Health,
     views.Ready,
     views.LoadingItem,
+    tokens.TokenView,
     Problem,
 )
+REQUESTS: tuple[type[msgspec.Struct], ...] = (tokens.TokenRequest,)
 
 UNIONS = {"ClientFrame": CLIENT, "ServerFrame": SERVER, "JobEvent": EVENTS}
 UNION_TEXTS = {
@@ -67,7 +69,7 @@ def json_schema(operations: Iterable[Described]) -> Schema:
 
 def definitions(operations: Iterable[Described], path: str) -> dict[str, Schema]:
     """Return the schema of every frame and body by its name. References begin with `path`."""
-    structs = (*CLIENT, *SERVER, *VIEWS)
+    structs = (*CLIENT, *SERVER, *VIEWS, *REQUESTS)
     raw = msgspec.json.schema_components(structs, ref_template=path + "{name}")[1]
     public = {struct.__name__: name_of(struct) for struct in structs}
     references = {path + name: path + public.get(name, name) for name in raw}
