@@ -22,6 +22,7 @@ from hypercorn.config import Config
 
 from worker.config import Settings
 from worker.errors import ConfigError
+from worker.transports import strict
 
 BACKLOG = 2048
 FILES_BESIDE_CONNECTIONS = 64
@@ -86,6 +87,7 @@ async def serve(
 ) -> None:
     """Serve an ASGI app on a listening socket until `shutdown_trigger` returns. Takes the socket over."""
     _refuse_deflate()
+    strict.install()
     config = Config()
     config.bind = [f"fd://{listening.detach()}"]
     config.backlog = BACKLOG

@@ -1,0 +1,98 @@
+"""Hypercorn's WebSocket stream as RFC 6455 has it, where 0.18 falls short. It has no switches for any of this.
+
+What it does otherwise: after 1009 it collects the rest of the message without a bound; a violation ends the connection
+without a close frame, which a page sees as 1006; a ping is answered inside the read loop, which thereby waits for a
+client that does not read; a wrong version gets 400; and a plain connection may become HTTP/2, which the listener has
+turned off for TLS because it loses streams.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypercorn.protocol.h11 as h11_protocol
+from hypercorn.protocol.events import EndBody, Response, StreamClosed
+from hypercorn.protocol.ws_stream import FrameTooLargeError, WSStream
+from wsproto.connection import ConnectionState
+from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
+from wsproto.frame_protocol import CloseReason
+
+LAST_WORD_S = 3.0
+"""How long a client may go on after it was told 1009. If nobody read on, a reset would overtake the close frame."""
+
+VERSION = b"13"
+
+
+def install() -> None:
+    """Let Hypercorn use it, from now on."""
+    h11_protocol.WSStream = StrictStream  # type: ignore[assignment, attr-defined]  # not exported
+    h11_protocol.H11Protocol._check_protocol = _stay_with_http1  # type: ignore[method-assign, assignment]  # noqa: SLF001
+
+
+async def _stay_with_http1(_protocol: h11_protocol.H11Protocol, _request: object) -> None:
+    """Take no offer to speak HTTP/2."""
+
+
+class StrictStream(WSStream):
+    """One WebSocket connection."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._refused = False
+        self._pong: Pong | None = None
+        self._answering = False
+
+    async def _handle_events(self) -> None:
+        for event in self.connection.events():
+            if isinstance(event, CloseConnection):
+                # The peer's close is echoed; else it is wsproto's word for a violation, and the peer is told.
+                theirs = self.connection.state is ConnectionState.REMOTE_CLOSING
+                await self._send_wsproto_event(event.response() if theirs else event)
+                await self.send(StreamClosed(stream_id=self.stream_id))
+                return
+            if isinstance(event, TextMessage | BytesMessage) and not self._refused:
+                await self._take(event)
+            elif isinstance(event, Ping):
+                self._answer(event)
+
+    async def _take(self, message: TextMessage | BytesMessage) -> None:
+        try:
+            self.buffer.extend(message)
+        except FrameTooLargeError:
+            self.buffer.clear()
+            self._refused = True
+            self.task_group.spawn(self._refuse)
+            return
+        if message.message_finished:
+            assert self.app_put is not None
+            await self.app_put(self.buffer.to_message())
+            self.buffer.clear()
+
+    async def _refuse(self) -> None:
+        """Close with 1009, and cut the connection if the client does not."""
+        await self._send_wsproto_event(CloseConnection(code=CloseReason.MESSAGE_TOO_BIG))
+        await self.context.sleep(LAST_WORD_S)
+        if not self.closed:
+            await self.send(StreamClosed(stream_id=self.stream_id))
+
+    def _answer(self, ping: Ping) -> None:
+        """Answer a ping beside the read loop. Of several that wait only the last is answered, as the RFC allows."""
+        self._pong = ping.response()
+        if not self._answering:
+            self._answering = True
+            self.task_group.spawn(self._answer_pings)
+
+    async def _answer_pings(self) -> None:
+        while (pong := self._pong) is not None and not self.closed:
+            self._pong = None
+            await self._send_wsproto_event(pong)
+        self._answering = False
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """Refuse a handshake; one of another version is told ours."""
+        if status_code == 400 and not self.handshake.accepted and self.handshake.version != VERSION:
+            headers = [(b"content-length", b"0"), (b"connection", b"close"), (b"sec-websocket-version", VERSION)]
+            await self.send(Response(stream_id=self.stream_id, status_code=426, headers=headers))
+            await self.send(EndBody(stream_id=self.stream_id))
+        else:
+            await super()._send_error_response(status_code)
