@@ -9,6 +9,7 @@ from worker.engines.base import Broke, Delta
 from worker.errors import ModelError
 from worker.events import Failed, Finished, Resumed, Token
 from worker.jobs.job import Job
+from worker.jobs.service import SOLO_AFTER_DEATHS
 from worker.scheduler.messages import Batch, Started
 
 
@@ -50,6 +51,24 @@ def test_a_stale_lease_is_not_heard() -> None:
     late = (Started(stale, 3, 0), Delta(stale, (1,), "late"), Delta(stale, finish="stop"), Broke(stale, "late"))
     stage.jobs.on_batch(Batch(late, STATS))
     assert (job.log.tail, job.state) == (tail, "queued")
+
+
+def test_a_suspect_is_tried_alone_until_it_has_shown_a_token() -> None:
+    stage = Stage(engine_deaths_per_job_max=9)
+    suspect, waiting = stage.create(prompt="Hi", n=2), stage.create()
+    solos = []
+    for _ in range(SOLO_AFTER_DEATHS + 1):
+        stage.start(suspect)
+        stage.jobs.on_lost("killed")
+        solos.append([work.solo for work in stage.broker.submitted[-3:]])
+    once, twice, thrice = solos
+    # Both choices of the suspect, and never the job that was not in the engine.
+    assert (once, twice, thrice) == ([False, False, False], [True, True, False], [True, True, False])
+    assert (suspect.deaths, waiting.deaths) == (3, 0)
+    stage.start(suspect)
+    stage.tokens(suspect, "a")
+    stage.jobs.on_lost("killed")
+    assert [work.solo for work in stage.broker.submitted[-3:]] == [False, False, False]
 
 
 def test_a_waiting_job_is_handed_over_again_and_blamed_for_nothing() -> None:

@@ -63,6 +63,27 @@ def test_present_until_the_last_work_is_gone() -> None:
     assert ledger.served("a") == 5
 
 
+def test_tokens_count_per_share() -> None:
+    ledger = Ledger()
+    ledger.enter("one")
+    ledger.enter("four", 4.0)
+    ledger.charge("one", decoded=10)
+    ledger.charge("four", decoded=10)
+    assert (ledger.served("one"), ledger.served("four")) == (10 * DECODE_WEIGHT, 2.5 * DECODE_WEIGHT)
+    trial = ledger.trial()
+    trial.charge("four", decoded=10)
+    assert trial.served("four") == 5 * DECODE_WEIGHT
+
+
+def test_a_new_weight_holds_from_the_next_work_on() -> None:
+    ledger = Ledger()
+    ledger.enter("a")
+    ledger.charge("a", prefilled=8)
+    ledger.enter("a", 8.0)
+    ledger.charge("a", prefilled=8)
+    assert ledger.served("a") == 9
+
+
 def test_a_trial_leaves_the_ledger_alone() -> None:
     ledger = Ledger()
     ledger.enter("a")

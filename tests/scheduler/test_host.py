@@ -178,3 +178,22 @@ def test_the_engine_process_runs_this_code_wherever_it_is_started(tmp_path: Path
         [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment(0), capture_output=True, text=True, check=True
     )
     assert output.stdout.strip() == host.__file__
+
+
+def test_no_setting_of_the_gateway_reaches_the_engine_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API key is one of them, and whatever the process starts would inherit it."""
+    monkeypatch.setenv("JOBWIRE_API_KEY", "correct-horse-battery-staple")
+    monkeypatch.setenv("JOBWIRE_QUEUE_JOBS_MAX", "7")
+    monkeypatch.setenv("NOT_JOBWIRE_API_KEY", "stays")
+    child = Child(command("counting"), threads=0)
+    try:
+        wait_until("the process to have its own environment", lambda: b"NOT_JOBWIRE" in _variables(child.pid))
+        assert b"NOT_JOBWIRE_API_KEY=stays" in _variables(child.pid).split(b"\0")
+        assert not [line for line in _variables(child.pid).split(b"\0") if line.startswith(b"JOBWIRE_")]
+        assert b"correct-horse" not in _variables(child.pid)
+    finally:
+        child.close()
+
+
+def _variables(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()

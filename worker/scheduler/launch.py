@@ -100,7 +100,8 @@ def environment(threads: int) -> dict[str, str]:
     One thread is fastest for small models, and a machine that serves has other work for its cores. Waiting threads must
     sleep, not spin: with spinning ones a busy machine was measured five times slower.
     """
-    variables = dict(os.environ)
+    # Settings come in a message; some of them are secrets, which whatever the process starts would inherit.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("JOBWIRE_")}
     variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in THREAD_VARIABLES:
         variables[name] = str(threads) if threads else variables.get(name, "1")
