@@ -2,16 +2,18 @@
 
 What it does otherwise: after 1009 it collects the rest of the message without a bound; a violation ends the connection
 without a close frame, which a page sees as 1006; a ping is answered inside the read loop, which thereby waits for a
-client that does not read; a wrong version gets 400; and a plain connection may become HTTP/2, which the listener has
-turned off for TLS because it loses streams.
+client that does not read; a connection that is lost is kept until its next ping is due; a wrong version gets 400; and a
+plain connection may become HTTP/2, which the listener has turned off for TLS because it loses streams.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import hypercorn.protocol.h11 as h11_protocol
-from hypercorn.protocol.events import EndBody, Response, StreamClosed
+from hypercorn.protocol.events import EndBody, Event, Response, StreamClosed
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WSStream
 from wsproto.connection import ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
@@ -38,9 +40,15 @@ class StrictStream(WSStream):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._over = asyncio.Event()
         self._refused = False
         self._pong: Pong | None = None
         self._answering = False
+
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+        if self.closed:
+            self._over.set()
 
     async def _handle_events(self) -> None:
         for event in self.connection.events():
@@ -71,9 +79,21 @@ class StrictStream(WSStream):
     async def _refuse(self) -> None:
         """Close with 1009, and cut the connection if the client does not."""
         await self._send_wsproto_event(CloseConnection(code=CloseReason.MESSAGE_TOO_BIG))
-        await self.context.sleep(LAST_WORD_S)
-        if not self.closed:
+        if not await self._over_within(LAST_WORD_S):
             await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def _send_pings(self) -> None:
+        """Ping until the connection is over: what it holds is only freed when this ends too."""
+        assert self.config.websocket_ping_interval is not None
+        while not self.closed:
+            await self._send_wsproto_event(Ping())
+            await self._over_within(self.config.websocket_ping_interval)
+
+    async def _over_within(self, timeout_s: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._over.wait()
+        return self._over.is_set()
 
     def _answer(self, ping: Ping) -> None:
         """Answer a ping beside the read loop. Of several that wait only the last is answered, as the RFC allows."""
