@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -32,6 +34,9 @@ from worker.engines.base import (
 from worker.engines.llama_library import missing
 from worker.events import Message, Prompt, Sampling, TopLogprob
 
+EXLLAMAV2_VARIABLE = "JOBWIRE_TEST_EXLLAMAV2"
+"""JSON: the model, the options and the device (cuda) of ExLlamaV2, which the suites then run on alone."""
+
 MODEL = Path(worker.engines.demo.__file__).with_name("model.gguf")
 GREEDY = Sampling(temperature=0.0)
 SLOTS = 4
@@ -46,8 +51,17 @@ def found_for_gguf() -> list[str]:
     return ["numpy_llama", *([] if missing() else ["llama_cpp"])]
 
 
+@cache
+def chosen() -> dict[str, Any]:
+    """What tests on a GPU ask for, see EXLLAMAV2_VARIABLE."""
+    asked: dict[str, Any] = json.loads(os.environ.get(EXLLAMAV2_VARIABLE, "{}"))
+    return asked
+
+
 def found() -> list[str]:
     """The engines that can run in this environment. ExLlamaV2 runs on the CPU, see tests.engines.exllamav2.cpu."""
+    if chosen():
+        return ["exllamav2"]
     return [*found_for_gguf(), *([] if cpu.missing() else ["exllamav2"])]
 
 
@@ -67,9 +81,12 @@ def load(name: str, spec: EngineSpec, on_load: OnLoad = unheard) -> Engine:
     """Load an engine by the name of its module, with the bundled model unless `spec` names another."""
     module = importlib.import_module(f"worker.engines.{name}")
     folders = name == "exllamav2"
+    if folders and chosen():
+        options = {**chosen()["options"], **spec.options}
+        spec = msgspec.structs.replace(spec, model=spec.model or chosen()["model"], options=options)
     if spec.model is None:
         spec = msgspec.structs.replace(spec, model=str(Path(exported().name) / "demo" if folders else MODEL))
-    with cpu.gpu() if folders else nullcontext():
+    with cpu.gpu() if folders and chosen().get("device") != "cuda" else nullcontext():
         return cast(Callable[[EngineSpec, OnLoad], Engine], module.load)(spec, on_load)
 
 

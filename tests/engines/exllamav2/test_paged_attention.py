@@ -31,16 +31,20 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 class Case:
     """Sequences of these lengths in shuffled pages; whatever no sequence has written is not a number."""
 
-    def __init__(self, lengths: list[int], queries: int, heads: int, kv_heads: int) -> None:
+    def __init__(
+        self, lengths: list[int], queries: int, heads: int, kv_heads: int, *, dim: int = DIM,
+        unwritten: float = float("nan"), half: bool = False,
+    ) -> None:  # fmt: skip
+        dtype = torch.float16 if half else torch.float32
         self.lengths, self.queries = lengths, queries
-        self.q = random(len(lengths), queries, heads, DIM, seed=1)
+        self.q = random(len(lengths), queries, heads, dim, seed=1).to(dtype)
         longest = max(-(-length // PAGE) for length in lengths)
         order = torch.randperm(PAGES, generator=torch.Generator().manual_seed(2)).tolist()
         self.table = torch.zeros((len(lengths), longest), dtype=torch.int32)
-        self.keys, self.values = (torch.full((PAGES, PAGE, kv_heads, DIM), float("nan")) for _ in range(2))
+        self.keys, self.values = (torch.full((PAGES, PAGE, kv_heads, dim), unwritten, dtype=dtype) for _ in range(2))
         self.sequences: list[tuple[Tensor, Tensor]] = []
         for row, length in enumerate(lengths):
-            keys, values = (random(length, kv_heads, DIM, seed=seed + row) for seed in (10, 20))
+            keys, values = (random(length, kv_heads, dim, seed=seed + row).to(dtype) for seed in (10, 20))
             self.sequences.append((keys, values))
             for number in range(-(-length // PAGE)):
                 page = order.pop()
