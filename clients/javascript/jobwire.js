@@ -35,6 +35,7 @@ const LOST = 1006;
 const UNAUTHORIZED = 4401;
 const REFRESH_AT = 0.8; // of a token's time to live: when the next one is asked for
 const REFRESH_AGAIN_AT = 0.05; // likewise, after an attempt that failed
+const EXPIRES_S_MIN = 0.5; // what a time to live of 0 s stands for: it comes in whole seconds
 const TIMER_MS_MAX = 2 ** 31 - 1;
 const PAINT_MS = 16; // where nothing is painted
 const HIDDEN_PAINT_MS = 1_000; // a page that is not seen is not painted
@@ -732,7 +733,7 @@ class Connection {
     const isFirst = !this.#hello; // another one follows a key in the first frame
     this.#hello = hello;
     clearTimeout(this.#renewal);
-    if (hello.expires_in && typeof this.#options.token === "function") this.#renew(REFRESH_AT);
+    if (hello.expires_in !== undefined && typeof this.#options.token === "function") this.#renew(REFRESH_AT);
     if (!isFirst) return;
     this.#watchSilence(2 * (hello.limits?.heartbeat_s * 1000 || HEARTBEAT_MS));
     if (hello.auth === "required") this.#authenticate(this.#key);
@@ -741,7 +742,7 @@ class Connection {
 
   /** Send another key before the time of the one in use is over. */
   #renew(share) {
-    const delayMs = Math.min(share * this.#hello.expires_in * 1000, TIMER_MS_MAX);
+    const delayMs = Math.min(share * (this.#hello.expires_in || EXPIRES_S_MIN) * 1000, TIMER_MS_MAX);
     this.#renewal = setTimeout(async () => {
       let next = REFRESH_AT;
       try {

@@ -8,17 +8,20 @@ import {suite, test} from "node:test";
 import {JobCancelled, connect, watch} from "./jobwire.js";
 
 const {JOBWIRE_URL: url, JOBWIRE_DIRECT_URL: directUrl = url, JOBWIRE_TRANSPORT: transport} = process.env;
+const {JOBWIRE_TOKEN: token} = process.env;
+const OPTIONS = {transport, token, backoffMs: [5, 50]};
 const COUNT = {temperature: 0, max_tokens: 200};
 
 /** The text of a job as the worker has it. */
 async function textAtWorker(job) {
-  const response = await fetch(`${directUrl}/v1/jobs/${job.id}`, {headers: {Accept: "application/json"}});
+  const headers = {Accept: "application/json", ...(token && {Authorization: `Bearer ${token}`})};
+  const response = await fetch(`${directUrl}/v1/jobs/${job.id}`, {headers});
   return (await response.json()).text;
 }
 
 suite("Worker", {skip: url ? false : "JOBWIRE_URL is not set", timeout: 90_000}, () => {
   const client = (t) => {
-    const jw = connect(url, {transport, backoffMs: [5, 50]});
+    const jw = connect(url, OPTIONS);
     t.after(() => jw.close());
     return jw;
   };
@@ -90,7 +93,7 @@ suite("Worker", {skip: url ? false : "JOBWIRE_URL is not set", timeout: 90_000},
   });
 
   test("with a window of one each is exact, and with one frame a paint", async (t) => {
-    const jw = connect(url, {transport, backoffMs: [5, 50], window: 1});
+    const jw = connect(url, {...OPTIONS, window: 1});
     t.after(() => jw.close());
     const how = (i) => (i % 2 ? {frames: "paint"} : {window: 1 + i});
     const jobs = Array.from({length: 8}, (_, i) => jw.run(`Count from ${i + 1} to 60`, {...COUNT, ...how(i)}));
@@ -126,14 +129,22 @@ suite("Worker", {skip: url ? false : "JOBWIRE_URL is not set", timeout: 90_000},
     await job.cancel();
   });
 
-  test("a share link tells the same", async (t) => {
-    const job = await client(t).create("Count from 1 to 60", COUNT);
-    const shared = watch(new URL(`/v1/jobs/${job.id}/stream`, url), {backoffMs: [5, 50]});
-    assert.deepEqual(await Promise.all([job.text(), shared.text()]), Array(2).fill(await textAtWorker(job)));
-  });
+  for (const EventSource of new Set([globalThis.EventSource, undefined])) {
+    test(`a share link tells the same over ${EventSource?.name ?? "fetch"}`, async (t) => {
+      const job = await client(t).create("Count from 1 to 60", COUNT);
+      const link = new URL(job.accepted.sse_url, url);
+      assert.equal(link.searchParams.has("ticket"), Boolean(token));
+      const [text, shared] = await Promise.all([job.text(), watch(link, {EventSource, backoffMs: [5, 50]}).text()]);
+      assert.equal(text, shared);
+      assert.equal(text, await textAtWorker(job));
+      if (!token) return;
+      link.searchParams.set("ticket", "forged");
+      await assert.rejects(watch(link, {EventSource}).text(), {name: "Refused", code: "unauthorized"});
+    });
+  }
 
   test("a job left unread is whole when it is read", async (t) => {
-    const jw = connect(url, {transport, backoffMs: [5, 50], unreadBytesMax: 2_000});
+    const jw = connect(url, {...OPTIONS, unreadBytesMax: 2_000});
     t.after(() => jw.close());
     const unread = await jw.create("Count from 1 to 60", COUNT);
     await jw.run("Count from 1 to 60", COUNT).text();

@@ -65,6 +65,7 @@ CLOSE_TIMEOUT_S = 1.0
 STABLE_S = 5.0  # a connection that lasted this long ends an outage, even if nothing happened on it
 REFRESH_AT = 0.8  # of a token's time to live: when the next one is asked for
 REFRESH_AGAIN_AT = 0.05  # likewise, after an attempt that failed
+EXPIRES_S_MIN = 0.5  # what a time to live of 0 s stands for: it comes in whole seconds
 FRAME_BYTES_MAX = 16 << 20  # inbound: far above the worker's own limit
 EVENT_COST_BYTES = 256  # what an unread event costs beside its text, roughly
 CLOSE_CODES = {4400: "protocol_abuse", 4401: "unauthorized", 4403: "forbidden", 4406: "version", 4408: "auth_timeout"}
@@ -1030,8 +1031,8 @@ class _Connection:
     async def _keep_authorized(self) -> None:
         """Send another key before the time of the one in use is over."""
         share = REFRESH_AT
-        while self._options.renews and (expires_s := self.hello.get("expires_in")):
-            await asyncio.sleep(share * expires_s)
+        while self._options.renews and (expires_s := self.hello.get("expires_in")) is not None:
+            await asyncio.sleep(share * (expires_s or EXPIRES_S_MIN))
             try:
                 key = await self._options.key()
             except ConnectionError as failure:

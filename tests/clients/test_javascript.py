@@ -9,6 +9,7 @@ import pytest
 
 from tests.clients.conftest import CLIENTS
 from tests.clients.cutting import cutting
+from tests.server import serving
 
 FOLDER = CLIENTS / "javascript"
 
@@ -24,6 +25,12 @@ def test_worker(node: Callable[..., str], worker_url: str, transport: str) -> No
     shown = node("--test", "worker.test.js", cwd=FOLDER, JOBWIRE_URL=worker_url, JOBWIRE_TRANSPORT=transport)
     assert "\n# fail 0\n" in shown
     assert "\n# skipped 0\n" in shown
+
+
+def test_worker_with_a_key(node: Callable[..., str]) -> None:
+    with serving("--api-key", "secret") as server:
+        env = {"JOBWIRE_URL": server.url, "JOBWIRE_TOKEN": "secret", "JOBWIRE_TRANSPORT": "websocket"}
+        assert "\n# fail 0\n" in node("--test", "worker.test.js", cwd=FOLDER, **env)
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])

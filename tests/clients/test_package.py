@@ -22,6 +22,11 @@ NPM_TIMEOUT_S = 100.0
 TOOLS = ("react@19", "react-test-renderer@19", "@types/react@19", "@types/node@20", "typescript@5")
 """Of the registry, for one test. react-test-renderer is deprecated, but needs no browser and is small."""
 
+TYPED = (
+    "--strict", "--noEmit", "--module", "esnext", "--moduleResolution", "bundler", "--target", "es2022",
+    "--lib", "es2022,dom,dom.iterable", "--jsx", "react-jsx",
+)  # fmt: skip
+
 
 def npm(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     program = shutil.which("npm")
@@ -61,7 +66,7 @@ def test_its_types_and_its_hooks(node: Callable[..., str], project: Path, worker
     if installed.returncode:
         pytest.skip(f"npm cannot install what this test needs: {installed.stderr.strip().splitlines()[0]}")
     shutil.copy(TESTS / "types.mts", project)
-    typed = ("--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--lib", "es2022,dom,dom.iterable")
-    node(project / "node_modules/typescript/bin/tsc", *typed, "types.mts", cwd=project)
+    (project / "sample.tsx").write_text(samples("jsx")[0], encoding="utf-8")
+    node(project / "node_modules/typescript/bin/tsc", *TYPED, "types.mts", "sample.tsx", cwd=project)
     shutil.copy(TESTS / "react.mjs", project)
     assert "\n# fail 0\n" in node("--test", "react.mjs", cwd=project, JOBWIRE_URL=worker_url)

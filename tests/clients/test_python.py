@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any, Literal, TypeAlias
@@ -17,13 +19,17 @@ from jobwire_client import (
     Event,
     Job,
     JobCancelled,
+    LikelyToken,
     Narration,
+    Params,
     Refused,
     Token,
+    Usage,
     connect,
     connect_sync,
 )
 
+from tests.clients.conftest import CLIENTS
 from tests.clients.cutting import cutting
 from tests.server import Server, serving
 
@@ -266,6 +272,45 @@ async def _create_when_the_worker_takes_it(jw: Client) -> Job:
             return job
         except Refused as refused:
             assert refused.code == "draining"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_tokens_that_expire_are_replaced_in_time(transport: Transport, caplog: pytest.LogCaptureFixture) -> None:
+    """Each token is good for two seconds; over a WebSocket the connection outlives several of them."""
+    caplog.set_level("INFO", "jobwire_client")
+    asked = 0
+    with serving("--api-key", "secret") as server:
+
+        def token() -> str:
+            nonlocal asked
+            asked += 1
+            headers = {"Authorization": "Bearer secret"}
+            return str(server.post("/v1/tokens", {"ttl_s": 2}, headers=headers).json()["token"])
+
+        async with connect(server.url, token, transport=transport) as jw:
+            started = time.monotonic()
+            while time.monotonic() < started + 5:
+                job = jw.run("Count from 1 to 60", **COUNT)
+                assert await job.text()
+        assert asked >= 4
+        assert not [record for record in caplog.records if record.name == "jobwire_client"]
+
+
+def test_what_a_job_may_ask_for_is_what_the_worker_takes() -> None:
+    """The types are the protocol's, which are generated."""
+    generated = (CLIENTS / "javascript" / "protocol.d.ts").read_text(encoding="utf-8")
+
+    def fields(name: str) -> set[str]:
+        (body,) = re.findall(rf"^export interface {name} {{\n(.*?)^}}", generated, re.MULTILINE | re.DOTALL)
+        return set(re.findall(r"^  (\w+)\??: ", body, re.MULTILINE))
+
+    elsewhere = {"job_id", "after", "ref", "prompt", "messages"}
+    assert set(Params.__annotations__) - {"model"} == fields("CreateBody") - elsewhere - {"model"}
+    assert set(Usage.__annotations__) == fields("Usage")
+    assert set(LikelyToken.__annotations__) == fields("LikelyToken")
+    assert set(Token.__match_args__) == fields("TokenFrame") - {"type"}
+    assert set(End.__match_args__) == fields("EndFrame") - {"type"}
+    assert set(Narration.__match_args__) - {"fields"} <= fields("NarrationFrame")
 
 
 async def test_a_key_and_a_worker_that_forgets() -> None:

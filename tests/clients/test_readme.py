@@ -1,6 +1,6 @@
 """The samples of clients/README.md, run as they stand against the real worker; only the address is another.
 
-The page in it needs a browser, and is not run here.
+The page in it needs a browser, and is not run here; the React component is checked by `test_package`.
 """
 
 from __future__ import annotations
@@ -64,4 +64,4 @@ def test_shell(worker_url: str, sample: str) -> None:
 
 
 def test_every_kind_of_sample_is_there() -> None:
-    assert [len(samples(language)) for language in ("python", "js", "sh", "html")] == [3, 3, 2, 1]
+    assert [len(samples(language)) for language in ("python", "js", "sh", "html", "jsx")] == [4, 4, 2, 1, 1]
