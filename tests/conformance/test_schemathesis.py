@@ -33,7 +33,7 @@ LIMITS = ("--max-tokens-default", "2", "--max-tokens-max", "8", "--orphan-ttl-s"
 """Whatever is asked for, little is to be done."""
 
 REQUEST_TIMEOUT_S = 30
-EXAMPLES = 30
+EXAMPLES = 20
 KEY = "a-key-of-the-tests"
 RIGHT, WRONG = f"Bearer {KEY}", "Bearer another"
 
