@@ -254,6 +254,25 @@ async def test_who_shows_no_key_in_time_is_sent_away(locked: Server) -> None:
         assert (await known.ask("ping"))["type"] == "pong"
 
 
+def _token(server: Server, ttl_s: int) -> str:
+    answer = server.post("/v1/tokens", {"ttl_s": ttl_s}, headers={"Authorization": f"Bearer {KEY}"})
+    token: str = answer.json()["token"]
+    return token
+
+
+async def test_a_token_expires_on_an_open_connection_unless_it_is_renewed(locked: Server) -> None:
+    headers = {"Authorization": f"Bearer {_token(locked, 2)}"}
+    async with Socket(locked, additional_headers=headers) as stays, Socket(locked) as leaves:
+        assert 0 < stays.hello["expires_in"] <= 2
+        hello = await leaves.ask("auth", token=_token(locked, 2))
+        assert 0 < hello["expires_in"] <= 2
+        await stays.send("auth", token=_token(locked, 60))
+        assert await closing_code(leaves) == 4401
+        assert (await stays.run(**counting(1, 9))).text() == expected_count(1, 9)
+        refused = await stays.ask("auth", token="guess")
+        assert refused["error"]["code"] == "unauthorized"
+
+
 async def test_many_frames_before_the_key_are_abuse(locked: Server) -> None:
     async with Socket(locked) as socket:
         for _ in range(10):

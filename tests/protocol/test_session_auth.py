@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.protocol.wire import ID, Client, Wire, types
-from worker.jobs.principals import Grant, Principal
+from worker.jobs.principals import Allowance, Grant, Principal
 from worker.protocol.closing import Close
 from worker.protocol.session import BAD_FRAMES_MAX
 
@@ -47,6 +47,16 @@ def test_a_key_in_the_first_frame_opens_the_connection() -> None:
     assert wire.stage.jobs.get("ann", ID).watchers == 1
     wire.stage.clock.advance(10**9)
     client.session.check_time(wire.stage.clock.monotonic_ms())
+
+
+def test_hello_tells_how_many_jobs_a_key_may_have() -> None:
+    wire = Wire(jobs_per_principal_max=7)
+    few = Grant(principal=Principal(name="ann", allowance=Allowance(jobs_max=3)))
+    client = wire.knock(key=few)
+    client.session.greet(0)
+    [unknown] = client.pull_all()
+    known = client.ask("auth", token="key")
+    assert (unknown["limits"]["max_jobs"], known["limits"]["max_jobs"]) == (7, 3)
 
 
 def test_everything_may_be_sent_at_once_after_the_key() -> None:

@@ -248,17 +248,18 @@ class Session:
         self._wake()
 
     def _hello(self, now_ms: float, ref: str | None = None) -> Hello:
-        settings = self._settings
-        expires_at_ms = self._grant.expires_at_ms if self._grant is not None else None
+        settings, grant = self._settings, self._grant
+        expires_at_ms = grant.expires_at_ms if grant is not None else None
+        jobs_max = grant.principal.allowance.jobs_max if grant is not None else 0
         return Hello(
             protocol=frames.PROTOCOL,
             server=f"jobwire/{__version__}",
             features=FEATURES,
-            auth="required" if self._grant is None else "ok",
+            auth="required" if grant is None else "ok",
             expires_in=None if expires_at_ms is None else max(int(expires_at_ms - now_ms) // 1000, 0),
             limits=ServerLimits(
                 max_frame_bytes=settings.frame_bytes_max,
-                max_jobs=settings.jobs_per_principal_max,
+                max_jobs=jobs_max or settings.jobs_per_principal_max,
                 max_queue=settings.queue_jobs_max,
                 max_subscriptions=settings.subscriptions_per_connection_max,
                 max_window=settings.window_frames_max,
