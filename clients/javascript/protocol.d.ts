@@ -71,7 +71,7 @@ export interface Cancelled {
   status: string;
 }
 
-/** What `create` is over a WebSocket, without `type`. */
+/** What `create` is over a WebSocket, without `type` and `window`. */
 export interface CreateBody {
   /** The client's choice, and the key to repeat a request safely. (16 to 64 letters, digits, _ or -) */
   job_id?: string;
@@ -81,10 +81,6 @@ export interface CreateBody {
   after?: string;
   /** What to be sent besides the end. Both if absent. (default ["narration", "token"]) */
   channels?: ("narration" | "token")[];
-  /**
-   * Most frames of the job on their way without an `ack`. 0, the default, is no bound. (integer; at least 0; default 0)
-   */
-  window?: number;
   /** Least time between token frames of the job, in ms: they get fewer and larger. (integer; at least 0; default 0) */
   coalesce_ms?: number;
   /** Comes back in the reply. (at most 256 characters) */

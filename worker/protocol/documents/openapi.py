@@ -135,15 +135,18 @@ def _operation(route: Route) -> Schema:
 
 
 def _creations() -> Schema:
-    """Examples of bodies that create a job."""
-    return {
+    """Examples of bodies that create a job: those of frames, but for the window that only a WebSocket has."""
+    made = {
         example.name: {
             "summary": example.summary,
             "value": {name: value for name, value in example.frame.items() if name != "type"},
         }
         for example in corpus.CLIENT
-        if example.frame["type"] == "create"
+        if example.frame["type"] == "create" and "window" not in example.frame
     }
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me a story about a fox"}]
+    value = {"messages": messages, "max_tokens": 256, "temperature": 0.7, "seed": 7, "detach": True}
+    return {**made, "conversation": {"summary": "A conversation, for a job that nobody need watch.", "value": value}}
 
 
 def _token_requests() -> Schema:

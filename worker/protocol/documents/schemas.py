@@ -85,7 +85,7 @@ def definitions(operations: Iterable[Described], path: str) -> dict[str, Schema]
     del create["properties"]["body"]
     create["description"] = create["description"].partition("\n")[0]
     made |= _add_operations(create, offered, path)
-    made["CreateBody"] = _without_type(create)
+    made["CreateBody"] = _body(create)
     for name, members in UNIONS.items():
         made[name] = _union(name, members, path)
     made["StreamReset"] = {
@@ -122,13 +122,12 @@ def _choices(operation: Described, *, is_default: bool) -> list[Schema]:
     return [{**named, "required": [*name, *field]} for field in ([[field] for field in operation.one_of] or [[]])]
 
 
-def _without_type(create: Schema) -> Schema:
-    """Return the body of a POST: a create frame that needs no `type`."""
+def _body(create: Schema) -> Schema:
+    """Return the body of a POST: a create frame without what only a WebSocket has."""
     return {
         **create,
-        "title": "CreateBody",
-        "description": "What `create` is over a WebSocket, without `type`.",
-        "properties": {name: schema for name, schema in create["properties"].items() if name != "type"},
+        "description": "What `create` is over a WebSocket, without `type` and `window`.",
+        "properties": {name: schema for name, schema in create["properties"].items() if name not in ("type", "window")},
         "required": [name for name in create["required"] if name != "type"],
     }
 

@@ -18,7 +18,9 @@ from worker.transports.base import Gateway
 from worker.transports.documents.pages import http_page, websocket_page
 
 STYLE = "style.css"
-POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": POLICY,
