@@ -76,10 +76,10 @@ def test_no_window_gets_more_than_a_full_bucket_and_what_flowed_in(rate: int, as
     bucket, now, taken = Bucket(rate, 0), 0, 0
     for amount, pause in asks:
         now += pause
-        amount = min(amount, rate)
-        if not bucket.wait_ms(amount, now):
-            bucket.take(amount, now)
-            taken += amount
+        wanted = min(amount, rate)
+        if not bucket.wait_ms(wanted, now):
+            bucket.take(wanted, now)
+            taken += wanted
         assert taken * MINUTE_MS <= rate * (MINUTE_MS + now)
 
 

@@ -25,11 +25,10 @@ SETTINGS_KEY = "key"
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
 
 
-class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One key. 0 is no limit of its own. `weight` is its share of the engine, relative to others."""
+class _Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a key is good for. 0 is no limit of its own. `weight` is its share of the engine, relative to others."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
-    digest: bytes = b""
     admin: bool = False
     weight: Annotated[float, Meta(ge=0.001, le=1000)] = 1.0
     jobs_max: Count = 0
@@ -38,7 +37,13 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     expires_at: datetime | None = None
 
 
-class _Entry(Key, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Key(_Terms, frozen=True, kw_only=True):
+    """One key, as it is kept."""
+
+    digest: bytes
+
+
+class _Entry(_Terms, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A key as it stands in a file: in clear, or as the SHA-256 of it in hexadecimal."""
 
     key: Annotated[str, Meta(pattern=r"^[!-~]{16,1024}$(?!\n)")] | None = None
@@ -73,7 +78,7 @@ class Keyring:
 
 def digest(token: str) -> bytes:
     """Return what is kept of a key."""
-    return hashlib.sha256(token.encode(errors="replace")).digest()
+    return hashlib.sha256(token.encode(errors="surrogatepass")).digest()
 
 
 class KeySource:
@@ -131,12 +136,12 @@ def _key(entry: object, where: str) -> Key:
         found = msgspec.convert(entry, _Entry)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(str(error), where)) from None
-    if (found.key is None) == (found.key_sha256 is None) or found.digest:
+    if (found.key is None) == (found.key_sha256 is None):
         raise ConfigError(f"{where} must have either `key` or `key_sha256`.")
     if found.expires_at is not None and found.expires_at.tzinfo is None:
         raise ConfigError(f"expires_at of {where} must be {ALLOWED['expires_at']}.")
     known = digest(found.key) if found.key is not None else bytes.fromhex(found.key_sha256 or "")
-    return Key(**{name: getattr(found, name) for name in Key.__struct_fields__ if name != "digest"}, digest=known)
+    return Key(**{name: getattr(found, name) for name in _Terms.__struct_fields__}, digest=known)
 
 
 def _explain(reason: str, where: str) -> str:

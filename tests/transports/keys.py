@@ -1,0 +1,76 @@
+"""A worker with keys, without a process: its gateway, and HTTP requests to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.jobs.scripted import Stage
+from worker.observers.narration import narrate
+from worker.operations.base import Limits
+from worker.operations.infer import Infer
+from worker.operations.worker_check import WorkerCheck
+from worker.protocol.eventstream import FrameSource
+from worker.transports import http, sse
+from worker.transports.access import Access
+from worker.transports.base import Gateway
+
+ANN, BOB, ROOT, OWN = "ann-has-this-secret", "bob-has-this-secret", "root-has-this-secret", "own-secret"
+KEYS = f"""
+[[keys]]
+name = "ann"
+key = "{ANN}"
+weight = 3
+
+[[keys]]
+name = "bob"
+key = "{BOB}"
+jobs_per_minute_max = 2
+
+[[keys]]
+name = "root"
+key = "{ROOT}"
+admin = true
+"""
+JSON = {"Accept": "application/json", "Content-Type": "application/json"}
+
+
+class House:
+    """A gateway over a scripted engine. Without a `path` it has no keys."""
+
+    def __init__(self, path: Path | None = None, text: str = KEYS, *, version: str = "0.1.0", **settings: Any) -> None:
+        if path is not None:
+            path.write_text(text, encoding="utf-8")
+            settings["keys_file"] = str(path)
+        self.path = path
+        self.stage = Stage(**settings)
+        self.access = Access(self.stage.settings, self.stage.clock, b"signs")
+        operations = {operation.name: operation for operation in (Infer(), WorkerCheck())}
+        source = FrameSource(narrate, self.stage.settings.frame_bytes_max)
+        self.gateway = Gateway(
+            self.stage.jobs,
+            operations,
+            self.stage.settings,
+            self.stage.clock,
+            narrate,
+            source,
+            Limits.of(self.stage.settings),
+            self.access,
+        )
+        self.client = http.build(self.gateway, sse, version=version).test_client()
+
+    def rewrite(self, text: str) -> None:
+        """Change the file of keys, and let it be read."""
+        assert self.path is not None
+        self.path.write_text(text, encoding="utf-8")
+        self.access.reload()
+
+    async def ask(
+        self, method: str, path: str, key: str | None = None, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> Any:
+        """Send a request and return the response."""
+        fields = {"Host": "localhost", "Accept": "application/json", **(headers or {})}
+        if key is not None:
+            fields["Authorization"] = f"Bearer {key}"
+        return await self.client.open(path, method=method, headers=fields, **options)
