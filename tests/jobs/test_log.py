@@ -106,6 +106,15 @@ def test_wakers_are_called_after_every_append_until_removed() -> None:
     assert tails == [1, 2]
 
 
+def test_wakers_are_called_once_more_when_the_log_is_forgotten() -> None:
+    log = filled(1)
+    seen: list[tuple[int, bool]] = []
+    log.add_waker(lambda: seen.append((log.tail, log.forgotten)))
+    log.append(Token("x"), at_ms=1, tail=1, attempt=1)
+    log.forget()
+    assert seen == [(2, False), (2, True)]
+
+
 def test_a_waker_may_remove_itself_and_others() -> None:
     log, woken = JobLog("k3f9"), list[str]()
 

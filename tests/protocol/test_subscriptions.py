@@ -81,6 +81,30 @@ def test_the_end_takes_a_place_like_any_frame() -> None:
     assert client.pull_all() == []
 
 
+def test_who_never_acks_does_not_keep_a_job_for_ever() -> None:
+    wire, client, job = following(window=1)
+    wire.stage.tokens(job, "a")
+    [frame] = client.pull_all()
+    wire.stage.finish(job)
+    wire.stage.clock.advance(wire.stage.settings.retention_s * 1000 - 1)
+    wire.stage.jobs.sweep()
+    assert (client.pull(), job.watchers) == (None, 1)
+    wire.stage.clock.advance(1)
+    wire.stage.jobs.sweep()
+    assert (client.pull(), job.watchers) == (None, 0)
+    assert client.ask("ack", job_id=ID, cursor=frame["cursor"])["error"]["code"] == "job_not_found"
+
+
+def test_who_is_slow_reads_a_forgotten_job_to_its_end() -> None:
+    wire, client, job = following(window=8, coalesce_ms=20)
+    wire.stage.tokens(job, "a", "b", "c")
+    wire.stage.finish(job)
+    wire.stage.clock.advance(wire.stage.settings.retention_s * 1000)
+    wire.stage.jobs.sweep()
+    frames = client.pull_all()
+    assert (text(frames), types(frames)[-1], job.watchers) == ("abc", "end", 0)
+
+
 def test_a_cancel_acts_and_is_confirmed_although_the_window_is_full() -> None:
     wire, client, job = following(window=1)
     wire.stage.tokens(job, "a")

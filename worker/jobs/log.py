@@ -19,15 +19,19 @@ class StaleAppend(Exception):
 
 
 class JobLog:
-    """The log of one job. `attempt` counts the engines that had the job; a `Resumed` record opens the next."""
+    """The log of one job. `attempt` counts the engines that had the job; a `Resumed` record opens the next.
 
-    __slots__ = ("_wakers", "attempt", "bytes", "epoch", "records")
+    `forgotten`: its retention is over, and whoever is not reading it now cannot any more.
+    """
+
+    __slots__ = ("_wakers", "attempt", "bytes", "epoch", "forgotten", "records")
 
     def __init__(self, epoch: str) -> None:
         self.epoch = epoch
         self.attempt = 1
         self.records: list[Record] = []
         self.bytes = 0
+        self.forgotten = False
         self._wakers: list[Callable[[], None]] = []
 
     @property
@@ -52,9 +56,13 @@ class JobLog:
         record = Record(tail + 1, at_ms, event)
         self.records.append(record)
         self.bytes += RECORD_BYTES + (len(event.text) if isinstance(event, Token) else 0)
-        for wake in tuple(self._wakers):
-            wake()
+        self._wake()
         return record
+
+    def forget(self) -> None:
+        """Mark the log as forgotten, and wake the readers: one that waits for its client alone need not stay."""
+        self.forgotten = True
+        self._wake()
 
     def read(self, after: int, limit: int | None = None) -> list[Record]:
         """Return the records after number `after`, oldest first, at most `limit`."""
@@ -72,10 +80,14 @@ class JobLog:
         return int(number) if int(number) <= self.tail else None
 
     def add_waker(self, wake: Callable[[], None]) -> None:
-        """Call `wake` after every append, until removed."""
+        """Call `wake` after every append and when the log is forgotten, until removed."""
         self._wakers.append(wake)
 
     def remove_waker(self, wake: Callable[[], None]) -> None:
         """Undo add_waker; removing twice is harmless."""
         if wake in self._wakers:
             self._wakers.remove(wake)
+
+    def _wake(self) -> None:
+        for wake in tuple(self._wakers):
+            wake()

@@ -178,7 +178,7 @@ class Jobs:
             elif not job.watchers and not job.request.detach and now - job.unwatched_since >= orphan_ms:
                 self._append(job, Cancelled("abandoned", job.usage(now)))
         for key in self._retention.due(now):
-            del self._jobs[key]
+            self._jobs.pop(key).log.forget()
 
     def drain(self, on_idle: Callable[[], None]) -> None:
         """Take no new jobs from now on; call `on_idle` as soon as no job is live, maybe at once."""

@@ -55,8 +55,8 @@ class Subscription:
 class PacedSubscription(Subscription):
     """A subscription with a window of frames, a floor of ms between token frames, or both; 0 is none.
 
-    Every frame takes a place in the window, the end too: it waits like any other. A job's first token is never held
-    back by the floor, and narration and the end let go what was.
+    Every frame takes a place in the window, the end too: it waits like any other, until the job is forgotten. A job's
+    first token is never held back by the floor, and narration and the end let go what was.
     """
 
     __slots__ = ("_acked", "_coalesce_ms", "_flushed", "_full", "_next_ms", "_unacked", "_window")
@@ -76,15 +76,15 @@ class PacedSubscription(Subscription):
 
     def notify(self) -> None:
         """The log has grown."""
-        if self.held_until is None or self.stream.flushes(self.stream.job.log.tail - 1):
+        log = self.stream.job.log
+        if log.forgotten or (not self._full and (self.held_until is None or self.stream.flushes(log.tail - 1))):
             self.release()
 
     def take(self, now_ms: float) -> Frame | None:
         """Take the next frame, if the window has room and the pause is over."""
+        self.queued = False
         self.held_until = None
         self._full = self._window > 0 and len(self._unacked) >= self._window
-        # While it is full, the log need not wake it.
-        self.queued = self._full
         if self._full or self._must_pause(now_ms):
             return None
         frame = self.stream.next()
@@ -108,7 +108,7 @@ class PacedSubscription(Subscription):
             self._acked = self._unacked.popleft()
         if self._full and len(self._unacked) < self._window:
             self._full = False
-            self._enqueue(self)
+            self.release()
         return True
 
     def _must_pause(self, now_ms: float) -> bool:
@@ -199,6 +199,9 @@ class Subscriptions:
             if subscription.held_until is not None:
                 heapq.heappush(self._held, (subscription.held_until, next(self._count), subscription))
             if frame is None:
+                if stream.job.log.forgotten:
+                    # Its client could still make room, but might never: then it would keep the log for ever.
+                    self.drop(stream.job.id)
                 continue
             if stream.pending:
                 self._enqueue(subscription)
