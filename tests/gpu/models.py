@@ -15,8 +15,10 @@ from tests.engines.exllamav2 import cpu
 QUANTISE_TIMEOUT_S = 240
 # The converter imports what it needs only for calibration data of one's own.
 _CONVERT = """
-import sys, types
-sys.modules["fastparquet"] = types.ModuleType("fastparquet")
+import importlib.util, sys, types
+for name in ("fastparquet", "pandas"):
+    if importlib.util.find_spec(name) is None:
+        sys.modules[name] = types.ModuleType(name)
 import exllamav2.conversion.convert_exl2
 """
 
