@@ -56,6 +56,15 @@ def test_what_concerns_jobs_needs_a_key(call: str) -> None:
     assert "401" in OPERATIONS[call]["responses"]
 
 
+def test_a_ticket_only_reads() -> None:
+    with_ticket = {call for call, operation in OPERATIONS.items() if {"ticket": []} in operation["security"]}
+    assert with_ticket == {
+        "GET /v1/jobs/{job_id}",
+        "GET /v1/jobs/{job_id}/stream",
+        "GET /v1/inference/{job_id}/stream",
+    }
+
+
 @pytest.mark.parametrize("call", OPERATIONS)
 def test_every_refusal_is_a_problem_with_an_example_of_each_code(call: str) -> None:
     for status, response in OPERATIONS[call]["responses"].items():

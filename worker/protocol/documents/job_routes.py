@@ -43,13 +43,6 @@ LAST_EVENT_ID = Param(
     schema=CURSOR,
     example=f"{corpus.EPOCH}-2",
 )
-TICKET = Param(
-    name="ticket",
-    where="query",
-    text="Part of the `sse_url` that the worker gives out: stands for the key, for reading this job only.",
-    schema={"type": "string", "maxLength": 1024},
-    example="",
-)
 COALESCE_MS = Param(
     name="coalesce_ms",
     where="query",
@@ -160,8 +153,9 @@ JOB_ROUTES: tuple[Route, ...] = (
         name="getJob",
         summary="Look at a job",
         text="Its state, its text so far, and the cursor from which a stream goes on behind that text.",
-        params=(JOB_ID, TICKET),
+        params=(JOB_ID,),
         key=True,
+        ticket=True,
         answers=(
             Answer(
                 status=200,
@@ -199,8 +193,9 @@ JOB_ROUTES: tuple[Route, ...] = (
         summary="Stream a job as server-sent events",
         text="From its start, or from a cursor of any transport. Any number of readers may follow a job. "
         f"An EventSource resumes by itself. {LEGACY_TEXT}",
-        params=(JOB_ID, AFTER, LAST_EVENT_ID, COALESCE_MS, TICKET),
+        params=(JOB_ID, AFTER, LAST_EVENT_ID, COALESCE_MS),
         key=True,
+        ticket=True,
         answers=(
             Answer(status=200, text=STREAM_TEXT, media=EVENTS, schema="AnyStream"),
             Answer(status=204, text="The job has ended and the cursor is its end: an EventSource stops for good."),
@@ -229,8 +224,9 @@ JOB_ROUTES: tuple[Route, ...] = (
         summary="Stream a job, as clients of the older worker do",
         text="Use `GET /v1/jobs/{job_id}/stream`. Data lines in ASCII, from the job's start: `started`, `token`, "
         "`narration`, `metrics`, then `end` or `error`, then a marker: `[DONE]`, `[ERROR] ...` or `[CANCELLED]`.",
-        params=(JOB_ID, TICKET),
+        params=(JOB_ID,),
         key=True,
+        ticket=True,
         deprecated=True,
         answers=(Answer(status=200, text="The stream.", media=EVENTS, schema="LegacyStream"),),
         errors=(JobNotFound, Overloaded, Gone),

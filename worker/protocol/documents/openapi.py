@@ -124,7 +124,7 @@ def _operation(route: Route) -> Schema:
         "operationId": route.name,
         "summary": route.summary,
         "description": route.text,
-        "parameters": [_parameter(param) for param in route.params if param.name != "ticket"],
+        "parameters": [_parameter(param) for param in route.params],
         "responses": _responses(route),
         "security": _security(route),
     }
@@ -163,7 +163,7 @@ def _security(route: Route) -> list[Schema]:
     """No key at all may do too: whether there are keys is a matter of settings."""
     if not route.key:
         return []
-    ticket: list[Schema] = [{"ticket": []}] if any(param.name == "ticket" for param in route.params) else []
+    ticket: list[Schema] = [{"ticket": []}] if route.ticket else []
     return [{"bearer": []}, *ticket, {}]
 
 

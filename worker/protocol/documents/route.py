@@ -34,7 +34,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One method of one path. With `key` it needs an API key, where the worker has keys."""
+    """One method of one path.
+
+    With `key` it needs an API key, where the worker has keys; with `ticket` the ticket of a job's `sse_url` will do.
+    """
 
     method: Literal["get", "post", "delete"]
     path: str
@@ -47,4 +50,5 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     body: str | None = None
     errors: Errors = ()
     key: bool = False
+    ticket: bool = False
     deprecated: bool = False

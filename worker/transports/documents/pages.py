@@ -18,6 +18,12 @@ from worker.protocol.documents.schemas import UNIONS, Schema
 
 CONVERSATION = ("hello", "create", "accepted", "narration", "token", "token_merged", "end")
 
+KEY_NOTES = {
+    frozenset(): "",
+    frozenset({"key"}): "Needs a key, if the worker has keys.",
+    frozenset({"key", "ticket"}): "Needs a key, or the ticket in the job's `sse_url`, if the worker has keys.",
+}
+
 WIDE = 96
 """An example of so many characters stands on one line."""
 
@@ -46,7 +52,6 @@ class Section(msgspec.Struct, frozen=True):
     title: str
     summary: str
     text: str = ""
-    path: str = ""
     method: str = ""
     note: str = ""
     deprecated: bool = False
@@ -149,16 +154,8 @@ def _environment() -> Environment:
 
 
 def prose(text: str) -> Markup:
-    """Return paragraphs and lists as HTML."""
-    parts: list[Markup] = []
-    for block in text.strip().split("\n\n"):
-        lines = block.split("\n")
-        if all(line.startswith("- ") for line in lines):
-            items = Markup("").join(Markup("<li>{}</li>").format(inline(line[2:])) for line in lines)
-            parts.append(Markup("<ul>{}</ul>").format(items))
-        else:
-            parts.append(Markup("<p>{}</p>").format(inline(" ".join(lines))))
-    return Markup("\n").join(parts)
+    """Return paragraphs as HTML."""
+    return Markup("\n").join(Markup("<p>{}</p>").format(inline(part)) for part in text.strip().split("\n\n"))
 
 
 def inline(text: str) -> Markup:
@@ -196,15 +193,14 @@ def _route(method: str, path: str, operation: Schema) -> Section:
         )
         for parameter in operation["parameters"]
     ]
-    needs_key = bool(operation["security"])
+    keys = {"ticket" if "ticket" in way else "key" for way in operation["security"] if way}
     return Section(
         anchor=operation["operationId"],
         title=path,
-        path=path,
         method=method.upper(),
         summary=operation["summary"],
         text=operation["description"],
-        note="Needs a key, if the worker has keys." if needs_key else "",
+        note=KEY_NOTES[frozenset(keys)],
         deprecated=operation.get("deprecated", False),
         fields=tuple(rows),
         body=_type(body["schema"]) if body else Markup(),
