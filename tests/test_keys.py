@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from worker.config import Settings
-from worker.config.keys import KeySource, Keyring, digest
+from worker.config.keys import Keyring, KeySource, digest
 from worker.errors import ConfigError
 
 SECRET = "a-secret-of-16-or-more"
@@ -148,7 +148,7 @@ def test_what_is_wrong_is_named_with_file_entry_and_field_but_no_secret(path: Pa
 
 
 def test_a_file_that_is_not_there_is_named(path: Path) -> None:
-    with pytest.raises(ConfigError, match="The keys file .*keys.toml cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"The keys file .*keys\.toml cannot be read: No such file"):
         source(path).read()
 
 

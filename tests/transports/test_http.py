@@ -365,7 +365,7 @@ async def test_half_characters_that_reach_an_answer_become_question_marks() -> N
     class Broken:
         name = "broken"
 
-        def parse(self, body: object, limits: object) -> None:
+        def parse(self, *_: object) -> None:
             raise errors.UnsupportedOperation("no \ud83d here", errors=(errors.FieldError("/\ud83d", "x"),))
 
     house.gateway.operations["broken"] = Broken()  # type: ignore[index]

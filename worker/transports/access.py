@@ -169,9 +169,9 @@ class Access:
             self._keys = self._source.read()
         except ConfigError as error:
             logger.error("The keys stay as they were: %s", error.detail)
-            return
-        self._revision += 1
-        logger.info("%d keys were read again from %s", len(self._keys.by_name), self._source.path)
+        else:
+            self._revision += 1
+            logger.info("Keys were read again: there are %d now", len(self._keys.by_name))
 
     # ---- hosts and origins -------------------------------------------------------------------------------------------
 

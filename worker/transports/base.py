@@ -87,7 +87,7 @@ class Gateway:
             await self._empty.wait()
 
     def sse_url(self, job: Job) -> str:
-        """Return where a job can be read as server-sent events. An EventSource sends no key, but a ticket in its URL."""
+        """Return where a job can be read as server-sent events. An EventSource sends no key: a ticket is in the URL."""
         ticket = self.access.ticket(job)
         return sse_url(job.id) if ticket is None else f"{sse_url(job.id)}?ticket={ticket}"
 
