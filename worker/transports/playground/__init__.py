@@ -22,7 +22,7 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-PAGE = "index.html"
+PAGE, ICON = "index.html", "favicon.svg"
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src {sources}; base-uri 'none'; "
@@ -69,6 +69,8 @@ def blueprint(gateway: Gateway) -> Blueprint:  # noqa: ARG001 - every way in is 
         return _answer(served[name])
 
     routes.add_url_rule("/", "front", front)
+    # Browsers ask for it on behalf of every page that names none.
+    routes.add_url_rule("/favicon.ico", "icon", file, defaults={"name": ICON})
     # Only names that are known are routes: whatever else is asked for is not found.
     for name in served:
         routes.add_url_rule(f"/playground/{name}", name.replace(".", "_"), file, defaults={"name": name})

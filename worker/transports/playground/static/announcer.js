@@ -1,20 +1,25 @@
-/** Tells a screen reader what changes, without flooding it: many changes within a moment become one sentence. */
+/** Tells a screen reader what changes, without flooding it: of each subject the newest, and of many only the sum. */
 
 import {byId} from "./dom.js";
 
 const QUIET_MS = 700;
-const ALL_MAX = 3;
+const SUBJECTS_MAX = 3;
 
-let waiting = [];
+const waiting = new Map(); // what to say, by subject
 let timer;
 
-/** Say a sentence soon. `summary` says instead what is, when too much happens at once. @param {() => string} [summary] */
-export function announce(sentence, summary = () => "") {
-  waiting.push(sentence);
+/**
+ * Say a sentence soon, unless a newer one about the same subject comes before.
+ * @param {string} subject @param {string} sentence @param {() => string} [summary] what is said when too much happens at once
+ */
+export function announce(subject, sentence, summary = () => "") {
+  waiting.delete(subject);
+  waiting.set(subject, sentence);
   clearTimeout(timer);
   timer = setTimeout(() => {
-    const short = waiting.length > ALL_MAX ? summary() : "";
-    byId("announcer").textContent = short || waiting.slice(-ALL_MAX).join(". ");
-    waiting = [];
+    const sentences = [...waiting.values()];
+    const short = sentences.length > SUBJECTS_MAX ? summary() : "";
+    byId("announcer").textContent = short || sentences.slice(-SUBJECTS_MAX).join(". ");
+    waiting.clear();
   }, QUIET_MS);
 }

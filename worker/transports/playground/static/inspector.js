@@ -5,6 +5,7 @@ import {byId, el, setText} from "./dom.js";
 const KEPT_MAX = 2000;
 const ROWS_MAX = 120;
 const PAINT_EVERY_MS = 120;
+const NOT_ACK = "-ack"; // there is one for every frame, and they all say the same
 const TYPES = ["create", "accepted", "narration", "token", "end", "error", "cancel", "update", "ack", "subscribe", "hello", "auth", "pong", "goaway"];
 
 const clock = (at) => new Date(at).toISOString().slice(11, 23);
@@ -21,6 +22,8 @@ export class Inspector {
   #dirty = false;
 
   constructor() {
+    byId("frames-type").append(el("option", {value: NOT_ACK}, "all but ack"));
+    byId("frames-type").value = NOT_ACK;
     for (const type of TYPES) byId("frames-type").append(el("option", {value: type}, type));
     this.#panel.addEventListener("toggle", () => this.#paint());
     for (const id of ["frames-type", "frames-job", "frames-pause"]) byId(id).addEventListener("change", () => this.#paint());
@@ -72,7 +75,7 @@ export class Inspector {
     const found = [];
     for (let i = this.#kept.length - 1; i >= 0 && found.length < ROWS_MAX; i--) {
       const {frame} = this.#kept[i];
-      if ((!job || frame.job_id === job) && (!type || frame.type === type)) found.push(this.#kept[i]);
+      if ((!job || frame.job_id === job) && (!type || frame.type === type || (type === NOT_ACK && frame.type !== "ack"))) found.push(this.#kept[i]);
     }
     return found.reverse();
   }

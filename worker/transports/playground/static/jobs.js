@@ -14,7 +14,7 @@ export class Jobs {
   #inspector;
   #onchange;
   #oncode;
-  #entries = new Map(); // by number: {state, card, job}
+  #entries = new Map(); // by job id: {state, card, job}
   #numbers = 0;
 
   /**
@@ -60,13 +60,12 @@ export class Jobs {
     }
   }
 
-  /** Tell in every text that runs where it was cut. */
-  markCut() {
-    for (const {state, card} of this.#entries.values()) {
-      if (!state.live) continue;
-      state.cuts += 1;
-      card.take({kind: "note", action: `cut ${state.cuts}`, level: "cut", human: "Connection cut here; what follows came after it."});
-    }
+  /** A job was asked for again, after a cursor: its text shows where it was cut. */
+  markResumed(id, after) {
+    const {state, card} = this.#entries.get(id) ?? {};
+    if (!state?.live) return;
+    state.cuts += 1;
+    card.take({kind: "note", action: `cut ${state.cuts}`, level: "cut", human: `The connection was cut. Resumed after ${after}.`});
   }
 
   cancelAll() {
@@ -112,7 +111,7 @@ export class Jobs {
       const answer = await job.update({priority: wanted});
       state.priority = wanted;
       if (answer?.queue && state.state === "queued") state.queue = answer.queue;
-      announce(`Job ${state.number} has priority ${wanted}`);
+      announce(`${state.id} priority`, `Job ${state.number} has priority ${wanted}`);
     } catch (error) {
       this.#tell(error);
     }
@@ -122,7 +121,7 @@ export class Jobs {
   #add(entry) {
     const {state, card} = entry;
     if (!this.#entries.size) byId("jobs").replaceChildren();
-    this.#entries.set(state.number, entry);
+    this.#entries.set(state.id, entry);
     this.#inspector.addJob(state.id, state.number);
     byId("jobs").prepend(card.element);
     const ended = [...this.#entries.values()].filter((old) => !old.state.live);
@@ -131,7 +130,7 @@ export class Jobs {
   }
 
   #remove({state, card}) {
-    this.#entries.delete(state.number);
+    this.#entries.delete(state.id);
     this.#inspector.removeJob(state.id);
     card.element.remove();
     this.#summarize();
@@ -140,7 +139,7 @@ export class Jobs {
   /** A job is in another state. */
   #changed({state, card}) {
     card.take(null);
-    if (state.state !== "sent") announce(`Job ${state.number}: ${labelOf(state)}`, () => this.#summary());
+    if (state.state !== "sent") announce(state.id, `Job ${state.number}: ${labelOf(state)}`, () => this.#summary());
     this.#summarize();
     this.#onchange();
   }

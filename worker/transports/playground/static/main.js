@@ -14,7 +14,11 @@ function start() {
   let jobs = null;
   let engine = null;
   const inspector = new Inspector();
-  const connection = new Connection((frame, direction) => inspector.add(frame, direction), (state) => jobs?.setAway(state === "lost"));
+  const onframe = (frame, direction) => {
+    inspector.add(frame, direction);
+    if (direction === "out" && frame.after) jobs.markResumed(frame.job_id, frame.after);
+  };
+  const connection = new Connection(onframe, (state) => jobs?.setAway(state === "lost"));
   const code = showCode(connection);
   jobs = new Jobs(connection, inspector, {onchange: () => engine?.refresh(), oncode: (params, focus) => code(params, 1, focus)});
   engine = new Engine(connection, () => jobs.states);
@@ -38,9 +42,8 @@ function start() {
   }
 
   byId("cut").addEventListener("click", () => {
-    jobs.markCut();
     connection.cut();
-    announce("The connection was cut");
+    announce("connection", "The connection was cut");
   });
   byId("cancel-all").addEventListener("click", () => jobs.cancelAll());
   byId("clear").addEventListener("click", () => jobs.clear());
@@ -88,7 +91,7 @@ async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = "Copied";
-    announce("Copied");
+    announce("copy", "Copied");
   } catch {
     button.textContent = "Select and copy by hand";
   }
@@ -108,4 +111,4 @@ const watched = watchedUrl();
 if (watched) showWatched(watched);
 else start();
 // The same tab may be given another link.
-addEventListener("hashchange", () => location.reload());
+addEventListener("hashchange", () => watchedUrl() !== watched && location.reload());

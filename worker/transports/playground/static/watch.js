@@ -57,6 +57,6 @@ async function read(job, state, card) {
   for await (const event of job) {
     const before = state.state;
     card.take(state.take(event));
-    if (state.state !== before) announce(labelOf(state));
+    if (state.state !== before) announce(state.id, labelOf(state));
   }
 }

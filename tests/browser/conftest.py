@@ -1,0 +1,54 @@
+"""A real Chromium for tests of what people see. Debian's package is used: the tests download no browser."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.browser.playground import Playground
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for the tests of a module. It ends with the module: no other test must meet its event loop."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("chromium is not installed")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=program, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Playground]]:
+    """A function that opens a page in a profile of its own. What it complained about fails the test at its end."""
+    opened: list[Playground] = []
+
+    def open_page(url: str, **options: Any) -> Playground:
+        options.setdefault("viewport", {"width": 1280, "height": 900})
+        opened.append(Playground(browser.new_context(**options), url))
+        return opened[-1]
+
+    yield open_page
+    complaints = [complaint for playground in opened for complaint in playground.complaints]
+    for playground in opened:
+        playground.context.close()
+    assert complaints == []

@@ -1,0 +1,88 @@
+"""The playground of a worker that needs a key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from playwright.sync_api import expect
+
+from tests.e2e.client import count_prompt, expected_count
+from tests.server import Server, serving
+
+if TYPE_CHECKING:
+    from tests.browser.playground import Playground
+
+Visit = Callable[..., "Playground"]
+KEY = "a-key-with-ümlaut".encode().hex()
+COUNT = {"temperature": 0, "max_tokens": 1500}
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Server]:
+    """A worker that needs a key."""
+    with serving(env={"JOBWIRE_API_KEY": KEY}) as running:
+        yield running
+
+
+def give(at: Playground, key: str) -> None:
+    """Type a key."""
+    at.page.fill("#key", key)
+    at.page.get_by_role("button", name="Use it").click()
+
+
+def test_the_key_is_asked_for_used_and_kept_for_the_tab(visit: Visit, locked: Server) -> None:
+    at = visit(locked.url)
+    expect(at.page.get_by_label("This worker needs a key")).to_be_visible()
+    expect(at.page.locator("#link-text")).to_have_text("needs a key")
+    give(at, KEY)
+    expect(at.page.locator("#key-row")).to_be_hidden()
+    at.run(count_prompt(1, 30), **COUNT)
+    assert at.wait_done() == expected_count(1, 30)
+    expect(at.page.locator("#slots i").first).to_be_attached()
+    at.page.reload()
+    expect(at.page.locator("#slots i").first).to_be_attached()
+    expect(at.page.locator("#key-row")).to_be_hidden()
+    at.run(count_prompt(1, 10), **COUNT)
+    assert at.wait_done() == expected_count(1, 10)
+    # It is nowhere where it could be seen or kept.
+    assert KEY not in at.page.content()
+    assert at.page.evaluate("() => Object.keys(localStorage).length") == 0
+    assert KEY not in at.page.url
+
+
+def test_a_wrong_key_is_asked_for_again(visit: Visit, locked: Server) -> None:
+    at = visit(locked.url)
+    give(at, "wrong")
+    at.run(count_prompt(1, 30), **COUNT)
+    expect(at.page.locator("#key-row")).to_be_visible()
+    expect(at.page.locator("#complaint")).not_to_be_empty()
+    give(at, KEY)
+    at.run(count_prompt(1, 30), **COUNT)
+    assert at.wait_done(2) == expected_count(1, 30)
+    at.complaints = [line for line in at.complaints if "401" not in line]
+
+
+def test_a_shared_link_needs_no_key(visit: Visit, locked: Server) -> None:
+    at = visit(locked.url)
+    give(at, KEY)
+    at.run(count_prompt(1, 30), **COUNT)
+    at.wait_done()
+    at.press("Share")
+    link = at.page.locator("#share-link").input_value()
+    assert KEY not in link
+    other = visit(link)
+    expect(other.page.locator(".badge")).to_have_text("Done")
+    assert "".join(other.page.locator(".text").all_text_contents()) == expected_count(1, 30)
+
+
+def test_code_names_a_variable_for_the_key(visit: Visit, locked: Server) -> None:
+    at = visit(locked.url)
+    give(at, KEY)
+    for language in ("JavaScript", "Python", "curl"):
+        at.page.get_by_role("tab", name=language).click()
+        expect(at.page.locator("#code")).to_contain_text("JOBWIRE_API_KEY")
+        expect(at.page.locator("#code")).not_to_contain_text(KEY)

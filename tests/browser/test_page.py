@@ -1,0 +1,164 @@
+"""What the page is like: readable by everyone, on any screen, and calm under load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from playwright.sync_api import expect
+
+from tests.e2e.client import count_prompt, expected_count
+from tests.server import Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+    from tests.browser.playground import Playground
+
+Visit = Callable[..., "Playground"]
+COUNT = {"temperature": 0, "max_tokens": 1500}
+PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+
+WATCH_PAINTS = """
+window.paints = {shift: 0, longTasks: [], gaps: []};
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.paints.shift += entry.value;
+}).observe({type: "layout-shift", buffered: true});
+new PerformanceObserver((list) => {
+  for (const {duration} of list.getEntries()) window.paints.longTasks.push(duration);
+}).observe({type: "longtask", buffered: true});
+let last = performance.now();
+(function frame(now) { window.paints.gaps.push(now - last); last = now; requestAnimationFrame(frame); })(last);
+"""
+
+
+def luminance(page: Page) -> float:
+    """How bright the page's paper is: 0 to 1."""
+    script = """() => {
+      const canvas = new OffscreenCanvas(1, 1).getContext("2d");
+      canvas.fillStyle = getComputedStyle(document.documentElement).backgroundColor;
+      canvas.fillRect(0, 0, 1, 1);
+      const [r, g, b] = canvas.getImageData(0, 0, 1, 1).data;
+      return (r + g + b) / 765;
+    }"""
+    return float(page.evaluate(script))
+
+
+def overflow_px(page: Page) -> int:
+    """By how much the page is wider than the screen."""
+    return int(page.evaluate("() => document.documentElement.scrollWidth - innerWidth"))
+
+
+# ---- calm ------------------------------------------------------------------------------------------------------------
+
+
+def test_fifty_jobs_at_once_are_whole_and_nothing_jumps(
+    visit: Visit, worker_url: str, record_property: Callable[[str, object], None]
+) -> None:
+    at = visit(f"{worker_url}/health")
+    at.page.add_init_script(WATCH_PAINTS)
+    at.page.goto(worker_url)
+    at.run_many(50, count_prompt(1, 60), **COUNT)
+    at.wait_summary("50 done")
+    assert [at.text(number) for number in range(1, 51)] == [expected_count(1, 60)] * 50
+    paints: dict[str, Any] = at.page.evaluate("() => paints")
+    # Once the page stands, what comes in moves nothing. Below 0.1 counts as good.
+    assert paints["shift"] < 0.02
+    gaps, long = sorted(paints["gaps"]), paints["longTasks"]
+    figures = {
+        "paints": len(gaps),
+        "gap_p50_ms": round(gaps[len(gaps) // 2], 1),
+        "gap_p99_ms": round(gaps[len(gaps) * 99 // 100], 1),
+        "long_tasks": len(long),
+        "longest_task_ms": round(max(long, default=0)),
+        "layout_shift": round(paints["shift"], 4),
+    }
+    print("50 jobs at once:", figures)
+    record_property("fifty_jobs", figures)
+
+
+def test_old_cards_make_room(visit: Visit, server: Server) -> None:
+    at = visit(server.url)
+    with server.frozen_engine():
+        for _ in range(2):
+            at.run_many(170, "Hi", max_tokens=1)
+            at.page.click("#cancel-all")
+            expect(at.page.locator("article[data-state=cancelled]")).to_have_count(min(170, 300), timeout=60_000)
+            at.page.click("#clear")
+            expect(at.page.locator("article")).to_have_count(0)
+
+
+# ---- for everyone ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_keeps_anybody_out(visit: Visit, worker_url: str, scheme: str) -> None:
+    """axe-core finds nothing, in any state of the page."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    # The policy of the page would not let axe in.
+    at = visit(worker_url, color_scheme=scheme, bypass_csp=True)
+
+    def check(what: str, page: Page) -> None:
+        found = axe.run(page)
+        assert found.violations_count == 0, f"{what}: {found.generate_report()}"
+
+    expect(at.page.locator("#slots i").first).to_be_attached()
+    check("idle", at.page)
+    at.run_many(3, count_prompt(1, 30), n=2, **COUNT)
+    at.wait_summary("3 done")
+    at.run("Hi", temperature=99)
+    expect(at.badge(4)).to_have_text("Failed")
+    at.page.get_by_label("Chat").check()
+    at.frames("end")
+    check("with jobs, a refusal, a chat and frames", at.page)
+    at.press("Share")
+    link = at.page.locator("#share-link").input_value()
+    check("sharing", at.page)
+    watching = at.open(link)
+    expect(watching.locator(".badge")).to_have_text("Done")
+    check("watching", watching)
+
+
+def test_dark_and_light_follow_the_system(visit: Visit, worker_url: str) -> None:
+    assert luminance(visit(worker_url, color_scheme="light").page) > 0.9
+    assert luminance(visit(worker_url, color_scheme="dark").page) < 0.2
+
+
+def test_it_fits_a_phone(visit: Visit, worker_url: str) -> None:
+    at = visit(worker_url, **PHONE)
+    assert overflow_px(at.page) <= 0
+    at.fill(count_prompt(1, 120), **COUNT)
+    at.page.get_by_role("button", name="Run Ctrl").tap()
+    assert at.wait_done() == expected_count(1, 120)
+    at.frames("end")
+    assert overflow_px(at.page) <= 0
+    # What is pressed with a finger is large enough.
+    for button in at.page.locator("#compose button:visible, .tools button:visible").all():
+        box = button.bounding_box()
+        assert box is not None
+        assert box["height"] >= 24
+    at.press("Share")
+    assert overflow_px(at.page) <= 0
+    watching = at.open(at.page.locator("#share-link").input_value())
+    expect(watching.locator(".badge")).to_have_text("Done")
+    assert overflow_px(watching) <= 0
+
+
+def test_a_text_stays_where_its_reader_has_scrolled_to(visit: Visit, server: Server) -> None:
+    at = visit(server.url)
+    at.run_many(8, count_prompt(1, 250), **COUNT)
+    log = at.card(8).locator(".log")
+    expect(log).to_contain_text("60 61 62")
+    with server.frozen_engine():
+        at_end = "(log) => Math.abs(log.scrollTop) < 2"
+        assert log.evaluate(at_end)
+        log.hover()
+        at.page.mouse.wheel(0, -100)
+        expect(log).not_to_have_js_property("scrollTop", 0)
+        before = at.page.evaluate("() => scrollY")
+    at.wait_summary("8 done")
+    assert not log.evaluate(at_end)
+    assert at.page.evaluate("() => scrollY") == before
