@@ -110,7 +110,8 @@ def arguments(spec: EngineSpec) -> list[str]:
     flags = ["--engine", spec.engine, "--model", spec.model, "--slots", str(spec.slots)]
     flags += ["--context-tokens", str(spec.context_tokens)]
     for name, value in spec.options.items():
-        flags += [f"--{name.replace('_', '-')}={value}"]
+        flag = "--" + name.replace("_", "-")
+        flags.append(flag if value == "true" else f"{flag}={value}")
     return flags
 
 

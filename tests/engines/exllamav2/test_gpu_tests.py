@@ -53,7 +53,7 @@ def test_a_random_model_runs_at_all_numbers_of_streams(small: Path) -> None:
 
 
 def test_what_is_generated_is_delivered_and_counted(small: Path) -> None:
-    arguments = measure.arguments(spec(small, cache_tokens="2048"))
+    arguments = measure.arguments(spec(small, cache_tokens="2048", ngram="true"))
     with serving(*arguments, program=host.WORKER, ready=False) as server:
         delivery = measure.deliver(server.wait_ready(100), 3, 12)
     assert delivery.tokens_per_s > 0 and len(delivery.gathered.ttft_ms) == 3

@@ -56,3 +56,33 @@ async def test_32_jobs_over_websocket_survive_a_kill(server: Server) -> None:
 def _restarts(server: Server) -> int:
     count: int = server.get("/health").json()["restarts"]
     return count
+
+
+@pytest.mark.timeout(400)
+async def test_long_answers_take_turns_in_a_small_cache_and_the_log_tells_it() -> None:
+    """Six counts of about 300 tokens in a cache of four pages: paused, told, resumed, each number once."""
+    model = str(Path(exported().name) / "demo")
+    arguments = ["--model", model, "--slots", "8", "--context-tokens", "1024"]
+    sliced = ["--cache-tokens", "1024", "--slice-tokens", "32"]
+    with serving(*arguments, *sliced, program=host.WORKER, ready=False) as server:
+        await asyncio.to_thread(server.wait_ready, LOAD_TIMEOUT_S)
+        async with Socket(server) as socket:
+            for _ in range(6):
+                await socket.create(**counting(1, 99, max_tokens=900))
+            await socket.finish()
+        readings = list(socket.readings.values())
+        assert {one.text() for one in readings} == {expected_count(1, 99)}
+        paused = [one for one in readings if "preempted" in one.actions]
+        assert paused
+        for one in paused:
+            # After each pause it is admitted again, and nothing is told between them but its place.
+            assert one.actions.count("admitted") == one.actions.count("preempted") + 1
+
+
+async def test_a_banned_string_is_never_delivered(server: Server) -> None:
+    async with Socket(server) as socket:
+        await socket.create(**counting(1, 20, max_tokens=60, banned_strings=["4 5 6"]))
+        await socket.finish()
+    (reading,) = socket.readings.values()
+    assert reading.end["status"] == "completed" and reading.text().startswith("1 2 3")
+    assert "4 5 6" not in reading.text()

@@ -62,7 +62,7 @@ def _parser() -> Parser:
     parser.add_argument("--streams", default="1,16,64", metavar="N,N", help="Numbers of streams at once (1,16,64).")
     parser.add_argument("--tokens", type=int, default=400, metavar="N", help="Tokens of each stream (400).")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="How often each is measured, in turns (3).")
-    add_flags(parser, ["What to run"])
+    add_flags(parser, ["What to run", "ExLlamaV2 alone"])
     return parser
 
 
@@ -104,6 +104,9 @@ def _arguments(engine: str, spec: EngineSpec, slots: int) -> list[str]:
         arguments += ["--model", spec.model]
     if spec.context_tokens:
         arguments += ["--context-tokens", str(spec.context_tokens)]
+    for name, value in spec.options.items():
+        flag = "--" + name.replace("_", "-")
+        arguments.append(flag if value == "true" else f"{flag}={value}")
     return arguments
 
 
