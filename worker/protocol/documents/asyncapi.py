@@ -21,7 +21,7 @@ One socket carries any number of jobs. Frames are JSON objects, one per text mes
 and fields that you do not know. Every request gets one reply, `accepted` or `error`, unless success needs none.
 
 Every event of a job has a `cursor`. After a cut, send the same `create` again with `after`: the job goes on where you
-were, and no event is missed or seen twice.
+were, and no event is missed or seen twice. The same jobs can be followed over HTTP (see `/docs`).
 """
 
 CONNECTING = """\
@@ -62,7 +62,6 @@ def asyncapi(operations: Iterable[Described], version: str) -> Schema:
             "version": version,
             "description": DESCRIPTION,
             "license": {"name": "MIT"},
-            "externalDocs": {"description": "The same jobs over HTTP", "url": "/docs"},
         },
         "defaultContentType": "application/json",
         "servers": {

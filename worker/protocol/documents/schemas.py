@@ -29,6 +29,7 @@ VIEWS: tuple[type[msgspec.Struct], ...] = (
     views.JobDetail,
     views.CancelledView,
     views.Health,
+    views.Stats,
     views.Ready,
     views.LoadingItem,
     tokens.TokenView,
