@@ -309,3 +309,8 @@ def test_doctor_reckons_the_gpu_memory_of_a_folder(tmp_path: Path) -> None:
     assert "KV cache 0.00 GiB for 1024 tokens" in found
     (tmp_path / "model.safetensors").unlink()
     assert "has no *.safetensors file" in jobwire("doctor", *asked).stdout
+
+
+def test_doctor_says_all_that_exllamav2_lacks() -> None:
+    found = jobwire("doctor", "--engine", "exllamav2", PATH=os.environ["PATH"]).stdout
+    assert "For ExLlamaV2: " in found or "ExLlamaV2 is ready" in found

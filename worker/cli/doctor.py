@@ -17,8 +17,7 @@ from typing import Literal
 
 from worker.cli import EXIT_FAILED
 from worker.config import Parser, Settings, add_flags, given_flags, resolve
-from worker.engines.base import EngineSpec
-from worker.engines.choose import choose, gpu_memory
+from worker.engines.choose import choose, gpu_memory, gpu_shortcomings
 from worker.errors import ConfigError, JobwireError, ModelError
 from worker.scheduler.messages import Open
 from worker.transports import listener
@@ -127,16 +126,18 @@ def check_llama_cpp(_settings: Settings) -> Iterator[Finding]:
         yield Finding("note", "llama.cpp for GGUF models of any kind is not installed", "pip install 'jobwire[gguf]'")
 
 
-def check_gpu(_settings: Settings) -> Iterator[Finding]:
-    """Is there a GPU that people may expect to be used?"""
-    if not (Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")):
+def check_gpu(settings: Settings) -> Iterator[Finding]:
+    """Is there a GPU that people may expect to be used, and all that ExLlamaV2 needs for it?"""
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    if not driver and settings.engine != "exllamav2":
         yield Finding("ok", "No NVIDIA driver: engines run on the CPU")
         return
-    try:
-        choose(EngineSpec(engine="exllamav2"))
-    except ModelError as error:
-        yield Finding("note", f"There is an NVIDIA driver. {error.detail}")
-    else:
+    if not driver:
+        yield Finding("problem", "No NVIDIA driver: ExLlamaV2 needs one", "Install NVIDIA's driver for this machine.")
+    shortcomings = gpu_shortcomings(os.environ)
+    for what in shortcomings:
+        yield Finding("note", f"For ExLlamaV2: {what}")
+    if driver and not shortcomings:
         yield Finding("ok", "There is an NVIDIA driver, and ExLlamaV2 is ready to use it")
 
 

@@ -57,6 +57,13 @@ def build_extension(environ: Mapping[str, str], on_progress: Callable[[int, int]
     return build(environ, on_progress)
 
 
+def gpu_shortcomings(environ: Mapping[str, str]) -> list[str]:
+    """Say all that keeps ExLlamaV2 from running here, or from running as it could, and how to get it."""
+    from worker.engines.exllamav2.build import shortcomings
+
+    return shortcomings(environ)
+
+
 def gpu_memory(spec: EngineSpec) -> tuple[bool | None, str, str]:
     """Return whether the folder `spec.model` fits the GPUs' memory (None: nobody knows), figures, and what to change.
 

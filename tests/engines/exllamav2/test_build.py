@@ -102,3 +102,14 @@ def test_what_the_compiler_said_is_told(tmp_path: Path, environ: dict[str, str])
     with pytest.raises(ModelError, match=r"failed: .*ext_norm\.cpp: no such thing"):
         command = (sys.executable, "-c", "import sys; sys.exit('ext_norm.cpp: no such thing')")
         build.build(variables, lambda _done, _total: None, command)
+
+
+def test_shortcomings_name_everything_once_and_nothing_where_all_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "unusable_flash_attn", lambda: None)
+    monkeypatch.setattr(requirements, "missing", lambda: None)
+    assert build.shortcomings({}) == []
+    monkeypatch.setattr(requirements, "missing", lambda: "torch is built without CUDA")
+    monkeypatch.setattr(build, "obstacles", lambda _toolkit, _environ: ["torch is built without CUDA", "no nvcc"])
+    monkeypatch.setattr(requirements, "unusable_flash_attn", lambda: "flash-attn cannot be imported")
+    expected = ["torch is built without CUDA", "no nvcc", "flash-attn cannot be imported"]
+    assert build.shortcomings({}) == expected

@@ -140,3 +140,23 @@ def test_torch_says_itself_if_it_has_cuda(
     spec = ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: spec)
     assert requirements._torch_has_cuda() == has
+
+
+def test_a_flash_attn_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if importlib.util.find_spec("flash_attn") is not None:
+        pytest.skip("flash-attn is installed")
+    assert requirements.unusable_flash_attn() is None
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("flash_attn", "flash_attn_2_cuda"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").touch()
+    (tmp_path / "flash_attn_2_cuda.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    assert "cannot be imported (undefined symbol: _ZN3c10)" in (requirements.unusable_flash_attn() or "")
+    # Another package of that name: it has no version.
+    (tmp_path / "flash_attn_2_cuda.py").write_text("")
+    importlib.invalidate_caches()
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert "is not flash-attn 2" in (requirements.unusable_flash_attn() or "")
+    for name in ("flash_attn", "flash_attn_2_cuda"):
+        sys.modules.pop(name, None)

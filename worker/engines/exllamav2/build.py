@@ -94,6 +94,16 @@ def obstacles(toolkit: Toolkit | None, environ: Mapping[str, str]) -> list[str]:
     return found
 
 
+def shortcomings(environ: Mapping[str, str]) -> list[str]:
+    """Say all that keeps the engine from running here, or from running as it could, and how to get it."""
+    unready, flash_attn = requirements.missing(), requirements.unusable_flash_attn()
+    found = [flash_attn] if flash_attn is not None else []
+    if unready is None:
+        return found
+    problems = obstacles(find_toolkit(environ), environ)
+    return [*dict.fromkeys([unready, *problems]), *found]
+
+
 def build(
     environ: Mapping[str, str],
     on_progress: Callable[[int, int], None],

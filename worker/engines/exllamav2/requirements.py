@@ -96,21 +96,24 @@ def _environment(spec: EngineSpec) -> None:
         if device >= len(names):
             raise ModelError(f"There is no GPU {device}: CUDA_VISIBLE_DEVICES is {visible}.")
         os.environ["CUDA_VISIBLE_DEVICES"] = names[device]
-    if not _flash_attn():
+    if importlib.util.find_spec("flash_attn") is None or unusable_flash_attn() is not None:
         # ExLlamaV2 would die of a flash-attn that is there but cannot be imported, or is another package of that name.
         os.environ["EXLLAMA_NO_FLASH_ATTN"] = "1"
 
 
-def _flash_attn() -> bool:
-    """Tell whether the flash-attn that ExLlamaV2 can use is installed and works with this torch."""
+def unusable_flash_attn() -> str | None:
+    """Say why the flash-attn that is installed cannot be used; None if it can, or if there is none. Imports torch."""
     if importlib.util.find_spec("flash_attn") is None:
-        return False
+        return None
     try:
         import flash_attn
         import flash_attn_2_cuda  # noqa: F401 (importing it is the test)
-    except Exception:
-        return False
-    return hasattr(flash_attn, "__version__")
+    except Exception as error:
+        # Whatever its native part raises: a build for another torch fails in many ways.
+        return f"flash-attn is installed, but cannot be imported ({error}): torch's own attention is used instead"
+    if not hasattr(flash_attn, "__version__"):
+        return "the package flash_attn is not flash-attn 2: torch's own attention is used instead"
+    return None
 
 
 def _unbuilt() -> str | None:
