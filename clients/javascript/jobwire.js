@@ -391,7 +391,6 @@ class Subscription {
   /** The connection is gone. */
   detach() {
     this.link = AWAY;
-    this.#taken = null;
     for (const ask of this.#asks) ask.sent = false;
   }
 
@@ -885,7 +884,6 @@ class SseTransport {
         if (isRead()) return;
       } finally {
         source.close();
-        subscription.detach();
       }
       while (!subscription.watching && !signal.aborted && !subscription.over) await subscription.changed();
     }

@@ -559,6 +559,36 @@ export interface ServerLimits {
   retention_s: number;
 }
 
+/** The answer to GET /v1/stats: where the worker stands now. Rates are means over the last seconds. */
+export interface Stats {
+  /** What the engine process does. */
+  engine_phase: string;
+  /** Jobs that have not ended. (integer) */
+  jobs_live: number;
+  /** Sequences in the batch. (integer) */
+  running: number;
+  /** Sequences that wait for a slot. (integer) */
+  waiting: number;
+  /** Sequences that may share a step. (integer) */
+  slots_total: number;
+  /** Tokens of KV cache in use. (integer) */
+  kv_tokens_used: number;
+  /** Tokens of KV cache in all. (integer) */
+  kv_tokens_total: number;
+  /** Time of a step; 0 when nothing runs. */
+  step_ms: number;
+  /** Tokens produced per second; 0 when nothing runs. */
+  decode_tokens_per_s: number;
+  /** Prompt tokens read per second; 0 when nothing runs. */
+  prefill_tokens_per_s: number;
+  /** Open connections. (integer) */
+  sockets: number;
+  /** How often the engine was started again. (integer) */
+  restarts: number;
+  /** Since the worker was started. */
+  uptime_s: number;
+}
+
 /**
  * How a stream of server-sent events begins when the cursor was of a log that is gone: the job is told from its start.
  * It has no id.

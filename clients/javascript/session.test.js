@@ -312,6 +312,21 @@ suite("Moving away", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
     assert.equal(peer.links.length, 2);
   });
 
+  test("after goaway no close code is final", async (t) => {
+    const peer = await scripted(t, {sockets: [
+      async (link) => {
+        await link.accept();
+        link.send(token(1, "a"), goaway);
+        link.close(1000);
+      },
+      async (link) => {
+        assert.equal((await link.accept()).after, "e-1");
+        link.send(token(2, "b"), end(3));
+      },
+    ]});
+    assert.equal(await client(t, peer.url).run("Hi", {job_id: ID}).text(), "ab");
+  });
+
   test("goaway is the least to wait", async (t) => {
     let cutAt, waitedMs;
     const peer = await scripted(t, {sockets: [
@@ -371,6 +386,9 @@ for (const kind of ["EventSource", "fetch"]) {
       const none = ({response}) => response.writeHead(204).end();
       const peer = await scripted(t, {requests: [none, none]});
       assert.deepEqual(await eventsOf(watched(peer, {after: "e-9"})), []);
+      const [first, last] = [peer.requests[0], peer.requests.at(-1)];
+      assert.equal(new URL(first.url, "http://x").searchParams.get("after"), kind === "fetch" ? null : "e-9");
+      assert.deepEqual(ask(last), ["t+", "e-9"]);
     });
 
     test("with a ticket that is refused it says so", async (t) => {
@@ -378,6 +396,29 @@ for (const kind of ["EventSource", "fetch"]) {
       const refuse = ({response}) => response.writeHead(401).end(body);
       const peer = await scripted(t, {requests: [refuse, refuse]});
       await assert.rejects(watched(peer).text(), {name: "Refused", code: "unauthorized"});
+    });
+
+    // Over fetch TCP holds the worker back: that is tested with SSE.
+    if (kind === "EventSource") test("is put down while nobody reads it", async (t) => {
+      let sent = 0;
+      const serve = async ({url, headers, response}) => {
+        const after = headers["last-event-id"] ?? new URL(url, "http://x").searchParams.get("after") ?? "e-0";
+        response.writeHead(200, {"Content-Type": "text/event-stream"});
+        for (let n = Number(after.slice(2)) + 1; n <= 3_000 && !response.destroyed; n++) {
+          const padding = "x".repeat(10_000); // more than any buffer between us takes
+          if (!response.write(sse(token(n, `${n} `, {padding})))) await Promise.race([once(response, "drain"), left(response)]);
+          sent = n;
+        }
+        response.end(sse(end(3_001)));
+      };
+      const left = (response) => once(response, "close");
+      const peer = await scripted(t, {requests: Array(1_000).fill(serve)});
+      const job = watched(peer, {unreadBytesMax: 20_000});
+      await job.waitAccepted();
+      await left(peer.requests[0].response);
+      assert(sent < 3_000, "everything was read though nobody asked");
+      const numbers = (await job.text()).trim().split(" ").map(Number);
+      assert.deepEqual(numbers, Array.from({length: 3_000}, (_, i) => i + 1));
     });
 
     test("is left when it is closed", async (t) => {

@@ -404,7 +404,7 @@ class _Subscription:
 
     def detach(self) -> None:
         """The connection is gone."""
-        self.link, self._taken = _Link.AWAY, None
+        self.link = _Link.AWAY
         for ask in self._asks:
             ask.sent = False
 

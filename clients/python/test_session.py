@@ -415,6 +415,22 @@ async def test_an_old_connection_that_ends_hands_its_jobs_over() -> None:
 
 
 @in_loop
+async def test_after_goaway_no_close_code_is_final() -> None:
+    async def first(link: Link) -> None:
+        await link.accept()
+        await link.send(token(1, "a"), {"type": "goaway", "reason": "draining", "retry_ms": 1})
+        await link.socket.close(1000)
+
+    async def second(link: Link) -> None:
+        assert (await link.accept())["after"] == "e-1"
+        await link.send(token(2, "b"), end(3))
+        await link.wait_closed()
+
+    async with scripted_worker(first, second) as peer, connect(peer.url, **QUICK) as jw:
+        assert await jw.run("Hi", job_id=ID).text() == "ab"
+
+
+@in_loop
 async def test_without_jobs_a_goaway_closes_and_nothing_is_opened() -> None:
     left = asyncio.Event()
 

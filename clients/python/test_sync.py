@@ -180,6 +180,7 @@ def test_an_interrupted_wait_can_be_taken_up(waits: Callable[[SyncJob], object])
             threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
             waits(job)
         go_on.set()
+        assert text_of(job) == "b"
         assert job.text() == "ab"
 
 

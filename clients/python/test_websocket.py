@@ -724,6 +724,22 @@ async def test_a_loop_left_early_can_be_taken_up() -> None:
 
 
 @in_loop
+async def test_a_client_that_is_left_at_once_says_goodbye() -> None:
+    async def script(link: Link) -> None:
+        await link.wait_closed()
+        codes.append(link.socket.close_code)
+        done.set()
+
+    codes: list[int | None] = []
+    done = asyncio.Event()
+    async with scripted_worker(script) as peer:
+        async with connect(peer.url):
+            pass
+        await done.wait()
+    assert codes == [1000]
+
+
+@in_loop
 async def test_closing_the_client_ends_every_wait() -> None:
     async def script(link: Link) -> None:
         await link.accept()
