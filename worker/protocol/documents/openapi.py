@@ -12,7 +12,7 @@ from worker.protocol import corpus
 from worker.protocol.documents import errors
 from worker.protocol.documents.route import JSON, Answer, Param, Route
 from worker.protocol.documents.routes import EVERYWHERE, ROUTES, WITH_KEY
-from worker.protocol.documents.schemas import UNIONS, Schema, definitions, name_of, tag_of
+from worker.protocol.documents.schemas import UNIONS, Schema, definitions, name_of, tag_of, used_by
 
 PATH = "#/components/schemas/"
 PROBLEM = "application/problem+json"
@@ -65,7 +65,7 @@ def openapi(operations: Iterable[Described], version: str) -> Schema:
     paths: dict[str, Schema] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method] = _operation(route)
-    used = {route.tag for route in ROUTES}
+    tags, schemas = {route.tag for route in ROUTES}, _schemas(operations)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -77,10 +77,10 @@ def openapi(operations: Iterable[Described], version: str) -> Schema:
         },
         "externalDocs": {"description": "The same jobs over a WebSocket", "url": "/docs/ws"},
         "servers": [{"url": "/", "description": "This worker."}],
-        "tags": [{"name": name, "description": text} for name, text in TAGS.items() if name in used],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items() if name in tags],
         "paths": paths,
         "components": {
-            "schemas": _schemas(operations),
+            "schemas": {name: schemas[name] for name in sorted(used_by(paths, schemas))},
             "securitySchemes": SECURITY,
             "headers": HEADERS,
         },

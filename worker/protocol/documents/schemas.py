@@ -141,6 +141,23 @@ def _union(name: str, members: Iterable[type[msgspec.Struct]], path: str) -> Sch
     }
 
 
+def used_by(value: Any, schemas: Mapping[str, Schema]) -> set[str]:
+    """Return the names of the schemas that a part of a document refers to, and those that they refer to."""
+    found: set[str] = set()
+    todo = [value]
+    while todo:
+        match todo.pop():
+            case dict() as fields:
+                todo += fields.values()
+                name = str(fields.get("$ref", "")).rpartition("/")[2]
+                if name in schemas and name not in found:
+                    found.add(name)
+                    todo.append(schemas[name])
+            case list() as items:
+                todo += items
+    return found
+
+
 def refined(schema: Any, references: Mapping[str, str]) -> Any:
     """Return a copy of a schema without what is Python's: null for absent, tags as lists of one, its own regex."""
     if isinstance(schema, list | tuple):

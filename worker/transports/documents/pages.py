@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from worker.protocol.documents.closes import CLOSES, may_return
 from worker.protocol.documents.errors import error_classes, meaning
 from worker.protocol.documents.fields import Field, fields, type_text
-from worker.protocol.documents.schemas import UNIONS, Schema
+from worker.protocol.documents.schemas import UNIONS, Schema, used_by
 
 CONVERSATION = ("hello", "create", "accepted", "narration", "token", "token_merged", "end")
 
@@ -109,7 +109,8 @@ def websocket_page(asyncapi: Schema) -> str:
         summary=f"{channel['description'].partition('How a connection ends')[0]}\n\n{security['description']}",
         samples=(_conversation(messages),),
     ),)))  # fmt: skip
-    inside = {name: schema for name, schema in schemas.items() if not name.endswith("Frame") and name in _used(schemas)}
+    payloads = [schema for name, schema in schemas.items() if name.endswith("Frame") and name not in UNIONS]
+    inside = {name: schemas[name] for name in sorted(used_by(payloads, schemas))}
     text = asyncapi["info"]["description"]
     return _render("WebSocket protocol", asyncapi["info"]["version"], text, groups, inside, "/docs/ws")
 
@@ -236,23 +237,6 @@ def _conversation(messages: Schema) -> Sample:
     examples = {example["name"]: example["payload"] for message in messages.values() for example in message["examples"]}
     lines = [f"{'>' if name == 'create' else '<'} {json.dumps(examples[name])}" for name in CONVERSATION]
     return Sample("The life of a job: `>` is the client, `<` the worker.", "\n".join(lines))
-
-
-def _used(schemas: dict[str, Schema]) -> set[str]:
-    """Return the names of objects that are part of a frame."""
-    found: set[str] = set()
-    todo: list[Any] = [schema for name, schema in schemas.items() if name.endswith("Frame") and name not in UNIONS]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, dict):
-            todo += value.values()
-            name = str(value.get("$ref", "")).rpartition("/")[2]
-            if name and name not in found:
-                found.add(name)
-                todo.append(schemas[name])
-        elif isinstance(value, list):
-            todo += value
-    return found
 
 
 def _json(value: Any) -> str:
