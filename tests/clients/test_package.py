@@ -1,4 +1,4 @@
-"""The JavaScript package as its users get it: packed, installed into a fresh project, typed, and in a real React."""
+"""The packages as their users get them: made, installed into a fresh project, typed, and in a real React."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ FOLDER = CLIENTS / "javascript"
 TESTS = Path(__file__).parent
 FILES = {"jobwire.js", "jobwire.d.ts", "protocol.d.ts", "react.js", "react.d.ts", "package.json"}
 NPM_TIMEOUT_S = 100.0
+PIP_TIMEOUT_S = 60.0
 TOOLS = ("react@19", "react-test-renderer@19", "@types/react@19", "@types/node@20", "typescript@5")
 """Of the registry, for one test. react-test-renderer is deprecated, but needs no browser and is small."""
 
@@ -49,7 +52,33 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_holds_its_files_and_no_other(project: Path) -> None:
+def test_the_python_package_is_typed_and_runs_alone(tmp_path: Path, worker_url: str) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, CLIENTS / "python"],
+        capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False,
+    )  # fmt: skip
+    if built.returncode and "hatchling" in built.stderr:
+        pytest.skip("pip cannot fetch hatchling, which makes the package")
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(tmp_path)
+        names = {name for name in packed.namelist() if ".dist-info/" not in name}
+        (metadata,) = (name for name in packed.namelist() if name.endswith("METADATA"))
+        needs = re.findall(r"^Requires-Dist: (\w+)", packed.read(metadata).decode(), re.MULTILINE)
+    assert names == {"jobwire_client/__init__.py", "jobwire_client/py.typed"}
+    assert sorted(needs) == ["httpx", "websockets"]
+    for number, sample in enumerate(samples("python")):
+        (tmp_path / f"sample_{number}.py").write_text(at(sample, worker_url), encoding="utf-8")
+    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n")  # not ours, which shows mypy the source
+    for command in (["-m", "mypy", *map(str, tmp_path.glob("sample_*.py"))], ["sample_0.py"]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_package_holds_its_files_and_no_other(project: Path) -> None:
     (tarball,) = project.glob("*.tgz")
     with tarfile.open(tarball) as packed:
         assert {name.removeprefix("package/") for name in packed.getnames()} == FILES

@@ -21,8 +21,10 @@ from jobwire_client import (
     JobCancelled,
     LikelyToken,
     Narration,
+    Options,
     Params,
     Refused,
+    Reset,
     Token,
     Usage,
     connect,
@@ -79,15 +81,16 @@ async def test_sixty_four_jobs_on_one_connection(worker_url: str) -> None:
         assert len(set(texts)) > 1
 
 
-@pytest.mark.parametrize("window", [0, 1, 3])
-@pytest.mark.parametrize("seed", range(4))
-async def test_a_websocket_cut_anywhere_loses_and_doubles_nothing(worker_url: str, seed: int, window: int) -> None:
+@pytest.mark.parametrize("options", [{}, {"unread_bytes_max": 1_000}, {"window": 1}, {"window": 3}], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_websocket_cut_anywhere_loses_and_doubles_nothing(worker_url: str, seed: int, options: Options) -> None:
+    """Whether jobs are read as they come, or put down meanwhile, or sent as they are read."""
     random = Random(seed)
     cuts = [1_500, *(random.randrange(5_000) for _ in range(12))]  # the first connection must stand
     with cutting(worker_url, cuts) as url:
-        async with connect(url, window=window, **QUICK) as jw:
+        async with connect(url, **options, **QUICK) as jw:
             jobs = [jw.run("Count from 1 to 60", **COUNT) for _ in range(3)]
-            texts = await asyncio.gather(*(job.text() for job in jobs))
+            texts = [await job.text() for job in jobs]
         assert texts == [await text_at(worker_url, job) for job in jobs]
 
 
@@ -324,14 +327,20 @@ async def test_a_key_and_a_worker_that_forgets() -> None:
 
 
 async def _lose_the_worker(first: Server, second: Server) -> None:
-    with cutting(first.url, []) as url:
-        client = connect(url, "secret", **QUICK)
-        jw = await client.__aenter__()
-        job = jw.run("Count from 1 to 99", **LONG)
-        while not isinstance(await anext(job), Token):
-            pass
-        port = int(url.rpartition(":")[2])
-    with cutting(second.url, [], port) as _:
-        with pytest.raises(Refused, match="job_lost"):
-            await job.text()
-        await jw.aclose()
+    """One job is lost; the other one was created again by somebody else, and is told from its start."""
+    async with contextlib.AsyncExitStack() as stack:
+        with cutting(first.url, []) as url:
+            jw = await stack.enter_async_context(connect(url, "secret", **QUICK))
+            jobs = [jw.run("Count from 1 to 99", **LONG) for _ in range(2)]
+            for job in jobs:
+                while not isinstance(await anext(job), Token):
+                    pass
+            port = int(url.rpartition(":")[2])
+        elsewhere = await stack.enter_async_context(connect(second.url, "secret"))
+        again = await elsewhere.create("Count from 1 to 99", job_id=jobs[1].id, **LONG)
+        with cutting(second.url, [], port) as _:
+            with pytest.raises(Refused, match="job_lost"):
+                await jobs[0].text()
+            events = [event async for event in jobs[1]]
+            assert [event for event in events if isinstance(event, Reset)]
+            assert await jobs[1].text() == await again.text()
