@@ -17,7 +17,7 @@ from worker.config import Settings
 JSON = {"/openapi.json": "openapi", "/asyncapi.json": "asyncapi", "/schema.json": "json_schema"}
 PAGES = ("/docs", "/docs/ws")
 EVERY = (*JSON, *PAGES, "/docs/style.css")
-BESIDE_PAGES = ("/docs/style.css", "/playground/")
+BESIDE_PAGES = ("/docs/style.css", "/favicon.ico", "/playground/")
 """Files that belong to a page are no part of the interface."""
 
 
