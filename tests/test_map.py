@@ -94,7 +94,7 @@ def test_the_map_names_every_folder_and_module_of_the_worker() -> None:
 
 
 def test_the_package_holds_nothing_but_sources_documents_pages_and_the_model() -> None:
-    known = (".py", ".md", ".gguf", ".typed", ".html", ".css", ".js", ".svg")
+    known = (".py", ".md", ".gguf", ".typed", ".html", ".css", ".js", ".json", ".svg")
     offending(f"{path}" for path in listed("worker") if path.suffix not in known)
 
 

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -24,6 +25,7 @@ from worker.brokers.local import LocalBroker
 from worker.config import Settings
 from worker.jobs.service import Jobs
 from worker.observers.heartbeat import Heartbeats
+from worker.observers.metrics import Exposition, JobMetrics, Sources
 from worker.observers.narration import narrate
 from worker.operations.base import Limits, Operation
 from worker.operations.infer import Infer
@@ -32,7 +34,7 @@ from worker.operations.worker_check import WorkerCheck
 from worker.protocol.eventstream import FrameSource
 from worker.scheduler.host import calm_gc
 from worker.scheduler.messages import Batch
-from worker.transports import documents, http, listener, playground, sse, websocket
+from worker.transports import documents, http, listener, metrics, playground, sse, websocket
 from worker.transports.access import Access
 from worker.transports.base import Gateway
 
@@ -67,7 +69,8 @@ class Worker:
         self.announce = announce
         self.broker = LocalBroker(settings)
         clock = SystemClock()
-        self.jobs = Jobs(self.broker, settings, clock)
+        self.metrics = JobMetrics(clock)
+        self.jobs = Jobs(self.broker, settings, clock, observers=[self.metrics.observe])
         operations: tuple[Operation, ...] = (Infer(), Status(lambda: self.broker.state), WorkerCheck())
         self.gateway = Gateway(
             self.jobs,
@@ -129,10 +132,23 @@ class Worker:
 
     def application(self) -> Quart:
         """Return everything that is served."""
-        app = http.build(self.gateway, sse, [documents.blueprint(self.gateway), playground.blueprint(self.gateway)])
+        numbers = metrics.blueprint(self.gateway, self._exposition().text)
+        more = [documents.blueprint(self.gateway), playground.blueprint(self.gateway), numbers]
+        app = http.build(self.gateway, sse, more)
         # Quart's documented way to wrap an application.
         app.asgi_app = websocket.route(self.gateway, app.asgi_app)  # type: ignore[method-assign, assignment]
         return app
+
+    def _exposition(self) -> Exposition:
+        gateway = self.gateway
+        sources = Sources(
+            engine=lambda: self.broker.state,
+            live_jobs=lambda: self.jobs.live,
+            open_sockets=lambda: Counter(connection.kind for connection in gateway.connections),
+            opened_sockets=gateway.opened,
+            tally=gateway.frames.tally,
+        )
+        return Exposition(self.metrics, sources)
 
     def _heartbeats(self) -> Heartbeats:
         return Heartbeats(
@@ -169,10 +185,13 @@ class Worker:
 
     async def _tick(self) -> None:
         """Let time pass for jobs and connections."""
+        clock = self.gateway.clock
         while True:
+            before_ms = clock.monotonic_ms()
             await asyncio.sleep(TICK_S)
+            now_ms = clock.monotonic_ms()
+            self.metrics.loop_lag.add(max((now_ms - before_ms) / 1000 - TICK_S, 0.0))
             self.jobs.sweep()
-            now_ms = self.gateway.clock.monotonic_ms()
             self.gateway.access.tick(now_ms)
             for connection in tuple(self.gateway.connections):
                 connection.tick(now_ms)

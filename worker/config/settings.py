@@ -262,6 +262,20 @@ class Settings:
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least severe messages that are logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["auto", "pretty", "json"],
+        Meta(description="Logs for people or for machines. auto is pretty on a terminal, else json."),
+    ] = "auto"
+    log_prompts: Annotated[bool, Meta(description="Log what jobs are asked and what they answer.")] = False
+    metrics_open: Annotated[bool, Meta(description="Answer /metrics without a key, also where there are keys.")] = False
+    otel_endpoint: Annotated[
+        str,
+        Meta(
+            pattern=r"^(https?://\S+)?$",
+            description="Collector that spans are sent to, as OTLP over HTTP. Needs the extra `otel`.",
+            extra={"metavar": "URL", "allowed": "a URL that begins with http:// or https://"},
+        ),
+    ] = ""
     worker_id: Annotated[str, Meta(description="Name of this worker in a fleet and in heartbeats.")] = ""
     queen_url: Annotated[
         str,

@@ -90,6 +90,24 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     details: Annotated[dict[str, str] | None, Meta(description="More of the engine, by name.")] = None
 
 
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to GET /v1/stats: where the worker stands now. Rates are means over the last seconds."""
+
+    engine_phase: Annotated[str, Meta(description="What the engine process does.")]
+    jobs_live: Annotated[int, Meta(description="Jobs that have not ended.")]
+    running: Annotated[int, Meta(description="Sequences in the batch.")]
+    waiting: Annotated[int, Meta(description="Sequences that wait for a slot.")]
+    slots_total: Annotated[int, Meta(description="Sequences that may share a step.")]
+    kv_tokens_used: Annotated[int, Meta(description="Tokens of KV cache in use.")]
+    kv_tokens_total: Annotated[int, Meta(description="Tokens of KV cache in all.")]
+    step_ms: Annotated[float, Meta(description="Time of a step; 0 when nothing runs.")]
+    decode_tokens_per_s: Annotated[float, Meta(description="Tokens produced per second; 0 when nothing runs.")]
+    prefill_tokens_per_s: Annotated[float, Meta(description="Prompt tokens read per second; 0 when nothing runs.")]
+    sockets: Annotated[int, Meta(description="Open connections.")]
+    restarts: Annotated[int, Meta(description="How often the engine was started again.")]
+    uptime_s: Annotated[float, Meta(description="Since the worker was started.")]
+
+
 class Ready(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The answer to GET /v1/ready."""
 
@@ -182,6 +200,29 @@ def health(state: EngineState) -> tuple[HTTPStatus, bytes]:
         details=(info.details or None) if info else None,
     )
     return HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK, encode(body)
+
+
+def stats(state: EngineState, *, live: int, sockets: int, uptime_s: float) -> bytes:
+    """Return where the worker stands: its engine, its live jobs, its open connections."""
+    info, now = state.info, state.stats
+    busy = now if now is not None and now.running else None
+    body = Stats(
+        engine_phase=state.phase,
+        jobs_live=live,
+        running=now.running if now else 0,
+        # Without an engine all jobs wait.
+        waiting=now.waiting if now else live,
+        slots_total=info.slots if info else 0,
+        kv_tokens_used=now.kv_tokens_used if now else 0,
+        kv_tokens_total=now.kv_tokens_total if now else 0,
+        step_ms=round(busy.step_ms, 3) if busy else 0.0,
+        decode_tokens_per_s=round(busy.decode_tokens_per_s, 1) if busy else 0.0,
+        prefill_tokens_per_s=round(busy.prefill_tokens_per_s, 1) if busy else 0.0,
+        sockets=sockets,
+        restarts=state.restarts,
+        uptime_s=round(uptime_s, 3),
+    )
+    return encode(body)
 
 
 def ready(state: EngineState, *, draining: bool = False) -> tuple[HTTPStatus, bytes]:

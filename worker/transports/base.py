@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -66,6 +67,8 @@ class Gateway:
     limits: Limits
     access: Access
     connections: set[Connection] = field(default_factory=set)
+    # Connections ever opened, by kind.
+    opened: Counter[str] = field(default_factory=Counter)
     state_wakers: set[Callable[[], None]] = field(default_factory=set)
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -73,6 +76,7 @@ class Gateway:
     def connected(self, connection: Connection) -> Iterator[None]:
         """Let the app know a connection for as long as it lasts."""
         self.connections.add(connection)
+        self.opened[connection.kind] += 1
         self._empty.clear()
         try:
             yield
