@@ -30,6 +30,15 @@ def test_a_bucket_begins_full_and_fills_evenly() -> None:
     assert bucket.wait_ms(60, 1000) == MINUTE_MS - 1000
 
 
+def test_a_millisecond_too_early_is_too_early() -> None:
+    """A seventh of a minute is no whole number of milliseconds."""
+    bucket = Bucket(7, 0)
+    bucket.take(7, 0)
+    assert bucket.wait_ms(1, 0) == 8572
+    assert bucket.wait_ms(1, 8571) == 1
+    assert bucket.wait_ms(1, 8572) == 0
+
+
 def test_what_is_larger_than_the_bucket_needs_it_full_and_overdraws_it() -> None:
     bucket = Bucket(100, 0)
     assert bucket.wait_ms(250, 0) == 0

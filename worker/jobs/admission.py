@@ -68,9 +68,8 @@ class Admission:
             counter[name] -= 1
             if not counter[name]:
                 del counter[name]
-        if not request.script:
-            used = usage.prompt_tokens + usage.completion_tokens
-            self._quotas.settle(owner.account, "tokens", used - request.tokens_estimate, now_ms)
+        used = usage.prompt_tokens + usage.completion_tokens
+        self._quotas.settle(owner.account, "tokens", used - request.tokens_estimate, now_ms)
 
     def waits(self, request: JobRequest) -> None:
         """A job began to wait for a slot."""

@@ -32,7 +32,7 @@ class Bucket:
     def take(self, amount: int, now_ms: int) -> None:
         """Take `amount`, below zero if need be; a negative one is given back."""
         self._fill(now_ms)
-        self._level = min(self._level - amount * MINUTE_MS, self._per_minute * MINUTE_MS)
+        self._level -= amount * MINUTE_MS
 
     def resize(self, per_minute: int, now_ms: int) -> None:
         """Change what it holds. What was taken stays taken."""
