@@ -1,4 +1,4 @@
-"""A WebSocket client written by hand, byte by byte: it sends what libraries refuse to send, and shows what comes back."""
+"""A WebSocket client written by hand, byte by byte: sends what libraries refuse to, shows what comes back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.server import Server
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 MASK = b"\x37\xfa\x21\x3d"
 KEY = base64.b64encode(b"0123456789abcdef").decode()
-ACCEPT = base64.b64encode(hashlib.sha1(f"{KEY}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()  # noqa: S324 - as RFC 6455 has it
+ACCEPT = base64.b64encode(hashlib.sha1(f"{KEY}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
 UPGRADE = {
     "Host": "localhost",
     "Connection": "Upgrade",

@@ -67,7 +67,7 @@ async def lives(socket: RawSocket) -> None:
     assert await socket.json() == {"type": "pong", "t": 1}
 
 
-# ---- the opening handshake (section 4.2) -------------------------------------------------------------------------------
+# ---- the opening handshake (section 4.2) -----------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[dict[str, str | None], str, int]] = {
     "no key": ({"Sec-WebSocket-Key": None}, "GET /v1/ws HTTP/1.1", 400),
@@ -236,7 +236,9 @@ async def test_of_many_pings_the_last_is_answered(server: Server) -> None:
         while answered < 999:
             seen = await socket.frame()
             assert seen.opcode == PONG
-            assert answered < (answered := int(seen.payload))
+            number = int(seen.payload)
+            assert answered < number
+            answered = number
 
 
 async def test_a_pong_that_nobody_asked_for_is_ignored(server: Server) -> None:

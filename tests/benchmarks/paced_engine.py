@@ -1,0 +1,144 @@
+"""An engine that computes nothing and keeps time: one token for every live sequence per tick, as a batched decode has it.
+
+The prompt says how many tokens per second ("50 per second", "0 per second" for none); the text of each token is when it was made, in
+microseconds of the monotonic clock, which all processes of a machine share: a reader knows how long it travelled.
+
+`WORKER` is a program for Python: a whole worker whose engine process is this one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from worker.engines.base import (
+    Capacity,
+    Delta,
+    Engine,
+    EngineInfo,
+    EngineSpec,
+    Generation,
+    OnLoad,
+    Prefilled,
+    Prepared,
+    StepEvent,
+)
+from worker.scheduler import host
+
+ROOT = Path(__file__).resolve().parents[2]
+_CODE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.benchmarks import paced_engine as e; e.%s()"
+COMMAND = (sys.executable, "-c", _CODE % "run")
+WORKER = ("-c", _CODE % "serve")
+
+KV_TOKENS = 1 << 40
+
+
+def stamp() -> str:
+    """Text of a token that is made now: 16 digits and a space."""
+    return f"{time.monotonic_ns() // 1000:016d} "
+
+
+IDLE_S = 0.02
+
+
+class PacedEngine:
+    """Implements the engine port. The fastest sequence sets the pace of all, but for those that get nothing."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._new: dict[str, Prepared] = {}
+        self._live: dict[str, tuple[Prepared, int]] = {}
+        self._next_s = 0.0
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts about the engine."""
+        return EngineInfo(
+            engine="paced",
+            model="clock",
+            device="none",
+            context_tokens=1 << 24,
+            vocab_size=1 << 20,
+            parameters=0,
+            slots=self._spec.slots,
+            weights_bytes=0,
+            has_chat_template=False,
+        )
+
+    def prepare(self, generation: Generation) -> Prepared:
+        """Take any prompt."""
+        return Prepared(generation, (0,), generation.max_tokens)
+
+    def capacity(self) -> Capacity:
+        """Slots alone decide."""
+        free = self._spec.slots - len(self._new) - len(self._live)
+        return Capacity(free, self._spec.slots, KV_TOKENS, KV_TOKENS, 1)
+
+    def admit(self, prepared: Prepared) -> int:
+        """Let a sequence in; nothing was cached."""
+        self._new[prepared.id] = prepared
+        return 0
+
+    def step(self, prefill_tokens_max: int) -> list[StepEvent]:  # noqa: ARG002 - a prompt is one token
+        """Wait for the tick, then give everyone a token."""
+        self._wait()
+        text = stamp()
+        events: list[StepEvent] = []
+        for sequence_id, prepared in self._new.items():
+            events.append(Prefilled(sequence_id, 1, 1))
+            self._live[sequence_id] = (prepared, len(prepared.generation.generated))
+        self._new.clear()
+        for sequence_id, (prepared, position) in list(self._live.items()):
+            if not _per_s(prepared):
+                continue
+            last = position + 1 >= prepared.max_tokens
+            if last:
+                del self._live[sequence_id]
+            else:
+                self._live[sequence_id] = (prepared, position + 1)
+            events.append(Delta(sequence_id, (position,), text, finish="length" if last else None))
+        return events
+
+    def _wait(self) -> None:
+        prepared = [*self._new.values(), *(pair[0] for pair in self._live.values())]
+        per_s = max(map(_per_s, prepared), default=0.0)
+        now_s = time.monotonic()
+        # A tick that was missed is not made up for.
+        self._next_s = max(self._next_s + (1 / per_s if per_s else IDLE_S), now_s)
+        time.sleep(self._next_s - now_s)
+
+    def leave(self, sequence_id: str) -> None:
+        """Let a sequence go."""
+        self._new.pop(sequence_id, None)
+        self._live.pop(sequence_id, None)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _per_s(prepared: Prepared) -> float:
+    return float(prepared.generation.prompt.text.split()[0])
+
+
+def load(spec: EngineSpec, on_load: OnLoad) -> Engine:  # noqa: ARG001 - nothing to load
+    """Return the engine."""
+    return PacedEngine(spec)
+
+
+def run() -> None:
+    """Be the engine process. Does not return."""
+    host.main(lambda spec: (load, msgspec.structs.replace(spec, engine="paced"), "it is the only one here"))
+
+
+def serve() -> None:
+    """Be a worker. Does not return."""
+    import worker.app
+    from worker.brokers.local import LocalBroker
+    from worker.cli import main
+
+    worker.app.LocalBroker = partial(LocalBroker, command=COMMAND)  # type: ignore[misc, assignment]
+    sys.exit(main())
