@@ -354,6 +354,11 @@ class Subscription {
     return this.accepted !== null || this.received !== null || this.request.type === "subscribe";
   }
 
+  /** Whether events of a type are to be read. A WebSocket brings no others; an event stream has them all. */
+  wants(type) {
+    return type === "end" || (this.request.channels?.includes(type) ?? true);
+  }
+
   /** The reader need not wait. */
   get hasNews() {
     return this.#unread.length > 0 || this.ended || this.closed;
@@ -558,9 +563,12 @@ class SocketTransport {
     for (const subscription of homeless) connection.notify(subscription);
   }
 
+  keyTaken() {
+    this.#keyRefused = false;
+  }
+
   works() {
     this.#retry.clear();
-    this.#keyRefused = false;
   }
 
   leaving({reason, retry_ms = 0}) {
@@ -731,6 +739,7 @@ class Connection {
   #greet(hello) {
     const isFirst = !this.#hello; // another one follows a key in the first frame
     this.#hello = hello;
+    if (hello.auth !== "required") this.#transport.keyTaken();
     clearTimeout(this.#renewal);
     if (hello.expires_in !== undefined && typeof this.#options.token === "function") this.#renew(REFRESH_AT);
     if (!isFirst) return;
@@ -900,7 +909,7 @@ class SseTransport {
   #take(subscription, frame) {
     if (frame) this.#options.onframe(frame, "in");
     if (frame?.reset) subscription.reset();
-    else if (EVENT_TYPES.has(frame?.type)) subscription.receive(frame);
+    else if (EVENT_TYPES.has(frame?.type) && subscription.wants(frame.type)) subscription.receive(frame);
   }
 
   /** Once in a row, if there is a function for keys. */

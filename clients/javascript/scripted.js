@@ -127,7 +127,7 @@ class Left extends Error {}
  * Serve until the test ends. WebSocket connections go to `sockets` in order, the last script serves all the rest; HTTP
  * requests go to `requests` in order. Each request is {method, url, headers, body, response}.
  */
-export async function scripted(test, {sockets = [], requests = [], hello = {}, refuseSockets = false}) {
+export async function scripted(test, {sockets = [], requests = [], hello = {}, greets = true, refuseSockets = false}) {
   const seen = {links: [], upgrades: [], requests: [], url: ""};
   const failures = [];
   const open = new Set();
@@ -157,7 +157,7 @@ export async function scripted(test, {sockets = [], requests = [], hello = {}, r
     socket.write(head.join("\r\n"));
     const link = new Link(socket);
     seen.links.push(link);
-    link.send({type: "hello", protocol: "jobwire.v1", limits: {heartbeat_s: 15}, ...hello});
+    if (greets) link.send({type: "hello", protocol: "jobwire.v1", limits: {heartbeat_s: 15}, ...hello});
     const script = sockets[Math.min(seen.links.length, sockets.length) - 1];
     if (await attempt(script, link)) link.close(4400, "the script failed"); // which the client does not retry
   });

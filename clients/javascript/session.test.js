@@ -58,24 +58,29 @@ suite("Keys", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
     await assert.rejects(jw.run("Hi").text(), {code: "connection_failed", message: /no shop/});
   });
 
-  test("an expired key is replaced and the job goes on", async (t) => {
+  test("an expired key is replaced and the job goes on, also when nothing happens", async (t) => {
+    const expires = async (link) => {
+      await link.accept();
+      link.close(4401, "expired");
+    };
     const peer = await scripted(t, {sockets: [
       async (link) => {
         await link.accept();
         link.send(token(1, "a"));
         link.close(4401, "expired");
       },
+      expires, expires,
       async (link) => {
         assert.equal((await link.accept()).after, "e-1");
         link.send(token(2, "b"), end(3));
       },
     ]});
     assert.equal(await client(t, peer.url, {token: keys()}).run("Hi", {job_id: ID}).text(), "ab");
-    assert.deepEqual(peer.upgrades.map(keyOf), ["key-1", "key-2"]);
+    assert.deepEqual(peer.upgrades.map(keyOf), ["key-1", "key-2", "key-3", "key-4"]);
   });
 
   test("a key that is refused twice in a row is wrong", async (t) => {
-    const peer = await scripted(t, {sockets: [(link) => link.close(4401, "unknown key")]});
+    const peer = await scripted(t, {greets: false, sockets: [(link) => link.close(4401, "unknown key")]});
     const token = keys();
     await assert.rejects(client(t, peer.url, {token}).run("Hi").text(), {code: "unauthorized", detail: "unknown key"});
     assert.deepEqual([token.asked, peer.links.length], [2, 2]);
@@ -244,6 +249,13 @@ suite("Priority and choices", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
     while (!finish) await new Promise(setImmediate);
     finish();
     assert.equal(await job.text(), "");
+  });
+
+  test("over SSE too, only the channels that were asked for are read", async (t) => {
+    const note = {type: "narration", job_id: ID, cursor: "e-2", human: "Half."};
+    const peer = await scripted(t, {requests: [streams(token(1, "a"), note, token(3, "b"), end(4))]});
+    const events = await eventsOf(client(t, peer.url, over).subscribe(ID, {channels: ["narration"]}));
+    assert.deepEqual(events, [note, end(4)]);
   });
 
   test("choices have their own texts", async (t) => {

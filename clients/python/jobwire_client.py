@@ -381,6 +381,10 @@ class _Subscription:
         """The worker knows the job: to stop watching it, or to ask for more, need not wait until it is created."""
         return self.accepted is not None or self.received is not None or self.request["type"] == "subscribe"
 
+    def wants(self, kind: str) -> bool:
+        """Whether events of a type are to be read. A WebSocket brings no others; an event stream has them all."""
+        return kind == "end" or kind in self.request.get("channels", (kind,))
+
     @property
     def has_news(self) -> bool:
         """The reader need not wait."""
@@ -1144,7 +1148,7 @@ class _SseTransport:
             async for frame in _sse_frames(response):
                 if frame.get("reset"):
                     subscription.reset()
-                elif (event := event_of(frame)) is not None:
+                elif (event := event_of(frame)) is not None and subscription.wants(frame["type"]):
                     subscription.receive(event)
                 retry.clear()
                 while not (subscription.watching or subscription.closed or subscription.over):

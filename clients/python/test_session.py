@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobwire_client import ConnectionFailed, Event, JobCancelled, Narration, Params, Refused, Token, connect
+from jobwire_client import ConnectionFailed, End, Event, JobCancelled, Narration, Params, Refused, Token, connect
 from scripted import Exchange, Frame, Link, scripted_http, scripted_worker
 from test_sse import answers, created, sse, streams
 from test_websocket import ID, QUICK, end, in_loop, silent, token
@@ -312,6 +312,15 @@ async def test_over_sse_there_is_no_update() -> None:
             await job.update(priority=9)
         answered.set()
         assert await job.text() == ""
+
+
+@in_loop
+async def test_over_sse_too_only_the_channels_that_were_asked_for_are_read() -> None:
+    note = {"type": "narration", "job_id": ID, "cursor": "e-2", "human": "Half."}
+    stream = streams(sse(token(1, "a"), note, token(3, "b"), end(4)))
+    async with scripted_http(stream) as (url, _), connect(url, transport="sse") as jw:
+        events = [event async for event in jw.subscribe(ID, channels=["narration"])]
+    assert [type(event) for event in events] == [Narration, End]
 
 
 @in_loop
