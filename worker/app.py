@@ -25,6 +25,7 @@ from worker.brokers.local import LocalBroker
 from worker.config import Settings
 from worker.jobs.service import Jobs
 from worker.observers.heartbeat import Heartbeats
+from worker.observers.logs import JobLog
 from worker.observers.metrics import Exposition, JobMetrics, Sources
 from worker.observers.narration import narrate
 from worker.operations.base import Limits, Operation
@@ -70,7 +71,8 @@ class Worker:
         self.broker = LocalBroker(settings)
         clock = SystemClock()
         self.metrics = JobMetrics(clock)
-        self.jobs = Jobs(self.broker, settings, clock, observers=[self.metrics.observe])
+        observers = [self.metrics.observe, JobLog(with_texts=settings.log_prompts).observe]
+        self.jobs = Jobs(self.broker, settings, clock, observers)
         operations: tuple[Operation, ...] = (Infer(), Status(lambda: self.broker.state), WorkerCheck())
         self.gateway = Gateway(
             self.jobs,
@@ -93,7 +95,7 @@ class Worker:
 
     def on_lost(self, reason: str) -> None:
         """Pass an engine's death on to the jobs."""
-        logger.warning("The engine is gone: %s", reason)
+        logger.warning("engine_lost", extra={"reason": reason, "live_jobs": self.jobs.live})
         self.jobs.on_lost(reason)
 
     def on_state(self, state: EngineState) -> None:
@@ -103,6 +105,8 @@ class Worker:
             wake()
         if state.phase == "ready" and state.info is not None:
             info = state.info
+            facts = {"engine": info.engine, "model": info.model, "pid": state.pid, "restarts": state.restarts}
+            logger.log(logging.WARNING if state.restarts else logging.INFO, "engine_ready", extra=facts)
             self.announce(
                 f"Ready: {info.model} on {info.engine} ({info.device}), "
                 f"{info.slots} slots of {info.context_tokens} tokens"

@@ -291,7 +291,9 @@ class _Life:
     def _log_line(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip()
         self.child.lines.append(text)
-        engine_log.info("%s", text)
+        word, _, rest = text.partition(" ")
+        level = logging.getLevelNamesMapping().get(word)
+        engine_log.log(level or logging.INFO, "%s", rest if level else text, extra={"pid": self.child.pid})
 
 
 @contextlib.asynccontextmanager

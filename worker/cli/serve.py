@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import sys
 from collections.abc import Mapping, Sequence
 
 from worker import app
 from worker.config import load
 from worker.engines.choose import MODULES
 from worker.errors import ConfigError
+from worker.observers import logs
 
 
 def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -18,7 +19,5 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     engines = ("auto", *MODULES)
     if settings.engine not in engines:
         raise ConfigError(f"engine is {settings.engine!r}, but must be one of {', '.join(engines)}.")
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.getLevelName(settings.log_level.upper())
-    )
+    logs.configure(settings, sys.stderr)
     return asyncio.run(app.serve(settings))

@@ -9,6 +9,7 @@ from worker.engines.base import Generation
 from worker.events import FinishReason, Note, Token, Usage
 from worker.jobs.lifecycle import State, is_terminal
 from worker.jobs.log import JobLog
+from worker.jobs.origin import UNKNOWN, Origin
 from worker.jobs.principals import Principal
 from worker.operations.base import JobRequest
 
@@ -64,6 +65,7 @@ class Job:
     unwatched_since: float = 0.0
     # How often in a row the engine died while this job was in it and made no progress.
     deaths: int = 0
+    origin: Origin = UNKNOWN
 
     @property
     def principal(self) -> str:

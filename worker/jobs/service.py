@@ -44,6 +44,7 @@ from worker.jobs.clock import Clock
 from worker.jobs.job import Choice, Job, Timing, summary
 from worker.jobs.lifecycle import follow
 from worker.jobs.log import JobLog
+from worker.jobs.origin import UNKNOWN, Origin
 from worker.jobs.principals import Principal
 from worker.jobs.retention import Retention
 from worker.operations.base import JobRequest
@@ -97,7 +98,13 @@ class Jobs:
         return len(self._live)
 
     def create(
-        self, owner: Principal, job_id: str | None, request: JobRequest, *, resuming: bool = False
+        self,
+        owner: Principal,
+        job_id: str | None,
+        request: JobRequest,
+        *,
+        resuming: bool = False,
+        origin: Origin = UNKNOWN,
     ) -> tuple[Job, bool]:
         """Create a job, or find the one that this very request created before; return it and whether it was found.
 
@@ -118,7 +125,7 @@ class Jobs:
             if state.phase == "failed" and state.error is not None:
                 raise ModelError(state.error.detail)
             self._admission.check(owner, request, state.stats, self._clock.monotonic_ms())
-        return self._start(owner, job_id or f"job-{self._new_id()}", request), False
+        return self._start(owner, job_id or f"job-{self._new_id()}", request, origin), False
 
     def get(self, principal: str, job_id: str) -> Job:
         """Return a job. Raises JobNotFound."""
@@ -217,7 +224,7 @@ class Jobs:
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
-    def _start(self, owner: Principal, job_id: str, request: JobRequest) -> Job:
+    def _start(self, owner: Principal, job_id: str, request: JobRequest, origin: Origin) -> Job:
         now = self._clock.monotonic_ms()
         job = Job(
             id=job_id,
@@ -230,6 +237,7 @@ class Jobs:
             priority=request.priority,
             choices=[Choice(index) for index in range(request.n)],
             unwatched_since=now,
+            origin=origin,
         )
         key = (owner.name, job_id)
         self._jobs[key] = self._live[key] = job

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from worker.errors import FieldError, UnsupportedOperation
 from worker.jobs.job import Job
+from worker.jobs.origin import UNKNOWN, Origin
 from worker.jobs.principals import Principal
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits, Operation
@@ -14,7 +15,12 @@ from worker.protocol.frames import Create, Subscribe
 
 
 def create(
-    jobs: Jobs, operations: Mapping[str, Operation], limits: Limits, owner: Principal, frame: Create
+    jobs: Jobs,
+    operations: Mapping[str, Operation],
+    limits: Limits,
+    owner: Principal,
+    frame: Create,
+    origin: Origin = UNKNOWN,
 ) -> tuple[Job, bool]:
     """Create the job that a frame asks for, or find it; return it and whether it was there before.
 
@@ -29,7 +35,7 @@ def create(
             f"This worker has no operation {frame.operation!r}. It has: {', '.join(sorted(operations))}."
         )
     request = operation.parse(frame.body, limits)
-    return jobs.create(owner, frame.job_id, request, resuming=frame.after is not None)
+    return jobs.create(owner, frame.job_id, request, resuming=frame.after is not None, origin=origin)
 
 
 def check_delivery(frame: Create | Subscribe, limits: Limits) -> None:

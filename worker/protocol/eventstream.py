@@ -236,7 +236,8 @@ class JobFrames:
             return _end(self.job.id, cursor, record.event)
         fields = self._narrate(self.job.id, record)
         assert fields is not None, f"no narration for {type(record.event).__name__}"
-        return msgspec.convert({"type": "narration", "job_id": self.job.id, "cursor": cursor, **fields}, Narration)
+        about = {"job_id": self.job.id, "cursor": cursor, "correlation_id": self.job.origin.correlation_id or None}
+        return msgspec.convert({"type": "narration", **about, **fields}, Narration)
 
 
 def _end(job_id: str, cursor: str, event: Terminal) -> End:

@@ -6,6 +6,7 @@ subscriptions that have something, in turn, one frame each. A log wakes its subs
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from worker.errors import (
     UnsupportedMediaType,
 )
 from worker.jobs.job import Job
+from worker.jobs.origin import UNKNOWN, Origin
 from worker.jobs.principals import Grant
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits, Operation
@@ -46,6 +48,9 @@ BAD = (BadFrame, FrameTooLarge, UnsupportedMediaType, Unauthorized)
 
 GOAWAY_RETRY_MS = 2000
 """When to try again after a goaway: a restart takes about as long, and where there are others they are there now."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Worker(Protocol):
@@ -74,8 +79,10 @@ class Session:
         grant: Grant | None,
         authenticate: Callable[[str], Grant],
         wake: Callable[[], None],
+        origin: Origin = UNKNOWN,
     ) -> None:
         self._worker = worker
+        self._origin = origin
         self._settings = worker.settings
         self._grant = grant
         self._authenticate = authenticate
@@ -155,7 +162,10 @@ class Session:
             self._worker.frames.tally.refusals[error.code] += 1
             if isinstance(error, BAD):
                 self._count_bad_frame(now_ms)
-            reply = Error(error=error.problem(), job_id=_short(fields.get("job_id")), ref=_short(fields.get("ref")))
+            job_id = _short(fields.get("job_id"))
+            names = {"job_id": job_id, "correlation_id": self._origin.correlation_id}
+            logger.info("refused", extra={"code": error.code, "frame": _short(fields.get("type")), **names})
+            reply = Error(error=error.problem(), job_id=job_id, ref=_short(fields.get("ref")))
         if reply is not None:
             self._reply(reply)
 
@@ -168,7 +178,9 @@ class Session:
         match frame:
             case frames.Create():
                 self._check_room(frame.job_id)
-                job, replayed = commands.create(jobs, self._worker.operations, self._worker.limits, owner, frame)
+                job, replayed = commands.create(
+                    jobs, self._worker.operations, self._worker.limits, owner, frame, self._origin
+                )
                 return self._follow(job, frame, replayed)
             case frames.Subscribe():
                 commands.check_delivery(frame, self._worker.limits)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ YIELD_EVERY = 64
 
 CONNECTIONS_RETRY_MS = 2000
 """When to come back if there are too many connections: nobody knows when one of them ends."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class Connection(Protocol):
@@ -77,11 +81,13 @@ class Gateway:
         """Let the app know a connection for as long as it lasts."""
         self.connections.add(connection)
         self.opened[connection.kind] += 1
+        logger.debug("connected", extra={"kind": connection.kind})
         self._empty.clear()
         try:
             yield
         finally:
             self.connections.discard(connection)
+            logger.debug("disconnected", extra={"kind": connection.kind})
             if not self.connections:
                 self._empty.set()
 

@@ -18,6 +18,7 @@ from worker.errors import JobwireError
 from worker.protocol import deprecation, frames, legacy
 from worker.transports import cors
 from worker.transports.base import Gateway
+from worker.transports.origin import ANSWER_HEADER, origin_of
 
 PROBLEM = "application/problem+json"
 MODERN = re.compile(r"text/event-stream|application/(problem\+)?json")
@@ -49,6 +50,7 @@ class Guards:
 
     async def _before(self) -> Response | None:
         """Refuse pages and hosts that are not ours before anything else; answer preflights of those that are."""
+        g.origin = origin_of(request.headers)
         host, origin = request.headers.get("Host"), request.headers.get("Origin")
         self._access.check_host(host)
         self._access.check_origin(origin, host)
@@ -62,6 +64,7 @@ class Guards:
 
     async def _after(self, response: Response) -> Response:
         response.headers.update(g.get("cors", {}))
+        response.headers[ANSWER_HEADER] = g.origin.correlation_id
         response.headers.update(deprecation.headers(request.path, self._version))
         if self._vary and request.path.startswith(API):
             response.vary.add("Origin")
@@ -84,7 +87,7 @@ class Guards:
             "code": code,
             "retriable": status in (408, 503),
         }
-        self._refusals[code] += 1
+        self._refuse(code, status)
         return _answer(fields, status, {name: value for name, value in error.get_headers() if name == "Allow"})
 
     async def _on_bug(self, error: Exception) -> Response:
@@ -92,8 +95,16 @@ class Guards:
         logger.exception("error while answering %s %s", request.method, request.path, exc_info=error)
         return self._problem(JobwireError("The worker made an error. It was logged."))
 
+    def _refuse(self, code: str, status: int) -> None:
+        """Count a refusal, and log it."""
+        self._refusals[code] += 1
+        # A WebSocket at a path that is none is refused without being a request.
+        about = {"method": request.method, "path": request.path} if has_request_context() else {}
+        names = {"correlation_id": g.origin.correlation_id} if "origin" in g else {}
+        logger.info("refused", extra={"code": code, "status": status, **about, **names})
+
     def _problem(self, error: JobwireError) -> Response:
-        self._refusals[error.code] += 1
+        self._refuse(error.code, error.status)
         headers = {}
         if error.retry_after_ms is not None:
             headers["Retry-After"] = str(-(-error.retry_after_ms // 1000))

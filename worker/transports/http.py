@@ -94,7 +94,7 @@ class _Routes:
             gateway.check_room()
         frame = decoding.create_of(await self._body(), request.headers.get("Idempotency-Key"))
         sse.check(frame)
-        job, _ = commands.create(gateway.jobs, gateway.operations, gateway.limits, grant.principal, frame)
+        job, _ = commands.create(gateway.jobs, gateway.operations, gateway.limits, grant.principal, frame, g.origin)
         gateway.jobs.touch(job)
         if streams:
             return self._job_stream(job, grant, frame.after, frame.channels, frame.coalesce_ms)

@@ -10,15 +10,18 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeAlias
 
 from worker.errors import Forbidden, JobwireError, Overloaded
+from worker.jobs.origin import Origin
 from worker.jobs.principals import Grant
 from worker.protocol.closing import Close, CloseCode
 from worker.protocol.frames import PROTOCOL
 from worker.protocol.session import Session
 from worker.transports.base import YIELD_EVERY, Gateway, Wake
+from worker.transports.origin import ANSWER_HEADER, origin_of
 
 PATH = "/v1/ws"
 BEARER_PREFIX = "bearer."
@@ -33,6 +36,9 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
+
+
+logger = logging.getLogger(__name__)
 
 
 def route(gateway: Gateway, otherwise: App) -> App:
@@ -52,13 +58,17 @@ async def _serve(gateway: Gateway, scope: Message, receive: Receive, send: Send)
     await receive()
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     offered = list(scope["subprotocols"])
-    await send({"type": "websocket.accept", "subprotocol": _pick_subprotocol(offered)})
+    origin = origin_of(headers)
+    echo = [(ANSWER_HEADER.lower().encode(), origin.correlation_id.encode())]
+    await send({"type": "websocket.accept", "subprotocol": _pick_subprotocol(offered), "headers": echo})
     try:
         grant = _admit(gateway, headers, offered)
     except Close as close:
+        names = {"correlation_id": origin.correlation_id}
+        logger.info("refused", extra={"close_code": int(close.code), "path": PATH, **names})
         await send(_close_message(close))
         return
-    connection = WebSocketConnection(gateway, grant, receive, send)
+    connection = WebSocketConnection(gateway, grant, origin, receive, send)
     with gateway.connected(connection):
         await connection.run()
 
@@ -104,12 +114,12 @@ class WebSocketConnection:
 
     kind = "websocket"
 
-    def __init__(self, gateway: Gateway, grant: Grant | None, receive: Receive, send: Send) -> None:
+    def __init__(self, gateway: Gateway, grant: Grant | None, origin: Origin, receive: Receive, send: Send) -> None:
         self._gateway = gateway
         self._receive = receive
         self._send = send
         self._wake = Wake()
-        self._session = Session(gateway, grant, gateway.access.authenticate, self._wake.set)
+        self._session = Session(gateway, grant, gateway.access.authenticate, self._wake.set, origin)
         self._closing: Close | None = None
         self._finishing = False
         self._stalled = False

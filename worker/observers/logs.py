@@ -1,0 +1,112 @@
+"""Logs: one line per event, for people or for machines, with the job and the correlation id where there are some.
+
+Messages are names of events or sentences; what else is known stands in `extra`, and both formats show all of it. What
+jobs are asked and what they answer is never logged, unless `log_prompts` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from worker.config import Settings
+from worker.events import TERMINAL, Cancelled, Finished, Record, Terminal
+from worker.jobs.job import Job
+
+# What every record has, and what formatting adds. The rest was given as `extra`.
+PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+logger = logging.getLogger(__name__)
+
+
+def configure(settings: Settings, stream: TextIO) -> None:
+    """Send the logs of this process to `stream`, in the format and from the level that the settings say."""
+    pretty = settings.log_format == "pretty" or (settings.log_format == "auto" and stream.isatty())
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(PrettyFormatter() if pretty else JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
+
+
+def given(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what came as `extra`."""
+    return {name: value for name, value in vars(record).items() if name not in PLAIN and value not in (None, "")}
+
+
+def _time(record: logging.LogRecord) -> datetime:
+    return datetime.fromtimestamp(record.created, UTC)
+
+
+class JsonFormatter(logging.Formatter):
+    """A JSON object per line, in ASCII, whatever is logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        fields = {
+            "time": _time(record).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **given(record),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
+
+
+class PrettyFormatter(logging.Formatter):
+    """Time, level, event, and what is known of it as `name=value`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and a traceback below it if there is one."""
+        pairs = [f"{name}={value if _is_plain(value) else repr(value)}" for name, value in given(record).items()]
+        head = f"{_time(record):%H:%M:%S} {record.levelname:7} {record.name}: {record.getMessage()}"
+        lines = ["  ".join([head, *pairs])]
+        if record.exc_info:
+            lines.append(self.formatException(record.exc_info))
+        return "\n".join(lines)
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether a value can stand in a line without quotes."""
+    return not isinstance(value, str) or (value.isprintable() and " " not in value)
+
+
+class JobLog:
+    """Observes all jobs, and logs each one's end in one line. `with_texts`: and its prompt and output."""
+
+    def __init__(self, *, with_texts: bool) -> None:
+        self._with_texts = with_texts
+
+    def observe(self, job: Job, record: Record) -> None:
+        """Log what is worth a line."""
+        if isinstance(record.event, TERMINAL):
+            logger.info("job_ended", extra=self._end(job, record.event))
+        elif record.n == 1:
+            logger.debug("job_created", extra={**names(job), "operation": job.request.operation})
+
+    def _end(self, job: Job, event: Terminal) -> dict[str, Any]:
+        usage = event.usage
+        fields = {**names(job), "status": job.state, "reason": _reason(event)}
+        fields |= {name: getattr(usage, name) for name in usage.__struct_fields__}
+        if self._with_texts:
+            prompt = job.request.prompt
+            asked = [f"{message.role}: {message.content}" for message in prompt.messages]
+            fields |= {"prompt": "\n".join(asked) or prompt.text, "output": job.text()}
+        return fields
+
+
+def names(job: Job) -> dict[str, str]:
+    """Return what a job is called, by its creator and by us."""
+    return {"job_id": job.id, "principal": job.principal, "correlation_id": job.origin.correlation_id}
+
+
+def _reason(event: Terminal) -> str:
+    match event:
+        case Finished():
+            return event.finish_reason
+        case Cancelled():
+            return event.reason
+        case _:
+            return event.error.code
