@@ -307,8 +307,8 @@ def test_what_a_job_may_ask_for_is_what_the_worker_takes() -> None:
         (body,) = re.findall(rf"^export interface {name} {{\n(.*?)^}}", generated, re.MULTILINE | re.DOTALL)
         return set(re.findall(r"^  (\w+)\??: ", body, re.MULTILINE))
 
-    elsewhere = {"job_id", "after", "ref", "prompt", "messages"}
-    assert set(Params.__annotations__) - {"model"} == fields("CreateBody") - elsewhere - {"model"}
+    elsewhere = {"type", "job_id", "after", "ref", "prompt", "messages", "model"}
+    assert set(Params.__annotations__) - {"model"} == fields("CreateFrame") - elsewhere
     assert set(Usage.__annotations__) == fields("Usage")
     assert set(LikelyToken.__annotations__) == fields("LikelyToken")
     assert set(Token.__match_args__) == fields("TokenFrame") - {"type"}
