@@ -1,10 +1,10 @@
 """ExLlamaV2 on the CPU: the library's real Python code, over a stand-in for its compiled extension.
 
 `install` must run before the first `import exllamav2`. What is replaced is what needs a GPU: the functions of the
-extension that a model in float16 needs, written anew in torch, and the names that put tensors on a device. Config,
-weights, cache, pages, jobs, batching and sampling settings are the library's own code.
+extension that a model in float16 and quantised caches need, written anew in torch, and the names that put tensors on a
+device. Config, weights, cache, pages, jobs, batching and sampling settings are the library's own code.
 
-Not covered: quantised weights and caches, tensor parallelism, CUDA itself.
+Not covered: quantised weights, the codes of quantised caches, tensor parallelism, CUDA itself.
 """
 
 from __future__ import annotations

@@ -141,6 +141,66 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor, y: Tensor, epsilon: float) -> No
     y.copy_(functional.layer_norm(x.float(), x.shape[-1:], w.float(), None if b.is_meta else b.float(), epsilon))
 
 
+GROUP = 32
+"""Values of a quantised cache that share a scale."""
+
+
+def fp16_to_q_kv(
+    k_in: Tensor,
+    k_out: Tensor,
+    k_scales: Tensor,
+    v_in: Tensor,
+    v_out: Tensor,
+    v_scales: Tensor,
+    batch_size: int,
+    offset: int,
+    width: int,
+    page_size: int,
+    cache_seqlens: Tensor,
+    block_table: Tensor,
+    wbits: int,
+) -> None:
+    """Quantise the `width` tokens behind each sequence's end, or without pages from `offset` on. Codes are our own."""
+    if page_size:
+        positions = cache_seqlens.long()[:batch_size, None] + torch.arange(width)
+        places = (block_table.long().gather(1, positions // page_size) * page_size + positions % page_size).flatten()
+    else:
+        places = torch.arange(offset, offset + width)
+    for source, codes, scales in ((k_in, k_out, k_scales), (v_in, v_out, v_scales)):
+        bits = 8 * codes.shape[-1] // source.shape[-1]
+        levels = 2 ** (bits - 1) - 1
+        values = source[0, places].float().unflatten(-1, (-1, GROUP))
+        scale = values.abs().amax(-1).clamp(min=1e-6).half()
+        quantised = ((values / scale.float()[..., None] * levels).round().clamp(-levels, levels) + levels).flatten(-2)
+        quantised = quantised.to(torch.uint8)
+        codes[0, places] = quantised if bits == 8 else quantised[..., 0::2] + quantised[..., 1::2] * 16
+        scales[0, places] = scale.view(len(places), *scales.shape[2:])
+
+
+def q_to_fp16_kv(
+    k_in: Tensor,
+    k_out: Tensor,
+    k_scales: Tensor,
+    v_in: Tensor,
+    v_out: Tensor,
+    v_scales: Tensor,
+    batch_size: int,
+    offset: int,
+    width: int,
+    page_size: int,
+    cache_seqlens: Tensor,
+    block_table: Tensor,
+    wbits: int,
+) -> None:
+    """Bring back what `fp16_to_q_kv` made of the whole cache, be it needed or not."""
+    for codes, target, scales in ((k_in, k_out, k_scales), (v_in, v_out, v_scales)):
+        bits = 8 * codes.shape[-1] // target.shape[-1]
+        levels = 2 ** (bits - 1) - 1
+        quantised = codes if bits == 8 else torch.stack((codes % 16, codes // 16), -1).flatten(-2)
+        values = (quantised.float() - levels).unflatten(-1, (-1, GROUP)) / levels
+        target.copy_((values * scales.float().view(*values.shape[:-1], 1)).flatten(-2))
+
+
 FUNCTIONS = (
     stloader_read,
     rms_norm,
@@ -150,5 +210,7 @@ FUNCTIONS = (
     count_match,
     cache_rotate,
     fast_fill_cpu_ones_bool,
+    fp16_to_q_kv,
+    q_to_fp16_kv,
     sample_basic,
 )
