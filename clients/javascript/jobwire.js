@@ -438,8 +438,9 @@ class Subscription {
       this.link = AWAY;
       yield {type: "unsubscribe", job_id: this.id};
     } else if (this.link === ATTACHED && this.#taken !== null && windowMax) {
-      yield {type: "ack", job_id: this.id, cursor: this.#taken};
+      const cursor = this.#taken;
       this.#taken = null;
+      yield {type: "ack", job_id: this.id, cursor};
     }
   }
 

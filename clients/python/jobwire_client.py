@@ -449,8 +449,9 @@ class _Subscription:
             self.link = _Link.AWAY
             yield {"type": "unsubscribe", "job_id": self.job_id}
         elif self.link is _Link.ATTACHED and self._taken is not None and window_max:
-            yield {"type": "ack", "job_id": self.job_id, "cursor": self._taken}
-            self._taken = None
+            # Forgotten before the send, which may wait while more is taken.
+            cursor, self._taken = self._taken, None
+            yield {"type": "ack", "job_id": self.job_id, "cursor": cursor}
 
     def settle(self, ask: _Ask, answer: Frame) -> None:
         """The worker has answered a request."""

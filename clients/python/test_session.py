@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobwire_client import ConnectionFailed, End, Event, JobCancelled, Narration, Params, Refused, Token, connect
+from jobwire_client import (
+    ConnectionFailed,
+    End,
+    Event,
+    JobCancelled,
+    Narration,
+    Params,
+    Refused,
+    Token,
+    _Options,
+    _Subscription,
+    connect,
+)
 from scripted import Exchange, Frame, Link, scripted_http, scripted_worker
 from test_sse import answers, created, sse, streams
 from test_websocket import ID, QUICK, end, in_loop, silent, token
@@ -232,6 +244,26 @@ async def test_nothing_is_acknowledged_that_nobody_took() -> None:
         await anext(job)
         await heard.wait()
         assert await job.text() == "a"
+
+
+@in_loop
+async def test_what_is_taken_while_an_ack_is_sent_is_acknowledged_too() -> None:
+    """A send may wait, and the next frame may come and be read before it goes on."""
+    options = _Options("http://127.0.0.1:1", None)
+    subscription = _Subscription({"type": "create", "job_id": ID, "window": 1}, None, options, lambda: None)
+    (create,) = subscription.frames(lambda _: "1", 9)
+    subscription.answered({"type": "accepted"})
+    acks: list[str] = []
+    for n in (1, 2):
+        subscription.receive(Token(ID, f"e-{n}", "a"))
+    assert create["window"] == 1
+    assert subscription.take() == Token(ID, "e-2", "aa", n=2)
+    for frame in subscription.frames(lambda _: "2", 9):
+        acks.append(frame["cursor"])
+        subscription.receive(Token(ID, "e-3", "b"))
+        subscription.take()
+    acks += [frame["cursor"] for frame in subscription.frames(lambda _: "3", 9)]
+    assert acks == ["e-2", "e-3"]
 
 
 @pytest.mark.parametrize(("max_window", "sent"), [(0, None), (3, 3), (99, 5)])
