@@ -5,6 +5,7 @@ Runs on each engine that is found: numpy always, llama.cpp where the extra `gguf
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -94,7 +95,10 @@ def test_loading_tells_how_far_it_is(name: str) -> None:
     told: list[LoadProgress] = []
     load(name, EngineSpec(slots=1, context_tokens=64), told.append).close()
     assert told and told[-1].done == told[-1].total
-    assert [step.done for step in told] == sorted(step.done for step in told)
+    stages = [list(steps) for _, steps in itertools.groupby(told, lambda step: step.stage)]
+    assert len({steps[0].stage for steps in stages}) == len(stages), "a stage comes once"
+    for steps in stages:
+        assert [step.done for step in steps] == sorted(step.done for step in steps)
 
 
 @pytest.mark.parametrize("damage", ["missing", "folder", "empty", "text", "header", "truncated"])
