@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,16 @@ def test_a_file_without_keys_lets_nobody_in(path: Path) -> None:
     keys = source(path, "")
     assert keys.any
     assert keys.read().by_name == {}
+
+
+def test_the_file_of_the_front_page_is_one(path: Path) -> None:
+    page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(\[\[keys\]\].*?)```", page, re.DOTALL)
+    ring = source(path, block).read()
+    website, operator = ring.by_name.values()
+    assert (website.name, website.weight, website.tokens_per_minute_max) == ("website", 3.0, 200_000)
+    assert ring.find("operators-secret") is operator
+    assert operator.admin
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
