@@ -53,7 +53,7 @@ class Playground:
     def run(self, prompt: str, **settings: object) -> None:
         """Run one job."""
         self.fill(prompt, **settings)
-        self.page.get_by_role("button", name="Run Ctrl").click()
+        self.page.click("button[type=submit]")
 
     def run_many(self, copies: int, prompt: str, **settings: object) -> None:
         """Run a job several times at once."""

@@ -228,6 +228,9 @@ def test_the_batch_shows_who_shares_the_engine(visit: Visit, server: Server) -> 
     with server.frozen_engine():
         expect(at.page.locator("#slots .mine")).to_have_count(8)
         expect(at.page.locator("#jobs-summary")).to_have_text("8 running")
+        expect(at.page.locator("#engine-summary")).to_contain_text("8 of 64 slots busy")
+        expect(at.page.locator("#kv-text")).to_have_text(re.compile(r"^[1-9][\d,]* of [\d,]+ tokens, [\d.]+ %$"))
+        expect(at.page.locator("#facts")).to_have_text(re.compile(r"Step[\d.]+ ms"))
     at.wait_summary("8 done")
     expect(at.page.locator("#slots .mine")).to_have_count(0)
 

@@ -35,7 +35,7 @@ export class Card {
         this.badge),
       el("div", {className: "bar", "aria-hidden": "true"}, this.bar),
       el("div", {className: "log", role: "log", "aria-live": "off", "aria-label": `Text of job ${state.number}`, tabIndex: 0}, this.flow),
-      el("footer", {}, el("div", {className: "pace"}, spark, this.numbers), this.#buttons()),
+      el("footer", {}, el("div", {className: "pace"}, this.numbers, spark), this.#buttons()),
     );
     this.element.style.setProperty("--hue", String(hueOf(state.number)));
     for (let index = 0; index < state.choices; index++) this.#addChoice(index);
@@ -91,7 +91,7 @@ export class Card {
     }
     // Places in the queue and shares of the prompt follow each other: the newest is enough.
     const note = el("p", {className: `note ${piece.level ?? ""}`}, el("span", {}, piece.human));
-    if (piece.cute) note.append(" ", el("span", {className: "cute"}, piece.cute));
+    if (piece.cute) note.append(" · ", el("span", {className: "cute"}, piece.cute));
     const [choice] = this.#choices;
     if (this.#lastNote?.action === piece.action) this.#lastNote.note.replaceWith(note);
     // The sentence about the first token comes behind it, and must not tear it off.
@@ -155,7 +155,7 @@ export function labelOf(state) {
   const {queue} = state;
   switch (state.state) {
     case "sent": return "Sending";
-    case "queued": return queue ? `Queued, no. ${queue.position}${queue.eta_ms ? ` · ~${seconds(queue.eta_ms)}` : ""}` : "Queued";
+    case "queued": return queue ? `Queued ${queue.position}${queue.eta_ms ? ` · ~${Math.ceil(queue.eta_ms / 1000)} s` : ""}` : "Queued";
     case "reading": return `Reading ${Math.round(state.progress * 100)} %`;
     case "writing": return "Writing";
     case "recovering": return "Engine restarts";

@@ -50,12 +50,13 @@ export class Compose {
     return this.#form.elements.mode.value === "chat";
   }
 
-  /** Show what is being said in the chat; return a function that adds to it. Several answers at once are no chat. */
+  /** Show what is being said in the chat; return what its answer does to it. Several answers at once are no chat. */
   say(content) {
     const turn = {role: "assistant", content: ""};
     const asked = {role: "user", content};
     const text = document.createTextNode("");
-    byId("history").append(line(asked, document.createTextNode(content)), line(turn, text));
+    const lines = [line(asked, document.createTextNode(content)), line(turn, text)];
+    byId("history").append(...lines);
     byId("prompt").value = "";
     return {
       add: (piece) => text.appendData(piece),
@@ -63,6 +64,11 @@ export class Compose {
       keep: (whole) => {
         text.data = turn.content = whole;
         this.#history.push(asked, turn);
+      },
+      /** Nothing was said: the message goes back to where it can be mended. */
+      take: () => {
+        for (const element of lines) element.remove();
+        byId("prompt").value ||= content;
       },
     };
   }
@@ -100,7 +106,7 @@ export class Compose {
   }
 
   #showMode() {
-    byId("history").hidden = byId("chat-clear").hidden = !this.isChat;
+    byId("conversation").hidden = byId("chat-clear").hidden = !this.isChat;
     setText(byId("prompt-label"), this.isChat ? "Your message" : "Prompt");
   }
 

@@ -22,7 +22,6 @@ export class Engine {
   #curve = new Curve(byId("rate"), 240, 80);
   #facts = new Map();
   #timer;
-  #path = "/health";
 
   /** @param {import("./connection.js").Connection} connection @param {() => import("./job-state.js").JobState[]} jobs of this page */
   constructor(connection, jobs) {
@@ -54,12 +53,10 @@ export class Engine {
   }
 
   async #look() {
-    const response = await fetch(BASE + this.#path, {headers: {Accept: "application/json", ...this.#connection.headers}});
+    const response = await fetch(`${BASE}/v1/stats`, {headers: {Accept: "application/json", ...this.#connection.headers}});
     if (response.status === 401) return this.#connection.askKey();
-    const stats = await response.json();
-    this.#stats = {...stats, away: false};
-    const rate = stats.running ? (stats.decode_tokens_per_s ?? 0) : 0;
-    this.#rates.push(rate);
+    this.#stats = {...(await response.json()), away: false};
+    this.#rates.push(this.#stats.decode_tokens_per_s);
     if (this.#rates.length > HISTORY) this.#rates.shift();
     return undefined;
   }
@@ -73,6 +70,7 @@ export class Engine {
 
   #paintSlots(running) {
     const {slots_total: total = 0, running: all = 0} = this.#stats;
+    byId("slots").dataset.size = total <= 64 ? "large" : total <= 128 ? "medium" : "small";
     while (this.#cells.length < Math.min(total, CELLS_MAX)) {
       const element = el("i");
       byId("slots").append(element);
@@ -113,27 +111,29 @@ export class Engine {
   }
 
   #paintGauges() {
-    const {running = 0, waiting = 0, slots_total: slots = 0, kv_tokens_used: used, kv_tokens_total: room, away} = this.#stats;
+    const {running, waiting, slots_total: slots, kv_tokens_used: used, kv_tokens_total: room, away, engine_phase: phase} = this.#stats;
     const peak = Math.max(...this.#rates, 1);
     this.#curve.draw(this.#rates, peak * 1.15, HISTORY);
     setText(byId("rate-now"), `${count.format(this.#rates.at(-1) ?? 0)} now, ${count.format(peak > 1 ? peak : 0)} at most`);
     byId("kv").style.setProperty("--done", String(room ? used / room : 0));
-    setText(byId("kv-text"), room ? `${count.format(used)} of ${count.format(room)} tokens, ${((100 * used) / room).toFixed(1)} %` : "not known");
-    const words = `${running} of ${slots} slots busy, ${waiting} waiting`;
-    setText(byId("engine-summary"), away ? "the worker does not answer" : slots ? words : "the model is being loaded");
+    setText(byId("kv-text"), room ? `${count.format(used)} of ${count.format(room)} tokens, ${((100 * used) / room).toFixed(1)} %` : "");
+    const words = phase === "ready" ? `${running} of ${slots} slots busy, ${waiting} waiting` : `the engine is ${phase ?? "not known"}`;
+    setText(byId("engine-summary"), away ? "the worker does not answer" : words);
     this.#paintFacts();
   }
 
   #paintFacts() {
-    const {step_ms: step, prefill_tokens_per_s: prefill, sockets, uptime_s: uptime, running} = this.#stats;
+    const {step_ms: step, prefill_tokens_per_s: prefill, sockets, uptime_s: uptime, jobs_live: jobs, restarts} = this.#stats;
+    if (uptime === undefined) return;
     const facts = {
-      "Step": running && step ? `${step.toFixed(1)} ms` : "idle",
-      "Prefill": running && prefill ? `${count.format(prefill)} tokens/s` : "idle",
-      "Connections": sockets === undefined ? null : count.format(sockets),
-      "Up": uptime === undefined ? null : duration(uptime),
+      "Step": step ? `${step.toFixed(1)} ms` : "idle",
+      "Prefill": prefill ? `${count.format(prefill)} tokens/s` : "idle",
+      "Jobs": count.format(jobs),
+      "Connections": count.format(sockets),
+      "Up": duration(uptime),
+      ...(restarts ? {"Engine restarts": count.format(restarts)} : {}),
     };
     for (const [name, value] of Object.entries(facts)) {
-      if (value === null) continue;
       if (!this.#facts.has(name)) {
         this.#facts.set(name, el("dd"));
         byId("facts").append(el("div", {}, el("dt", {}, name), this.#facts.get(name)));

@@ -32,6 +32,7 @@ function start() {
       const state = await jobs.run(params, turn?.add);
       if (state.state === "completed") turn?.keep(state.texts[0] ?? "");
     } catch (error) {
+      turn?.take();
       refused(error);
     }
   }

@@ -40,7 +40,7 @@ export async function showWatched(url) {
     jobs.append(el("p", {className: "empty"}, `This link leads nowhere: ${error.message}`));
     return;
   }
-  const state = new JobState(1, job.id, {prompt: `Job ${job.id}`});
+  const state = new JobState(1, job.id, {prompt: job.id});
   const card = new Card(state, {});
   jobs.append(card.element);
   const timer = setInterval(() => card.tick(performance.now()), TICK_MS);
