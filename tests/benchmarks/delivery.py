@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from tests.benchmarks import paced_engine
 from tests.benchmarks.reader import Result, Task
@@ -73,9 +74,9 @@ class Running:
 
 def pin(pid: int, cores: set[int]) -> None:
     """Keep a process and all its threads on some cores."""
-    for task in os.listdir(f"/proc/{pid}/task"):
+    for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(int(task), cores)
+            os.sched_setaffinity(int(task.name), cores)
 
 
 def cores() -> tuple[set[int], set[int]]:

@@ -1,9 +1,8 @@
-"""An engine that computes nothing and keeps time: one token for every live sequence per tick, as a batched decode has it.
+"""An engine that computes nothing and keeps time: every live sequence gets a token per tick, as in a batched decode.
 
-The prompt says how many tokens per second ("50 per second", "0 per second" for none); the text of each token is when it was made, in
-microseconds of the monotonic clock, which all processes of a machine share: a reader knows how long it travelled.
-
-`WORKER` is a program for Python: a whole worker whose engine process is this one.
+The prompt says how many tokens per second ("50 per second", "0 per second" for none). The text of a token is when it
+was made, in microseconds of the monotonic clock, which all processes of a machine share: a reader knows how long it
+travelled. `WORKER` is a program for Python: a whole worker whose engine process is this one.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ def _per_s(prepared: Prepared) -> float:
     return float(prepared.generation.prompt.text.split()[0])
 
 
-def load(spec: EngineSpec, on_load: OnLoad) -> Engine:  # noqa: ARG001 - nothing to load
+def load(spec: EngineSpec, on_load: OnLoad) -> Engine:
     """Return the engine."""
     return PacedEngine(spec)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import pytest
 
@@ -19,11 +20,14 @@ from tests.e2e.raw import read_head
 from tests.server import Server
 
 LAST = 4
+HELLO_BYTES = 400
+"""Headers and hello are longer than this, and each cut in them is like the other: here it is every 16th byte."""
+
 AT_ONCE = 16
 """Cuts that are tried at the same time, each through a proxy of its own."""
 
 
-async def websocket_frames(port: int, job: Frame, after: str | None) -> AsyncIterator[Frame]:
+async def websocket_frames(port: int, job: Frame, after: str | None) -> AsyncGenerator[Frame, None]:
     """Connect, create (again), and yield what comes until the connection is lost."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -44,7 +48,7 @@ async def websocket_frames(port: int, job: Frame, after: str | None) -> AsyncIte
         writer.transport.abort()
 
 
-async def event_frames(port: int, job: Frame, after: str | None) -> AsyncIterator[Frame]:
+async def event_frames(port: int, job: Frame, after: str | None) -> AsyncGenerator[Frame, None]:
     """POST (again), and yield the whole events that come until the connection is lost."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = json.dumps(job)
@@ -76,10 +80,11 @@ async def read_through(proxy: CuttingProxy, transport: str, job: Frame, cut: Cut
     proxy.cut = cut
     for _ in range(2):
         async with asyncio.timeout(PATIENCE_S):
-            async for frame in TRANSPORTS[transport](port, job, reading.cursor):
-                reading.take(frame)
-                if reading.ended:
-                    return reading
+            async with aclosing(TRANSPORTS[transport](port, job, reading.cursor)) as frames:
+                async for frame in frames:
+                    reading.take(frame)
+                    if reading.ended:
+                        return reading
         port = server_port
     raise AssertionError(f"no end after {cut}: {reading.frames[-2:]}")
 
@@ -119,8 +124,9 @@ async def test_a_cut_at_any_byte_of_what_the_worker_says(server: Server, transpo
     whole, _, down = await uncut(server, transport, job)
     assert whole.text() == expected_count(1, LAST)
     assert whole.story() == live.story()
-    readings = await read_all(server, transport, [job] * down, [Cut(down=at) for at in range(down)])
-    assert len(readings) == down > 500
+    offsets = [*range(0, HELLO_BYTES, 16), *range(HELLO_BYTES, down)]
+    readings = await read_all(server, transport, [job] * len(offsets), [Cut(down=at) for at in offsets])
+    assert len(readings) == len(offsets) > 500
     for reading in readings:
         assert reading.story() == live.story()
         assert reading.resets == 0
