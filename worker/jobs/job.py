@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from worker.engines.base import Generation
-from worker.events import FinishReason, Note, Token, Usage
+from worker.events import Admitted, Event, Finished, FinishReason, Token, Usage
 from worker.jobs.lifecycle import State, is_terminal
 from worker.jobs.log import JobLog
 from worker.jobs.origin import UNKNOWN, Origin
@@ -43,6 +43,17 @@ class Timing:
     admitted: float | None = None
     first_token: float | None = None
     last_token: float | None = None
+
+    def take(self, event: Event, now_ms: float) -> bool:
+        """Note when an event happens; tell whether it is the first token."""
+        if isinstance(event, Token):
+            self.last_token = now_ms
+            if self.first_token is None:
+                self.first_token = now_ms
+                return True
+        elif isinstance(event, Admitted) and self.admitted is None:
+            self.admitted = now_ms
+        return False
 
 
 @dataclass(slots=True, eq=False)
@@ -108,17 +119,12 @@ class Job:
             tokens_per_s=rate,
         )
 
-
-def summary(usage: Usage) -> Note:
-    """Return the remark on a completed job."""
-    human = f"Done: {usage.completion_tokens} tokens in {usage.total_ms / 1000:.1f} s"
-    if usage.tokens_per_s is not None:
-        human += f", {usage.tokens_per_s:.0f} tokens/s"
-    return Note(
-        actor="worker",
-        action="completed",
-        human=human,
-        duration_ms=usage.total_ms,
-        tokens_in=usage.prompt_tokens,
-        tokens_out=usage.completion_tokens,
-    )
+    def finished(self, usage: Usage) -> Finished:
+        """Return the end of a job all of whose choices have ended."""
+        reasons = tuple(choice.finish for choice in self.choices if choice.finish is not None)
+        return Finished(
+            finish_reason=reasons[0],
+            usage=usage,
+            stop_sequence=self.choices[0].stop_sequence,
+            finish_reasons=reasons if len(reasons) > 1 else (),
+        )

@@ -30,18 +30,18 @@ from worker.events import (
     Event,
     Expired,
     Failed,
-    Finished,
-    Note,
     Preempted,
     Progress,
     Queued,
     Record,
     Resumed,
     Token,
+    Usage,
 )
+from worker.jobs import remarks
 from worker.jobs.admission import Admission
 from worker.jobs.clock import Clock
-from worker.jobs.job import Choice, Job, Timing, summary
+from worker.jobs.job import Choice, Job, Timing
 from worker.jobs.lifecycle import follow
 from worker.jobs.log import JobLog
 from worker.jobs.origin import UNKNOWN, Origin
@@ -283,9 +283,7 @@ class Jobs:
             error = EngineFailed(f"The engine died {job.deaths} times in a row on this job, without a token: {reason}.")
             self._fail(job, error.problem())
             return False
-        self._append(
-            job, Note(actor="worker", action="engine_restarted", human=f"{reason}; starting it again", level="warn")
-        )
+        self._append(job, remarks.restarted(reason))
         self._append(job, Resumed(job.log.attempt + 1))
         return True
 
@@ -340,13 +338,8 @@ class Jobs:
 
     def _finish(self, job: Job) -> None:
         usage = job.usage(self._clock.monotonic_ms())
-        self._append(job, summary(usage))
-        reasons = tuple(choice.finish for choice in job.choices if choice.finish is not None)
-        several = reasons if len(reasons) > 1 else ()
-        stop_sequence = job.choices[0].stop_sequence
-        self._append(
-            job, Finished(finish_reason=reasons[0], usage=usage, stop_sequence=stop_sequence, finish_reasons=several)
-        )
+        self._append(job, remarks.completed(usage))
+        self._append(job, job.finished(usage))
 
     def _fail(self, job: Job, error: Problem) -> None:
         self._append(job, Failed(error, job.usage(self._clock.monotonic_ms())))
@@ -355,13 +348,7 @@ class Jobs:
         """The one place where a log grows, a state changes and everybody hears of it."""
         now = self._clock.monotonic_ms()
         before, job.state = job.state, follow(job.state, event)
-        if isinstance(event, Admitted) and job.timing.admitted is None:
-            job.timing.admitted = now
-        first_token = isinstance(event, Token) and job.timing.first_token is None
-        if isinstance(event, Token):
-            job.timing.last_token = now
-            if first_token:
-                job.timing.first_token = now
+        first_token = job.timing.take(event, now)
         if (before == "queued") != (job.state == "queued"):
             job.position = job.eta_ms = None
             count = self._admission.waits if job.state == "queued" else self._admission.waits_no_more
@@ -371,24 +358,18 @@ class Jobs:
         for observer in self._observers:
             observer(job, record)
         if first_token:
-            wait_ms = round(now - job.timing.created)
-            self._append(
-                job,
-                Note(
-                    actor="engine", action="first_token", human=f"First token after {wait_ms} ms", duration_ms=wait_ms
-                ),
-            )
+            self._append(job, remarks.first_token(round(now - job.timing.created)))
         if isinstance(event, TERMINAL):
-            self._leave(job, now)
+            self._leave(job, event.usage, now)
 
-    def _leave(self, job: Job, now_ms: float) -> None:
+    def _leave(self, job: Job, usage: Usage, now_ms: float) -> None:
         """A job ended: give back its leases, and start to count its retention."""
         for choice in job.choices:
             if self._leases.pop(choice.lease, None) is not None:
                 self._broker.cancel(choice.lease)
         key = (job.principal, job.id)
         del self._live[key]
-        self._admission.left(job.owner, job.request, job.usage(now_ms), now_ms)
+        self._admission.left(job.owner, job.request, usage, now_ms)
         self._retention.add(key, job.log.bytes, now_ms)
         self._tell_if_idle()
 

@@ -1,0 +1,31 @@
+"""What the service itself has to say about a job, for people: notes in its log that change nothing. Pure."""
+
+from __future__ import annotations
+
+from worker.events import Note, Usage
+
+
+def first_token(wait_ms: int) -> Note:
+    """Return the remark on the first token, so long after the job was created."""
+    human = f"First token after {wait_ms} ms"
+    return Note(actor="engine", action="first_token", human=human, duration_ms=wait_ms)
+
+
+def restarted(reason: str) -> Note:
+    """Return the remark on an engine that died with the job in it."""
+    return Note(actor="worker", action="engine_restarted", human=f"{reason}; starting it again", level="warn")
+
+
+def completed(usage: Usage) -> Note:
+    """Return the remark on a completed job."""
+    human = f"Done: {usage.completion_tokens} tokens in {usage.total_ms / 1000:.1f} s"
+    if usage.tokens_per_s is not None:
+        human += f", {usage.tokens_per_s:.0f} tokens/s"
+    return Note(
+        actor="worker",
+        action="completed",
+        human=human,
+        duration_ms=usage.total_ms,
+        tokens_in=usage.prompt_tokens,
+        tokens_out=usage.completion_tokens,
+    )
