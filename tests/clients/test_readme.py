@@ -1,6 +1,6 @@
 """The samples of clients/README.md, run as they stand against the real worker; only the address is another.
 
-The page in it needs a browser, and is not run here; the React component is checked by `test_package`.
+The page in it is run by `test_browser`; the React component is checked by `test_package`.
 """
 
 from __future__ import annotations
