@@ -293,6 +293,20 @@ def test_doctor_refuses_wrong_settings_like_serve() -> None:
     assert refusal("doctor", "--prot", "1") == "--prot (a flag) is not a setting. Did you mean --port?"
 
 
+def test_doctor_reads_the_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    asked = ("doctor", "--port", "0", "--keys-file", str(path))
+    done = jobwire(*asked)
+    assert done.returncode == 1
+    assert f"problem  The keys file {path} cannot be read" in done.stdout
+    path.write_text('[[keys]]\nname = "web"\nkey = "sixteen-characters-or-more"\n', encoding="utf-8")
+    done = jobwire(*asked)
+    assert "ok       Keys: web\n" in done.stdout
+    assert "sixteen" not in done.stdout
+    path.write_text("", encoding="utf-8")
+    assert "so nobody can use the worker" in jobwire(*asked).stdout
+
+
 def test_doctor_counts_files_against_connections() -> None:
     done = jobwire("doctor", "--port", "0", "--connections-max", str(1 << 20))
     assert re.search(r"^note     Open files: \d+ allowed, 1048640 needed", done.stdout, re.MULTILINE)

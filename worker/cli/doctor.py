@@ -17,6 +17,7 @@ from typing import Literal
 
 from worker.cli import EXIT_FAILED
 from worker.config import Parser, Settings, add_flags, given_flags, resolve
+from worker.config.keys import KeySource
 from worker.engines.choose import choose, gpu_memory, gpu_shortcomings
 from worker.errors import ConfigError, JobwireError, ModelError
 from worker.scheduler.messages import Open
@@ -171,6 +172,20 @@ def check_port(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", f"Free to listen on: {settings.host} port {settings.port or '(any)'}")
 
 
+def check_keys(settings: Settings) -> Iterator[Finding]:
+    """Can the file of keys be read, and what is in it?"""
+    source = KeySource(settings)
+    if source.path is None:
+        return
+    try:
+        names = sorted(source.read().by_name)
+    except ConfigError as error:
+        yield Finding("problem", error.detail)
+    else:
+        level: Literal["ok", "note"] = "ok" if names else "note"
+        yield Finding(level, f"Keys: {', '.join(names) or f'none in {source.path}, so nobody can use the worker'}")
+
+
 def check_files(settings: Settings) -> Iterator[Finding]:
     """May the process open a file for every connection? `serve` raises the soft limit by itself."""
     needed = listener.files_needed(settings)
@@ -191,5 +206,6 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_gpu,
     check_cpu,
     check_port,
+    check_keys,
     check_files,
 )
