@@ -25,6 +25,7 @@ from exllamav2.generator.dynamic import _randomhash
 from torch import Tensor
 
 from worker.engines.base import Prefilled, StepEvent
+from worker.engines.exllamav2.memory import whole_pages
 from worker.engines.exllamav2.model import strictly
 from worker.engines.exllamav2.options import PAGE_TOKENS
 from worker.engines.sampling import Logits, log_softmax
@@ -72,7 +73,7 @@ class Job(ExLlamaV2DynamicJob):
             self=self,
             input_ids=torch.tensor([plan.sequence.tokens], dtype=torch.long),
             # Guessed tokens need room in the pages too, even those beyond the budget.
-            max_new_tokens=plan.tokens_reserved - len(plan.sequence.tokens) + plan.ahead,
+            max_new_tokens=whole_pages(plan.tokens_reserved + plan.ahead) - len(plan.sequence.tokens),
             gen_settings=settings(plan.sequence.sampling),
         )
         self.time_first_prefill = 0.0  # the library reckons with it, even for a prompt of one token

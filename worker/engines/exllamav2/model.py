@@ -216,7 +216,7 @@ class _Loader:
         greedy = strictly(ExLlamaV2Sampler.Settings, token_repetition_penalty=1.0, temperature=1.0, top_k=1, top_p=1.0)
         batch = min(slots, generator.max_pages - (1 if self._options.speculates else 0))
         for done, (jobs, tokens) in enumerate(((1, max(prompt_tokens, 1)), (batch, 1))):
-            self._on_load(LoadProgress("warm-up", done, 2))
+            self._on_load(LoadProgress("warm-up", done, 2, self._folder.weights_bytes))
             for number in range(jobs):
                 ids = torch.full((1, tokens), number % generator.model.config.vocab_size, dtype=torch.long)
                 budget = WARM_TOKENS + self._options.ahead
@@ -226,7 +226,7 @@ class _Loader:
             while generator.num_remaining_jobs():
                 generator.iterate()
         generator.reset_page_table()
-        self._on_load(LoadProgress("warm-up", 2, 2))
+        self._on_load(LoadProgress("warm-up", 2, 2, self._folder.weights_bytes))
 
     def _adapt(self, model: Any, generator: Any) -> None:
         """Put LoRA adapters on the model; all sequences get them."""
