@@ -17,12 +17,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from quart import Quart
 
 from worker.brokers.base import EngineState
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
+from worker.errors import ConfigError
 from worker.jobs.service import Jobs
 from worker.observers.heartbeat import Heartbeats
 from worker.observers.logs import JobLog
@@ -38,6 +40,9 @@ from worker.scheduler.messages import Batch
 from worker.transports import documents, http, listener, metrics, playground, sse, websocket
 from worker.transports.access import Access
 from worker.transports.base import Gateway
+
+if TYPE_CHECKING:
+    from worker.observers.tracing import Tracing
 
 TICK_S = 0.1
 """How often deadlines, orphans, heartbeats and stalls are looked at."""
@@ -72,6 +77,9 @@ class Worker:
         clock = SystemClock()
         self.metrics = JobMetrics(clock)
         observers = [self.metrics.observe, JobLog(with_texts=settings.log_prompts).observe]
+        self.tracing = _tracing(settings, lambda: self.broker.state)
+        if self.tracing is not None:
+            observers.append(self.tracing.observe)
         self.jobs = Jobs(self.broker, settings, clock, observers)
         operations: tuple[Operation, ...] = (Infer(), Status(lambda: self.broker.state), WorkerCheck())
         self.gateway = Gateway(
@@ -131,6 +139,8 @@ class Worker:
             await listener.serve(app, listening, self.settings, self._drain)
             for helper in helpers:
                 helper.cancel()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         self.announce("Stopped.")
         return 0
 
@@ -224,6 +234,24 @@ async def serve(settings: Settings) -> int:
     listening = listener.open_socket(settings)
     listener.allow_open_files(settings)
     return await Worker(settings, announce=_print).run(listening)
+
+
+def _tracing(settings: Settings, engine: Callable[[], EngineState]) -> Tracing | None:
+    """Return what sends traces, if there is somewhere to send them. Raises ConfigError without the extra."""
+    if not settings.otel_endpoint:
+        return None
+    try:
+        from worker.observers.tracing import Tracing
+    except ImportError as error:
+        raise ConfigError(
+            f"otel_endpoint is set, but spans need packages that are not installed ({error}): pip install '.[otel]'"
+        ) from error
+
+    def model() -> str:
+        info = engine().info
+        return info.model if info else ""
+
+    return Tracing(settings.otel_endpoint, settings.worker_id, model)
 
 
 def _print(line: str) -> None:
