@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
@@ -47,7 +48,7 @@ def doctor(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     add_flags(parser)
     settings = resolve(given_flags(parser.parse_exactly(argv)), environ)
     problems = 0
-    for check in CHECKS:
+    for check in (*CHECKS, partial(check_gpu, environ)):
         for finding in check(settings):
             problems += finding.level == "problem"
             print(f"{finding.level:8} {finding.what}")
@@ -127,7 +128,7 @@ def check_llama_cpp(_settings: Settings) -> Iterator[Finding]:
         yield Finding("note", "llama.cpp for GGUF models of any kind is not installed", "pip install 'jobwire[gguf]'")
 
 
-def check_gpu(settings: Settings) -> Iterator[Finding]:
+def check_gpu(environ: Mapping[str, str], settings: Settings) -> Iterator[Finding]:
     """Is there a GPU that people may expect to be used, and all that ExLlamaV2 needs for it?"""
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     if not driver and settings.engine != "exllamav2":
@@ -135,7 +136,7 @@ def check_gpu(settings: Settings) -> Iterator[Finding]:
         return
     if not driver:
         yield Finding("problem", "No NVIDIA driver: ExLlamaV2 needs one", "Install NVIDIA's driver for this machine.")
-    shortcomings = gpu_shortcomings(os.environ)
+    shortcomings = gpu_shortcomings(environ)
     for what in shortcomings:
         yield Finding("note", f"For ExLlamaV2: {what}")
     if driver and not shortcomings:
@@ -203,7 +204,6 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_engine,
     check_gpu_memory,
     check_llama_cpp,
-    check_gpu,
     check_cpu,
     check_port,
     check_keys,
