@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.jobs.scripted import WALL_START_MS
 from tests.transports.keys import ANN, BOB, JSON, KEYS, ROOT, House
 from worker import errors
 from worker.jobs.job import Job
@@ -63,6 +64,13 @@ async def test_a_token_is_good_for_ten_minutes_unless_it_is_said(tmp_path: Path)
         house = House(tmp_path / "keys.toml", token_ttl_max_s=most)
         made = await (await house.ask("POST", "/v1/tokens", ANN, json={})).get_json()
         assert made["expires_in_s"] == expected
+
+
+async def test_no_token_outlives_its_key(tmp_path: Path) -> None:
+    house = House(tmp_path / "keys.toml", KEYS.replace("weight = 3", "expires_at = 2025-10-30T16:00:00Z"))
+    house.stage.clock.now_ms = 1_761_840_000_000 - WALL_START_MS - 20_000
+    made = await (await house.ask("POST", "/v1/tokens", ANN, json={"ttl_s": 60})).get_json()
+    assert made["expires_in_s"] == 20
 
 
 @pytest.mark.parametrize(

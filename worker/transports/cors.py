@@ -6,7 +6,8 @@ PREFLIGHT_MAX_AGE_S = 600
 
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Correlation-ID",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Correlation-ID, "
+    "X-Request-ID, traceparent",
     "Access-Control-Max-Age": str(PREFLIGHT_MAX_AGE_S),
 }
 """What a page may send, besides `allow`."""

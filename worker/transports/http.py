@@ -7,6 +7,7 @@ older clients) and every call under /v1/inference speak the legacy one.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -192,6 +193,9 @@ class _Routes:
         asked, ttl_s = tokens.parse(await self._body(), gateway.settings)
         token = gateway.access.mint(grant, ttl_s, asked.user)
         made = gateway.access.authenticate(token)
+        assert made.expires_at_ms is not None
+        # The key itself may expire sooner.
+        ttl_s = math.ceil((made.expires_at_ms - gateway.clock.monotonic_ms()) / 1000)
         view = tokens.TokenView(token=token, expires_in_s=ttl_s, principal=made.principal.name)
         response = Response(frames.encode(view), headers={"Cache-Control": "no-store"}, content_type=JSON)
         if asked.cookie:
