@@ -189,7 +189,6 @@ RESERVED = {
     "os.environ": {
         "cli/__init__.py",
         "cli/bench/bare.py",
-        "cli/doctor.py",
         "cli/run.py",
         "engines/exllamav2/requirements.py",
         "engines/llama_library.py",

@@ -48,7 +48,8 @@ def doctor(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     add_flags(parser)
     settings = resolve(given_flags(parser.parse_exactly(argv)), environ)
     problems = 0
-    for check in (*CHECKS, partial(check_gpu, environ)):
+    checks: list[Callable[[Settings], Iterator[Finding]]] = [*CHECKS, partial(check_gpu, environ)]
+    for check in checks:
         for finding in check(settings):
             problems += finding.level == "problem"
             print(f"{finding.level:8} {finding.what}")
