@@ -211,6 +211,9 @@ async def test_a_cookie_opens_the_socket_of_our_own_page_only(server: Server) ->
     async with Socket(server, additional_headers=cookie, origin=server.url) as socket:
         assert socket.hello["auth"] == "ok"
         assert (await socket.run(**counting(1, 9))).text() == expected_count(1, 9)
+    with pytest.raises(ConnectionClosed) as refused:
+        await Socket(server, additional_headers=cookie).__aenter__()
+    assert refused.value.rcvd is not None and refused.value.rcvd.code == 4403
     async with Socket(server, additional_headers={"Cookie": "jobwire=old"}, origin=PAGE) as socket:
         assert socket.hello["auth"] == "required"
     answer = await exchange(server, request("GET", "/v1/jobs", {**cookie, "Accept": "application/json"}))
