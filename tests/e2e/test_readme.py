@@ -37,7 +37,7 @@ def test_the_websocket_sample_counts(worker_url: str) -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_sse_sample_streams_to_its_end(worker_url: str) -> None:
-    command = sample("sh", "curl").replace(ADDRESS, worker_url.removeprefix("http://"))
+    command = sample("sh", "curl -N").replace(ADDRESS, worker_url.removeprefix("http://"))
     events = re.findall(r'^data: \{"type":"(\w+)"', run(["bash", "-c", command]).stdout, re.MULTILINE)
     assert "token" in events
     assert events[-1] == "end"
