@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import pytest
-
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import expect
 
+from tests.browser.playground import Playground
 from tests.e2e.client import count_prompt, expected_count
 from tests.server import Server, serving
 
-if TYPE_CHECKING:
-    from tests.browser.playground import Playground
-
-Visit = Callable[..., "Playground"]
+Visit = Callable[..., Playground]
 KEY = "a-key-with-ümlaut".encode().hex()
 COUNT = {"temperature": 0, "max_tokens": 1500}
 

@@ -8,19 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import expect
 
+from tests.browser.playground import Playground
 from tests.e2e.client import count_prompt, expected_count
 
-if TYPE_CHECKING:
-    from tests.browser.playground import Playground
-
-Visit = Callable[..., "Playground"]
+Visit = Callable[..., Playground]
 CLIENTS = Path(__file__).parents[2] / "clients"
 COUNT = {"temperature": 0, "max_tokens": 1500}
 TIMEOUT_S = 60.0

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
 
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-from playwright.sync_api import expect
-
+from tests.browser.playground import Playground
 from tests.e2e.client import count_prompt, expected_count
 from tests.server import Server
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Page
-
-    from tests.browser.playground import Playground
-
-Visit = Callable[..., "Playground"]
+Visit = Callable[..., Playground]
 COUNT = {"temperature": 0, "max_tokens": 1500}
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 
@@ -99,7 +94,7 @@ def test_old_cards_make_room(visit: Visit, server: Server) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_keeps_anybody_out(visit: Visit, worker_url: str, scheme: str) -> None:
     """axe-core finds nothing, in any state of the page."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = Axe()
     # The policy of the page would not let axe in.
     at = visit(worker_url, color_scheme=scheme, bypass_csp=True)
 

@@ -5,20 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pytest
-
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import expect
 
+from tests.browser.playground import Playground
 from tests.e2e.client import count_prompt, expected_count
 from tests.server import Server
 
-if TYPE_CHECKING:
-    from tests.browser.playground import Playground
-
-Visit = Callable[..., "Playground"]
+Visit = Callable[..., Playground]
 COUNT = {"temperature": 0, "max_tokens": 1500}
 
 

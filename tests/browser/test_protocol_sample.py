@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
-import pytest
-
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
+from tests.browser.playground import Playground
 from tests.clients.cutting import cutting
 from tests.clients.test_protocol_readme import README
 from tests.e2e.client import count_prompt, expected_count
 
-if TYPE_CHECKING:
-    from tests.browser.playground import Playground
-
-Visit = Callable[..., "Playground"]
+Visit = Callable[..., Playground]
 
 
 def program(prompt: str) -> str:

@@ -44,9 +44,7 @@ export class Card {
 
   /** Show what an event brought. @param {import("./job-state.js").Piece | null} piece */
   take(piece) {
-    const last = this.#pending.at(-1);
-    if (piece?.kind === "text" && last?.kind === "text" && last.index === piece.index) last.text += piece.text;
-    else if (piece) this.#pending.push({...piece});
+    if (piece) this.#pending.push(piece);
     beforePaint(this.#paint);
   }
 
