@@ -121,7 +121,9 @@ async def run_fastapi(listening: socket.socket) -> None:
     # FastAPI reads annotations by name, and these are of classes of this function.
     create.__annotations__ = {"body": Body}
     app.post("/v1/jobs")(create)
-    await uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).serve([listening])
+    await uvicorn.Server(
+        uvicorn.Config(app, loop="asyncio", http="httptools", log_level="error", access_log=False)
+    ).serve([listening])
 
 
 def main() -> None:

@@ -58,12 +58,12 @@ class CuttingProxy:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.wait(pumps)
             # What the worker said up to the cut still arrives at the client; the worker sees a reset.
             up_writer.transport.abort()
             writer.close()
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.wait(pumps)
 
     async def stop(self) -> None:
         """Cut what is left."""
