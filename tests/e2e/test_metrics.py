@@ -44,8 +44,10 @@ def samples(server: Server, **options: Any) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A worker of this module's own: others would move its numbers."""
+    """A worker of this module's own, for others would move its numbers. It has worked, and has refused something."""
     with serving("--slots", "4") as running:
+        assert running.post("/v1/jobs", counting(1, 9), headers={"Accept": "text/event-stream"}).status_code == 200
+        assert running.get("/v1/jobs/there-is-no-such-job", headers=JSON).status_code == 404
         yield running
 
 
@@ -125,13 +127,19 @@ async def test_a_dead_engine_is_seen(server: Server) -> None:
     assert samples(server)["jobwire_engine_state:ready"] == 1
 
 
+def _now(server: Server) -> dict[str, Any]:
+    stats: dict[str, Any] = server.get("/v1/stats").json()
+    return stats
+
+
 async def test_stats_tell_where_the_worker_stands(server: Server) -> None:
     async with Socket(server) as socket:
         for _ in range(6):
             await socket.create(**counting(1, 400))
         await socket.until(lambda: any(reading.tokens for reading in socket.readings.values()))
+        wait_until("the engine to have taken all", lambda: (_now(server)["running"], _now(server)["waiting"]) == (4, 2))
         with server.frozen_engine():
-            busy = server.get("/v1/stats").json()
+            busy = _now(server)
         for job_id in socket.readings:
             await socket.send("cancel", job_id=job_id)
         await socket.finish()
@@ -140,8 +148,8 @@ async def test_stats_tell_where_the_worker_stands(server: Server) -> None:
     assert busy["running"] + busy["waiting"] == 6
     assert 0 < busy["kv_tokens_used"] <= busy["kv_tokens_total"]
     assert busy["decode_tokens_per_s"] > 0
-    wait_until("the batch to be empty", lambda: server.get("/v1/stats").json()["running"] == 0)
-    idle = server.get("/v1/stats").json()
+    wait_until("the batch to be empty", lambda: _now(server)["running"] == 0)
+    idle = _now(server)
     assert (idle["jobs_live"], idle["decode_tokens_per_s"]) == (0, 0)
     assert idle["uptime_s"] > busy["uptime_s"]
 
@@ -200,7 +208,6 @@ def _asked_for(expression: str) -> set[str]:
 
 
 def test_the_dashboard_asks_only_for_what_is_there(server: Server) -> None:
-    """All names of samples that the worker of this module has shown by now, after real work."""
     shown = {sample.name for family in families(server).values() for sample in family.samples}
     asked = [_asked_for(expression) for expression in _expressions()]
     assert len(asked) > 40
