@@ -47,7 +47,7 @@ def values(setting: Setting) -> st.SearchStrategy[Any]:
             return st.lists(st.from_regex(r"https?://[a-z.-]+(:[0-9]{1,5})?", fullmatch=True), min_size=1).map(tuple)
         case inspect.VarTupleType():
             return st.lists(WORDS, min_size=1).map(tuple)
-        case _ if setting.name == "queen_url":
+        case _ if setting.name in ("queen_url", "otel_endpoint"):
             return WORDS.map(lambda word: f"http://{word}")
         case _:
             return WORDS
@@ -68,7 +68,7 @@ def samples(setting: Setting) -> list[Any]:
             return [("https://a.example",), ("http://b.example:8080", "app://[::1]:1")]
         case inspect.VarTupleType():
             return [("a.example",), ("a.example", "b.example:8080")]
-        case _ if setting.name == "queen_url":
+        case _ if setting.name in ("queen_url", "otel_endpoint"):
             return ["http://127.0.0.1:7833", "https://queen.example/base"]
         case _ if setting.name == "gpu_split":
             return ["auto", "20", "20,24.5"]
