@@ -329,6 +329,8 @@ class Reading:
         self.reached = self.job.log.tail
         self.unacked: list[str] = []
         self.token_ms = -1e9
+        # The end of the log when the floor was last over: what was there then goes on together.
+        self.released = 0
         self.idle_wakes: int | None = None
 
     def produce(self, count: int) -> None:
@@ -346,6 +348,9 @@ class Reading:
     def pull(self) -> bool:
         """Take a frame and check it; tell whether there was one."""
         now_ms = self.wire.stage.clock.monotonic_ms()
+        early, before = now_ms < self.token_ms + self.coalesce_ms, self.reached
+        if not early and not len(self.unacked) == self.window > 0:
+            self.released = self.job.log.tail
         frame = self.client.pull()
         if frame is None:
             self.idle_wakes = self.client.wakes
@@ -362,8 +367,9 @@ class Reading:
             self.unacked.append(frame["cursor"])
             assert len(self.unacked) <= self.window
         if frame["type"] == "token":
-            early = now_ms < self.token_ms + self.coalesce_ms
-            assert not early or not isinstance(self.job.log.records[self.reached].event, Token)
+            following = self.job.log.records[self.reached : self.reached + 1]
+            flushed = any(not isinstance(record.event, Token) for record in following)
+            assert not early or before < self.released or flushed
             self.token_ms = now_ms
         return True
 

@@ -10,7 +10,7 @@ class Vocabulary(Protocol):
 
     `add_bos`: a prompt begins with `bos_id` even where its text does not say so. `eos_ids` end a sequence.
     `special_ids` are control tokens (begin, end, roles): they stand for no text of their own, `special_names` is how
-    prompts spell them. `token_text_max` is the longest text in UTF-8 bytes that one token can stand for, those included.
+    prompts spell them. `token_text_max` is the longest text in UTF-8 bytes that one token stands for, those included.
     """
 
     @property
