@@ -21,16 +21,18 @@ class StaleAppend(Exception):
 class JobLog:
     """The log of one job. `attempt` counts the engines that had the job; a `Resumed` record opens the next.
 
-    `forgotten`: its retention is over, and whoever is not reading it now cannot any more.
+    `ended`: its last record is terminal. `forgotten`: its retention is over, and whoever is not reading it now cannot
+    any more.
     """
 
-    __slots__ = ("_wakers", "attempt", "bytes", "epoch", "forgotten", "records")
+    __slots__ = ("_wakers", "attempt", "bytes", "ended", "epoch", "forgotten", "records")
 
     def __init__(self, epoch: str) -> None:
         self.epoch = epoch
         self.attempt = 1
         self.records: list[Record] = []
         self.bytes = 0
+        self.ended = False
         self.forgotten = False
         self._wakers: list[Callable[[], None]] = []
 
@@ -39,11 +41,6 @@ class JobLog:
         """Number of the last record; 0 when empty."""
         return len(self.records)
 
-    @property
-    def ended(self) -> bool:
-        """Whether the last record is terminal."""
-        return bool(self.records) and isinstance(self.records[-1].event, TERMINAL)
-
     def append(self, event: Event, *, at_ms: int, tail: int, attempt: int) -> Record:
         """Append `event` if the log stands exactly where the writer believes, and wake the readers.
 
@@ -51,11 +48,16 @@ class JobLog:
         """
         if tail != self.tail or attempt != self.attempt or self.ended:
             raise StaleAppend(f"the log is at {self.tail}, attempt {self.attempt}, not at {tail}, attempt {attempt}")
-        if isinstance(event, Resumed):
-            self.attempt += 1
         record = Record(tail + 1, at_ms, event)
         self.records.append(record)
-        self.bytes += RECORD_BYTES + (len(event.text) if isinstance(event, Token) else 0)
+        self.bytes += RECORD_BYTES
+        # Tokens first: nearly all events are.
+        if isinstance(event, Token):
+            self.bytes += len(event.text)
+        elif isinstance(event, Resumed):
+            self.attempt += 1
+        else:
+            self.ended = isinstance(event, TERMINAL)
         self._wake()
         return record
 

@@ -359,7 +359,8 @@ class Jobs:
             observer(job, record)
         if first_token:
             self._append(job, remarks.first_token(round(now - job.timing.created)))
-        if isinstance(event, TERMINAL):
+        if log.ended:
+            assert isinstance(event, TERMINAL)
             self._leave(job, event.usage, now)
 
     def _leave(self, job: Job, usage: Usage, now_ms: float) -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from worker.config import Settings
-from worker.events import TERMINAL, Cancelled, Finished, Record, Terminal
+from worker.events import TERMINAL, Cancelled, Finished, Record, Terminal, Token
 from worker.jobs.job import Job
 
 # What every record has, and what formatting adds. The rest was given as `extra`.
@@ -81,8 +81,11 @@ class JobLog:
 
     def observe(self, job: Job, record: Record) -> None:
         """Log what is worth a line."""
-        if isinstance(record.event, TERMINAL):
-            logger.info("job_ended", extra=self._end(job, record.event))
+        event = record.event
+        if isinstance(event, Token):
+            return
+        if isinstance(event, TERMINAL):
+            logger.info("job_ended", extra=self._end(job, event))
         elif record.n == 1:
             logger.debug("job_created", extra={**names(job), "operation": job.request.operation})
 

@@ -22,7 +22,19 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from worker import __version__
-from worker.events import TERMINAL, Cancelled, Expired, Failed, Finished, Note, Preempted, Record, Resumed, Terminal
+from worker.events import (
+    TERMINAL,
+    Cancelled,
+    Expired,
+    Failed,
+    Finished,
+    Note,
+    Preempted,
+    Record,
+    Resumed,
+    Terminal,
+    Token,
+)
 from worker.jobs.job import Job
 
 TRACES_PATH = "/v1/traces"
@@ -56,7 +68,7 @@ class Tracing:
     def observe(self, job: Job, record: Record) -> None:
         """Make the spans of a job that ends with this record."""
         event = record.event
-        if isinstance(event, TERMINAL):
+        if not isinstance(event, Token) and isinstance(event, TERMINAL):
             self._trace(job, record.at_ms, event)
 
     def close(self) -> None:

@@ -166,7 +166,9 @@ class JobFrames:
             n, tail = after + 1, tail + 1
             cursor = self._cursor_head + str(n)
             frame = Frame(n, cursor, encode(self._other(records[after], cursor)))
-        self._keep(after, frame, tail)
+        if self.job.watchers != 1:
+            # A lone reader shares nothing.
+            self._keep(after, frame, tail)
         return frame
 
     def _keep(self, after: int, frame: Frame, tail: int) -> None:
