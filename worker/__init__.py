@@ -16,4 +16,4 @@ knows every part, ``cli`` the commands. Imports go in one direction only: cli > 
 > jobs > operations > brokers > scheduler > engines > config > events > errors.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -91,6 +91,8 @@ export interface CreateBody {
   messages?: Message[];
   /** Continue `prompt` as it stands, without the model's chat template. */
   raw?: boolean;
+  /** What the caller expects here. Not checked: a worker serves one model. */
+  model?: string;
   /** Most tokens per choice. The worker has a default and a limit. (integer; at least 1) */
   max_tokens?: number;
   /** How freely to choose: 0 is greedy, 1 (default) the model's own way. (0 to 2) */
@@ -159,6 +161,8 @@ export interface CreateFrame {
   messages?: Message[];
   /** Continue `prompt` as it stands, without the model's chat template. */
   raw?: boolean;
+  /** What the caller expects here. Not checked: a worker serves one model. */
+  model?: string;
   /** Most tokens per choice. The worker has a default and a limit. (integer; at least 1) */
   max_tokens?: number;
   /** How freely to choose: 0 is greedy, 1 (default) the model's own way. (0 to 2) */

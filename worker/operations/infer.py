@@ -32,6 +32,7 @@ class Params(TypedDict, total=False):
     prompt: Annotated[str, Meta(description="What to answer, as one message of a user: this or `messages`.")]
     messages: Annotated[list[Message], Meta(min_length=1, description="A conversation to answer: this or `prompt`.")]
     raw: Annotated[bool, Meta(description="Continue `prompt` as it stands, without the model's chat template.")]
+    model: Annotated[str, Meta(description="What the caller expects here. Not checked: a worker serves one model.")]
     max_tokens: Annotated[int, Meta(ge=1, description="Most tokens per choice. The worker has a default and a limit.")]
     temperature: Annotated[
         float, Meta(ge=0, le=2, description="How freely to choose: 0 is greedy, 1 (default) the model's own way.")

@@ -71,6 +71,13 @@ IDEMPOTENCY_KEY = Param(
     schema={"type": "string", "pattern": "^[A-Za-z0-9_-]{16,64}$"},
     example=corpus.ID,
 )
+CORRELATION_ID = Param(
+    name="X-Correlation-ID",
+    where="header",
+    text="The caller's name for this request. It comes back in the answer, and stands in narration and logs.",
+    schema={"type": "string", "maxLength": 128},
+    example="order-4711",
+)
 
 CREATE_ERRORS: Errors = (
     BadFrame,
@@ -114,7 +121,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         summary="Create a job",
         text="The body is what `create` is over a WebSocket, and the job can be followed there as well. With "
         f"`Accept: text/event-stream` the answer is the stream itself. {LEGACY_TEXT}",
-        params=(IDEMPOTENCY_KEY,),
+        params=(IDEMPOTENCY_KEY, CORRELATION_ID),
         body="CreateBody",
         key=True,
         answers=(
