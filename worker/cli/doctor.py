@@ -78,7 +78,8 @@ def check_packages(_settings: Settings) -> Iterator[Finding]:
             continue
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         try:
-            importlib.import_module(name)
+            # The modules of these packages have the names of the packages, as far as a module can.
+            importlib.import_module(name.replace("-", "_"))
             found.append(f"{name} {metadata.version(name)}")
         except Exception as error:
             # Importing runs the package's own code and its native libraries: whatever it raises is the finding.

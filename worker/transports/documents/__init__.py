@@ -5,17 +5,17 @@ The pages need no script, and their policy forbids any.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 
 import msgspec
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 
 from worker import __version__
 from worker.protocol.documents.library import Library
 from worker.transports.base import Gateway
 from worker.transports.documents.pages import http_page, websocket_page
+from worker.transports.tagged import answer, tag_of
 
 STYLE = "style.css"
 POLICY = (
@@ -65,13 +65,5 @@ class _Document:
         """Answer with the document, or that the client's copy is good."""
         if self._body is None:
             self._body = self._make()
-            self._tag = hashlib.blake2b(self._body, digest_size=12).hexdigest()
-        known = request.if_none_match.contains_weak(self._tag)
-        response = Response(
-            b"" if known else self._body, 304 if known else 200, HEADERS, content_type=self._content_type
-        )
-        response.set_etag(self._tag)
-        if known:
-            # It would have to be the length of what is not sent.
-            del response.headers["Content-Length"]
-        return response
+            self._tag = tag_of(self._body)
+        return answer(self._body, self._tag, self._content_type, HEADERS)

@@ -6,7 +6,6 @@ sent with each file allows what this page needs and no more, so a text that a mo
 
 from __future__ import annotations
 
-import hashlib
 import re
 from importlib.resources import files
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from quart import Blueprint, Response, request
 
 from worker import __version__
 from worker.transports.base import Gateway
+from worker.transports.tagged import answer, tag_of
 
 TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -84,7 +84,7 @@ def _load() -> dict[str, _File]:
         content_type = TYPES.get("." + entry.name.rpartition(".")[2])
         if content_type is not None:
             content = entry.read_bytes()
-            loaded[entry.name] = _File(content, content_type, hashlib.blake2b(content, digest_size=12).hexdigest())
+            loaded[entry.name] = _File(content, content_type, tag_of(content))
     return loaded
 
 
@@ -100,11 +100,4 @@ def _answer(file: _File) -> Response:
         "Vary": "Accept",
         "X-Content-Type-Options": "nosniff",
     }
-    if request.if_none_match.contains_weak(file.tag):
-        response = Response(b"", 304, headers, content_type=file.content_type)
-        # It would have to be the length of what is not sent.
-        del response.headers["Content-Length"]
-    else:
-        response = Response(file.content, 200, headers, content_type=file.content_type)
-    response.set_etag(file.tag)
-    return response
+    return answer(file.content, file.tag, file.content_type, headers)
