@@ -5,7 +5,7 @@ from __future__ import annotations
 from worker.engines.base import Generation, Prepared
 from worker.engines.chat import ChatTemplate
 from worker.engines.guide import Guides
-from worker.engines.quoting import Quoting
+from worker.engines.quoting import quoting
 from worker.engines.vocabulary import Vocabulary
 from worker.errors import FieldError, InvalidParams
 
@@ -51,7 +51,7 @@ def _texts(
     bytes_max = context_tokens * vocabulary.token_text_max
     prompt = generation.prompt
     if prompt.messages:
-        messages, mark = Quoting(vocabulary.special_names).mark(prompt.messages)
+        messages, mark = quoting(vocabulary.special_names).mark(prompt.messages)
         text = chat.render(messages, bytes_max)
     else:
         text, mark = prompt.text, None

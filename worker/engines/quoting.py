@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 import msgspec
 
@@ -42,6 +43,12 @@ class Quoting:
             return msgspec.structs.replace(message, content=name.sub(rf"\1{mark}", message.content))
 
         return tuple(map(broken, messages)), mark
+
+
+@lru_cache(maxsize=8)
+def quoting(names: frozenset[str]) -> Quoting:
+    """Return the quoting of a model: a vocabulary's names are the same for every prompt, and may be hundreds."""
+    return Quoting(names)
 
 
 def _is_quoted(message: Message) -> bool:
