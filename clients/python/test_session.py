@@ -25,7 +25,7 @@ from jobwire_client import (
 )
 from scripted import Exchange, Frame, Link, scripted_http, scripted_worker
 from test_sse import answers, created, sse, streams
-from test_websocket import ID, QUICK, end, in_loop, silent, token
+from test_websocket import ID, QUICK, end, go_on_after_a, in_loop, silent, token
 
 OTHER = "second-job-012345"
 
@@ -112,12 +112,7 @@ async def test_an_expired_key_is_replaced_and_the_job_goes_on() -> None:
         await link.send(token(1, "a"))
         await link.socket.close(4401, "expired")
 
-    async def second(link: Link) -> None:
-        assert (await link.accept())["after"] == "e-1"
-        await link.send(token(2, "b"), end(3))
-        await link.wait_closed()
-
-    async with scripted_worker(expires, second) as peer, connect(peer.url, Keys(), **QUICK) as jw:
+    async with scripted_worker(expires, go_on_after_a) as peer, connect(peer.url, Keys(), **QUICK) as jw:
         assert await jw.run("Hi", job_id=ID).text() == "ab"
     assert [headers["Authorization"] for headers in peer.headers] == ["Bearer key-1", "Bearer key-2"]
 
@@ -462,12 +457,7 @@ async def test_after_goaway_no_close_code_is_final() -> None:
         await link.send(token(1, "a"), {"type": "goaway", "reason": "draining", "retry_ms": 1})
         await link.socket.close(1000)
 
-    async def second(link: Link) -> None:
-        assert (await link.accept())["after"] == "e-1"
-        await link.send(token(2, "b"), end(3))
-        await link.wait_closed()
-
-    async with scripted_worker(first, second) as peer, connect(peer.url, **QUICK) as jw:
+    async with scripted_worker(first, go_on_after_a) as peer, connect(peer.url, **QUICK) as jw:
         assert await jw.run("Hi", job_id=ID).text() == "ab"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from jobwire_client import ConnectionFailed, End, Event, JobCancelled, Refused, SyncJob, Token, connect, connect_sync
 from scripted import Link, Script, scripted_worker
-from test_websocket import ID, QUICK, end, token
+from test_websocket import ID, QUICK, end, go_on_after_a, token
 
 PATIENCE_S = 20.0
 
@@ -83,12 +83,7 @@ def test_a_cut_is_resumed() -> None:
         await link.send(token(1, "a"))
         await link.cut()
 
-    async def second(link: Link) -> None:
-        assert (await link.accept())["after"] == "e-1"
-        await link.send(token(2, "b"), end(3))
-        await link.wait_closed()
-
-    with worker(first, second) as url, connect_sync(url, **QUICK) as jw:
+    with worker(first, go_on_after_a) as url, connect_sync(url, **QUICK) as jw:
         assert jw.run("Hi", job_id=ID).text() == "ab"
 
 

@@ -53,6 +53,13 @@ def end(at: int, status: str = "completed", job_id: str = ID, **more: Any) -> Fr
     return {"type": "end", "job_id": job_id, "cursor": f"e-{at}", "status": status, "usage": {}, **more}
 
 
+async def go_on_after_a(link: Link) -> None:
+    """The worker to which a client comes back that has read "a": sends the rest, and the end."""
+    assert (await link.accept())["after"] == "e-1"
+    await link.send(token(2, "b"), end(3))
+    await link.wait_closed()
+
+
 async def events_of(job: Job) -> list[Event]:
     return [event async for event in job]
 
@@ -275,12 +282,7 @@ async def test_other_close_codes_reconnect(close_code: int) -> None:
         await link.send(token(1, "a"))
         await link.socket.close(close_code)
 
-    async def second(link: Link) -> None:
-        assert (await link.accept())["after"] == "e-1"
-        await link.send(token(2, "b"), end(3))
-        await link.wait_closed()
-
-    async with scripted_worker(first, second) as peer, connect(peer.url, **QUICK) as jw:
+    async with scripted_worker(first, go_on_after_a) as peer, connect(peer.url, **QUICK) as jw:
         assert await jw.run("Hi", job_id=ID).text() == "ab"
 
 

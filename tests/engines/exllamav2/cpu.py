@@ -15,11 +15,13 @@ import importlib.util
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
+
+from worker.engines.base import Engine
 
 MEMORY_BYTES = 4 << 30
 PACKAGES = ("torch", "exllamav2", "tokenizers", "safetensors", "rich", "PIL")
@@ -104,3 +106,13 @@ def export(folder: Path, gguf: Path) -> Path:
         write_folder(from_gguf(gguf), draft)
         draft.rename(folder)
     return folder
+
+
+@contextmanager
+def nothing_lost(engine: Engine, sequence_ids: Iterable[str]) -> Iterator[Engine]:
+    """Lend an engine for a test, and see that all its room is free again once these sequences have left."""
+    empty = engine.capacity()
+    yield engine
+    for sequence_id in sequence_ids:
+        engine.leave(sequence_id)
+    assert engine.capacity() == empty, "pages or slots were lost"

@@ -30,11 +30,8 @@ def loaded() -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(loaded: Engine) -> Iterator[Engine]:
-    empty = loaded.capacity()
-    yield loaded
-    for sequence_id in ("s", "0", "1", "2", "3"):
-        loaded.leave(sequence_id)
-    assert loaded.capacity() == empty, "pages or slots were lost"
+    with cpu.nothing_lost(loaded, ("s", "0", "1", "2", "3")):
+        yield loaded
 
 
 def banning(*texts: str, **more: Any) -> Sampling:

@@ -33,11 +33,8 @@ def loaded() -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(loaded: Engine) -> Iterator[Engine]:
-    empty = loaded.capacity()
-    yield loaded
-    for sequence_id in ["s", *map(str, range(9))]:
-        loaded.leave(sequence_id)
-    assert loaded.capacity() == empty, "pages or slots were lost"
+    with cpu.nothing_lost(loaded, ["s", *map(str, range(9))]):
+        yield loaded
 
 
 @pytest.fixture(scope="module")
