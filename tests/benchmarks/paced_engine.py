@@ -77,6 +77,10 @@ class PacedEngine:
         free = self._spec.slots - len(self._new) - len(self._live)
         return Capacity(free, self._spec.slots, KV_TOKENS, KV_TOKENS, 1)
 
+    def fits(self, prepared: Prepared) -> bool:
+        """Slots alone decide."""
+        return self.capacity().fits(prepared.tokens_reserved)
+
     def admit(self, prepared: Prepared) -> int:
         """Let a sequence in; nothing was cached."""
         self._new[prepared.id] = prepared

@@ -122,14 +122,14 @@ class Driver:
 
     def admit(self, generation: Generation) -> Outcome:
         prepared = self._prepared[generation.id] = self.engine.prepare(generation)
-        assert self.engine.capacity().fits(prepared.tokens_reserved)
+        assert self.engine.fits(prepared)
         outcome = self.outcomes[generation.id] = Outcome()
         outcome.cached = self.engine.admit(prepared)
         assert 0 <= outcome.cached < prepared.tokens_present
         return outcome
 
     def step(self, prefill_tokens_max: int = 64) -> list[StepEvent]:
-        while self._paused and self.engine.capacity().fits(self._paused[0].tokens_reserved):
+        while self._paused and self.engine.fits(self._paused[0]):
             self.engine.admit(self._paused.pop(0))
         events = self.engine.step(prefill_tokens_max)
         for event in events:

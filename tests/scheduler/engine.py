@@ -104,6 +104,9 @@ class CountingEngine:
             slots = blocks = 0
         return Capacity(slots, self.slots, blocks * self.block, self.kv_blocks * self.block, self.block)
 
+    def fits(self, prepared: Prepared) -> bool:
+        return self.capacity().fits(prepared.tokens_reserved)
+
     def blocks(self, tokens: int) -> int:
         return -(-tokens // self.block)
 
@@ -112,7 +115,7 @@ class CountingEngine:
         return sum(sequence.left for sequence in self.sequences.values())
 
     def admit(self, prepared: Prepared) -> int:
-        assert self.capacity().fits(prepared.tokens_reserved), "overbooked"
+        assert self.fits(prepared), "overbooked"
         assert prepared.id not in self.sequences, "admitted twice"
         assert self.prefill_tokens_max is None or self.pending < self.prefill_tokens_max, "too many prompts at once"
         done = self.paused.pop(prepared.id, len(prepared.generation.generated))

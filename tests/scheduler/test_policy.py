@@ -17,7 +17,8 @@ SCHEDULE = Schedule(prefill_tokens_per_step=64, ageing_s=10.0, skips_max=2)
 def room(
     slots: int = 1000, kv: int = 1_000_000, running: int = 0, pending: int = 0, budget: int = 64, solo: bool = False
 ) -> Room:
-    return Room(Capacity(slots, 1000, kv, 1_000_000, 16), running, pending, budget, solo)
+    capacity = Capacity(slots, 1000, kv, 1_000_000, 16)
+    return Room(slots, lambda prepared: capacity.fits(prepared.tokens_reserved), running, pending, budget, solo)
 
 
 @dataclass
@@ -178,7 +179,9 @@ def test_every_change_of_the_order_is_a_revision(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "closed", [room(slots=0), room(pending=64), room(pending=100), room(solo=True, running=1)], ids=str
+    "closed",
+    [room(slots=0), room(pending=64), room(pending=100), room(solo=True, running=1)],
+    ids=["no slot", "a whole step of prompts", "more than that", "solo"],
 )
 def test_nothing_starts_in_a_closed_room(bench: Bench, closed: Room) -> None:
     bench.add("a", prompt=1)

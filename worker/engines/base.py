@@ -36,7 +36,9 @@ class Prepared(msgspec.Struct, frozen=True):
 
     `max_tokens` is cut to what fits the context: `len(prompt_ids) + max_tokens <= context_tokens`. An engine that
     reserves KV cache in slices, of `slice_tokens` output tokens, pauses sequences when there is no room for the next
-    slice; `produced` counts the output tokens of such a sequence.
+    slice; `produced` counts the output tokens of such a sequence. `healed` are the bytes of a token that was taken off
+    the prompt: the first token of the output begins with them, its text is shown without. `prompt_pages` are the engine's own names for the
+    pages of KV cache that the prompt fills, where it has such.
     """
 
     generation: Generation
@@ -44,6 +46,8 @@ class Prepared(msgspec.Struct, frozen=True):
     max_tokens: int
     slice_tokens: int = 0
     produced: int = 0
+    healed: bytes = b""
+    prompt_pages: tuple[bytes, ...] = ()
 
     @property
     def id(self) -> str:
@@ -115,8 +119,8 @@ StepEvent: TypeAlias = Prefilled | Delta | Broke | Paused
 class Capacity(msgspec.Struct, frozen=True):
     """Room in the engine now: free sequences, and free KV cache in tokens, handed out in blocks of `kv_block_tokens`.
 
-    A sequence takes `ceil(tokens_reserved / kv_block_tokens)` blocks. Engines with one fixed row of cache per slot have
-    blocks of a whole context, so that slots alone decide.
+    A sequence takes `ceil(tokens_reserved / kv_block_tokens)` blocks, less those that it can share with others in the
+    batch. Engines with one fixed row of cache per slot have blocks of a whole context, so that slots alone decide.
     """
 
     slots_free: int
@@ -126,7 +130,7 @@ class Capacity(msgspec.Struct, frozen=True):
     kv_block_tokens: int
 
     def fits(self, tokens: int) -> bool:
-        """Tell whether a sequence that reserves so many tokens of KV cache can be admitted now."""
+        """Tell whether there is room for a sequence that takes so many tokens of KV cache."""
         blocks = -(-tokens // self.kv_block_tokens)
         return self.slots_free > 0 and blocks * self.kv_block_tokens <= self.kv_tokens_free
 
@@ -194,11 +198,15 @@ class Engine(Protocol):
         """Return the room that is free now."""
         ...
 
+    def fits(self, prepared: Prepared) -> bool:
+        """Tell whether a sequence can be admitted now. What it shares with others in the batch takes no room."""
+        ...
+
     def admit(self, prepared: Prepared) -> int:
         """Give a sequence a slot and its KV cache; return how many of its tokens were found in the cache.
 
-        The caller asks `capacity().fits(prepared.tokens_reserved)` first; without room this is an AssertionError. A
-        `Paused` sequence is admitted in the same way.
+        The caller asks `fits(prepared)` first; without room this is an AssertionError. A `Paused` sequence is admitted
+        in the same way.
         """
         ...
 

@@ -97,9 +97,13 @@ class NumpyLlama:
         """Return the slots that are free now; each has the cache of a whole context."""
         return self._slots.capacity(self._context_tokens)
 
+    def fits(self, prepared: Prepared) -> bool:
+        """Tell whether a slot is free: each has room for any sequence."""
+        return self.capacity().fits(prepared.tokens_max)
+
     def admit(self, prepared: Prepared) -> int:
         """Give a sequence a slot; return how many of its tokens any slot had in its cache."""
-        assert self.capacity().fits(prepared.tokens_max), "admitted without room"
+        assert self.fits(prepared), "admitted without room"
         assert prepared.id not in self._running, "admitted twice"
         sequence = Sequence(prepared, self._vocabulary, self._guides)
         busy = {row.slot: row.sequence.tokens[: row.cached] for row in self._running.values()}

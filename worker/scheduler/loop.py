@@ -166,7 +166,8 @@ class Loop:
 
     def _room(self) -> Room:
         return Room(
-            capacity=self._engine.capacity(),
+            slots_free=self._engine.capacity().slots_free,
+            fits=self._engine.fits,
             running=len(self._running),
             prefill_tokens_pending=self._prefill_left,
             prefill_tokens_max=self._schedule.prefill_tokens_per_step,

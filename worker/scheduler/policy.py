@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
-from worker.engines.base import Capacity, Prepared
+from worker.engines.base import Prepared
 from worker.scheduler.fairness import Ledger
 from worker.scheduler.messages import Schedule, Work
 
@@ -60,9 +61,13 @@ class Waiting:
 
 
 class Room(msgspec.Struct, frozen=True):
-    """What the engine could take now. `solo` says that a solo work runs that has not shown its first token."""
+    """What the engine could take now: so many works, and of them each that `fits` its KV cache.
 
-    capacity: Capacity
+    `solo` says that a solo work runs that has not shown its first token.
+    """
+
+    slots_free: int
+    fits: Callable[[Prepared], bool]
     running: int
     prefill_tokens_pending: int
     prefill_tokens_max: int
@@ -72,11 +77,11 @@ class Room(msgspec.Struct, frozen=True):
     def open(self) -> bool:
         """Tell whether anything at all may start."""
         pending = self.prefill_tokens_pending
-        return not self.solo and self.capacity.slots_free > 0 and pending < self.prefill_tokens_max
+        return not self.solo and self.slots_free > 0 and pending < self.prefill_tokens_max
 
     def takes(self, waiting: Waiting) -> bool:
         """Tell whether this work may start."""
-        return self.capacity.fits(waiting.prepared.tokens_reserved) and not (waiting.work.solo and self.running)
+        return not (waiting.work.solo and self.running) and self.fits(waiting.prepared)
 
 
 @dataclass(slots=True, eq=False)

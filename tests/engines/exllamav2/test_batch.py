@@ -206,6 +206,28 @@ def test_pages_decide_who_fits(engine: Engine) -> None:
         small.close()
 
 
+def test_a_prompt_that_is_there_takes_no_room(engine: Engine) -> None:
+    """Others with the same beginning need pages for the rest alone."""
+    small = load("exllamav2", EngineSpec(slots=SLOTS, context_tokens=CONTEXT, options={"cache_tokens": "1024"}))
+    prompt = Prompt(text=text_of(600))
+    alone = run_one(engine, generation(prompt, max_tokens=20), 600)
+    try:
+        driver = Driver(small)
+        driver.admit(generation(prompt, name="0", max_tokens=20))
+        assert len(small.prepare(generation(prompt)).prompt_pages) == 2
+        assert small.capacity().kv_tokens_free == PAGE_TOKENS
+        assert not small.fits(small.prepare(generation(Prompt(text="Other " + text_of(600)), max_tokens=20)))
+        driver.step(100)  # the prompt is not computed yet, the other waits for it
+        driver.admit(generation(prompt, name="1", max_tokens=20))
+        assert small.capacity().kv_tokens_free == 0
+        assert not small.fits(small.prepare(generation(prompt, name="2", max_tokens=20)))
+        driver.run(prefill_tokens_max=600)
+        assert [outcome.ids for outcome in driver.outcomes.values()] == [alone.ids] * 2
+        assert small.capacity().kv_tokens_free == small.capacity().kv_tokens_total
+    finally:
+        small.close()
+
+
 def test_more_than_the_context_is_refused_before_it_takes_room(engine: Engine) -> None:
     with pytest.raises(InvalidParams, match=str(CONTEXT)):
         engine.prepare(generation(Prompt(text=text_of(3 * CONTEXT))))

@@ -30,7 +30,7 @@ from worker.engines.base import (
 )
 from worker.engines.chat import ChatTemplate
 from worker.engines.exllamav2.folder import Folder
-from worker.engines.exllamav2.job import Job, JobFault, Plan, Step
+from worker.engines.exllamav2.job import Job, JobFault, Plan, Step, page_names
 from worker.engines.exllamav2.model import Loaded, load_model
 from worker.engines.exllamav2.options import PAGE_TOKENS, Options, read_options
 from worker.engines.exllamav2.vocabulary import FolderVocabulary
@@ -104,10 +104,16 @@ class ExLlamaV2Engine:
         """Render, tokenize and check a generation, see `worker.engines.prepare`."""
         context, rewinds = self._info.context_tokens, not self._ahead
         prepared = prepare(generation, self._vocabulary, self._chat, self._guides, context, rewinds=rewinds)
+        prepared = msgspec.structs.replace(prepared, prompt_pages=page_names(prepared.prompt_ids))
         if generation.sampling.banned_strings:
             # Pages that it may have to take back are its own alone as long as it is never paused.
             return prepared
         return msgspec.structs.replace(prepared, slice_tokens=self._slice_tokens)
+
+    def fits(self, prepared: Prepared) -> bool:
+        """Tell whether there are pages for a sequence. Pages of its prompt that others in the batch hold are shared."""
+        shared = sum(name in self._generator.referenced_pages for name in prepared.prompt_pages)
+        return self.capacity().fits(prepared.tokens_reserved - shared * PAGE_TOKENS)
 
     def capacity(self) -> Capacity:
         """Return the pages that no sequence holds; one that several share counts once.
@@ -122,7 +128,7 @@ class ExLlamaV2Engine:
 
     def admit(self, prepared: Prepared) -> int:
         """Allocate the first pages of a sequence, be it new or paused; return how many of its tokens the cache had."""
-        assert self.capacity().fits(prepared.tokens_reserved), "admitted without room"
+        assert self.fits(prepared), "admitted without room"
         assert prepared.id not in self._running, "admitted twice"
         sequence = self._paused.pop(prepared.id, None) or Sequence(prepared, self._vocabulary, self._guides)
         assert len(sequence.tokens) == prepared.tokens_present

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from exllamav2.ext import exllamav2_ext, none_tensor
 from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler
-from exllamav2.generator.dynamic import _randomhash
+from exllamav2.generator.dynamic import _randomhash, _tensor_hash_checksum
 from torch import Tensor
 
 from worker.engines.base import Prefilled, StepEvent
@@ -304,6 +304,16 @@ class Job(ExLlamaV2DynamicJob):
         if self.sequence.accepts(token):
             return token
         return self.sequence.choose_allowed(logits[0, 0].numpy()[: self.plan.vocab])
+
+
+def page_names(prompt_ids: tuple[int, ...]) -> tuple[bytes, ...]:
+    """Return the library's names of the pages that a prompt fills. Its last token is computed in any case."""
+    names: list[bytes] = []
+    ids = torch.tensor(prompt_ids, dtype=torch.long)
+    for number in range((len(prompt_ids) - 1) // PAGE_TOKENS):
+        page = ids[None, number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS]
+        names.append(_tensor_hash_checksum(page, names[-1] if names else None))
+    return tuple(names)
 
 
 def settings(sampling: Sampling) -> Any:
