@@ -37,6 +37,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "lacking", lambda: None)
+    monkeypatch.setattr(requirements, "sees_gpu", lambda: True)
 
 
 def test_a_toolkit_is_taken_from_its_variable_the_path_or_packages(tmp_path: Path, environ: dict[str, str]) -> None:
@@ -77,6 +78,17 @@ def test_everything_that_is_missing_is_said_at_once(tmp_path: Path, monkeypatch:
     assert "lacks cusparse.h, cublas_v2.h" in "; ".join(build.obstacles(poor, nothing))
     with pytest.raises(ModelError, match="cannot be built: torch is built without CUDA; "):
         build.build(nothing, lambda _done, _total: None)
+
+
+@pytest.mark.usefixtures("packages")
+def test_without_a_gpu_it_must_be_told_what_to_build_for(
+    tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "sees_gpu", lambda: False)
+    found = build.find_toolkit({**environ, "CUDA_HOME": str(toolkit(tmp_path / "cuda"))})
+    (said,) = build.obstacles(found, environ)
+    assert said.startswith("there is no GPU to build for") and "TORCH_CUDA_ARCH_LIST='8.9;9.0'" in said
+    assert build.obstacles(found, {**environ, "TORCH_CUDA_ARCH_LIST": "9.0"}) == []
 
 
 @pytest.mark.usefixtures("packages")

@@ -29,6 +29,7 @@ TOOLKIT = (
     "pip install 'cuda-toolkit[nvcc,crt,nvvm,cccl,cudart,cublas,cusparse,cusolver,curand]' in torch's CUDA version"
 )
 STANDARD = Path("/usr/local/cuda")
+ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 POLL_S = 0.5
 OUTPUT_BYTES_SHOWN = 2000
 _CODE = "import exllamav2.ext"
@@ -79,6 +80,11 @@ def obstacles(toolkit: Toolkit | None, environ: Mapping[str, str]) -> list[str]:
     lacking = requirements.lacking()
     if lacking is not None:
         found.append(lacking)
+    elif not environ.get(ARCHITECTURES) and not requirements.sees_gpu():
+        # torch asks the GPUs that are there; an image is built where there are none.
+        found.append(
+            f"there is no GPU to build for: name the kinds that it shall run on, as in {ARCHITECTURES}='8.9;9.0'"
+        )
     if toolkit is None:
         found.append(f"there is no nvcc: install NVIDIA's CUDA toolkit, or {TOOLKIT}")
     elif not (toolkit.home / "bin" / "nvcc").is_file():

@@ -55,6 +55,13 @@ def open_library(spec: EngineSpec) -> None:
         raise ModelError(f"torch {torch.__version__} for CUDA {torch.version.cuda} finds no GPU: is the driver loaded?")
 
 
+def sees_gpu() -> bool:
+    """Tell whether torch, which must be there, finds a GPU. Imports it."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
 def free_memory(options: Options) -> tuple[int, ...]:
     """Return the free bytes of each GPU that may be used; nothing where there is no CUDA to ask. Imports torch."""
     if importlib.util.find_spec("torch") is None or not _torch_has_cuda():
