@@ -60,6 +60,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     # None: no log-probabilities; 0: of the chosen token; k: and of the k likeliest.
     logprobs: int | None = None
     ignore_eos: bool = False
+    # The last token of the prompt is taken off, and chosen anew as the first of the output.
+    token_healing: bool = False
 
     def with_seed(self, seed: int) -> Sampling:
         """Return the same settings with another seed, modulo 2**64."""

@@ -125,6 +125,8 @@ export interface CreateBody {
   include?: ("ids" | "logprobs" | "top_logprobs")[];
   /** Go on after an end token, up to `max_tokens`. */
   ignore_eos?: boolean;
+  /** If a raw prompt ends within a word: choose its last token anew. Not with `response_format`. */
+  token_healing?: boolean;
   /** Answers to generate side by side. 1 if absent. (integer; at least 1) */
   n?: number;
   /** Higher goes first. 5 if absent. (integer; 0 to 9) */
@@ -195,6 +197,8 @@ export interface CreateFrame {
   include?: ("ids" | "logprobs" | "top_logprobs")[];
   /** Go on after an end token, up to `max_tokens`. */
   ignore_eos?: boolean;
+  /** If a raw prompt ends within a word: choose its last token anew. Not with `response_format`. */
+  token_healing?: boolean;
   /** Answers to generate side by side. 1 if absent. (integer; at least 1) */
   n?: number;
   /** Higher goes first. 5 if absent. (integer; 0 to 9) */

@@ -29,7 +29,7 @@ from tests.contracts.engines import (
     load,
     run_one,
 )
-from worker.engines.base import Broke, Delta, Engine, EngineSpec, LoadProgress, Prefilled
+from worker.engines.base import Broke, Delta, Engine, EngineSpec, Generation, LoadProgress, Prefilled
 from worker.errors import InvalidParams, ModelError
 from worker.events import Prompt, ResponseFormat, Sampling
 
@@ -481,6 +481,98 @@ def test_a_sequence_that_fails_breaks_alone(engine: Engine) -> None:
     assert [type(event) for event in last if event.id == "0"] == [Broke]
     driver.run()
     assert_alike(expected, other)
+
+
+# ---- token healing ---------------------------------------------------------------------------------------------------
+
+HEALING = Sampling(temperature=0.0, token_healing=True)
+WITHIN_A_WORD = "Once upon a time there was a f"
+
+
+def begun(settings: Sampling = HEALING, *, max_tokens: int = 16, generated: tuple[int, ...] = ()) -> Generation:
+    return generation(Prompt(text=WITHIN_A_WORD), settings, max_tokens=max_tokens, generated=generated)
+
+
+def test_the_likeliest_token_that_begins_with_the_last_one_takes_its_place(engine: Engine) -> None:
+    vocab = Sampling(temperature=0.0, logprobs=engine.info.vocab_size)
+    before = Prompt(text=WITHIN_A_WORD.removesuffix(" f"))
+    assert engine.prepare(begun()).prompt_ids == engine.prepare(generation(before)).prompt_ids
+    ranked = run_one(engine, generation(before, vocab, max_tokens=1)).top[0]
+    first = next(top for top in ranked if top.text.startswith(" f"))
+    assert first.text != " f", "a model that goes on with a token of its own says nothing here"
+    rest = run_one(engine, generation(before, RANKED, max_tokens=16, generated=(first.id,)))
+    told = run_one(engine, begun(msgspec.structs.replace(HEALING, logprobs=5)))
+    assert told.ids[0] == first.id and told.text.startswith(first.text.removeprefix(" f"))
+    assert (told.logprobs[0], told.top[0][0].id) == (pytest.approx(first.logprob, abs=0.02), ranked[0].id)
+    whole = Outcome(text=first.text.removeprefix(" f") + rest.text, ids=(first.id, *rest.ids), finish=rest.finish)
+    assert_alike(told, whole)
+
+
+def test_a_prompt_whose_last_token_stays_goes_on_as_without_healing(engine: Engine) -> None:
+    # A control token ends what the template makes; a digit is always a token by itself; and a token alone stays too.
+    for prompt in (chat(QUESTIONS[0]), Prompt(text="Count from 1"), Prompt(text="f")):
+        whole = engine.prepare(generation(prompt))
+        assert engine.prepare(generation(prompt, HEALING)) == msgspec.structs.replace(
+            whole, generation=generation(prompt, HEALING)
+        )
+        assert_alike(run_one(engine, generation(prompt, RANKED)), run_one(engine, generation(prompt, HEALING)))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_healed_sequence_is_repeatable_and_resumed_anywhere_shows_its_beginning_once(
+    engine: Engine, temperature: float
+) -> None:
+    # As above, a draw on the border of two tokens may go either way.
+    same, cuts = 0, 0
+    for seed in range(4):
+        settings = msgspec.structs.replace(HEALING, temperature=temperature, seed=seed)
+        whole = run_one(engine, begun(settings))
+        for cut, delta in enumerate(whole.deltas[:-1]):
+            assert delta.finish is None
+            ids = whole.ids[: sum(len(delta.ids) for delta in whole.deltas[: cut + 1])]
+            rest = run_one(engine, begun(settings, generated=ids))
+            shown = "".join(delta.text for delta in whole.deltas[: cut + 1])
+            cuts += 1
+            same += (shown + rest.text, ids + rest.ids, rest.finish) == (whole.text, whole.ids, whole.finish)
+        same += run_one(engine, begun(settings)).ids == whole.ids
+        cuts += 1
+    assert cuts >= 20 and same >= cuts - 4
+
+
+def test_healing_beside_others_concerns_its_own_sequence(engine: Engine) -> None:
+    expected = {words: run_one(engine, generation(words, RANKED)) for words in QUESTIONS[:2]}
+    alone = run_one(engine, begun(msgspec.structs.replace(HEALING, logprobs=5)))
+    driver = Driver(engine)
+    for number, words in enumerate(QUESTIONS[:2]):
+        driver.admit(generation(words, name=str(number)))
+    healed = driver.admit(begun())
+    driver.run()
+    assert_alike(alone, healed)
+    for number, words in enumerate(QUESTIONS[:2]):
+        assert_alike(expected[words], driver.outcomes[str(number)])
+
+
+def test_bias_and_stop_strings_reach_a_healed_beginning(engine: Engine) -> None:
+    plain = run_one(engine, begun())
+    other = run_one(engine, begun(msgspec.structs.replace(HEALING, logit_bias={plain.ids[0]: -100.0})))
+    assert other.ids[0] != plain.ids[0] and other.text != plain.text
+    stop = plain.text[1:3]
+    stopped = run_one(engine, begun(msgspec.structs.replace(HEALING, stop=(stop,))))
+    assert (stopped.text, stopped.stop_sequence) == (plain.text[: plain.text.index(stop)], stop)
+
+
+def test_a_healed_prompt_is_found_in_the_cache_without_its_last_token(engine: Engine) -> None:
+    prompt = Prompt(text="A long way to go: " + LONG + " and then the f")
+    plain = run_one(engine, generation(prompt, max_tokens=2))
+    healed = run_one(engine, generation(prompt, HEALING, max_tokens=2))
+    assert plain.finish and healed.cached == prompt_tokens(engine, prompt) - 2
+
+
+def test_healing_does_not_go_with_structured_output(engine: Engine) -> None:
+    guided = msgspec.structs.replace(HEALING, response_format=ResponseFormat(type="regex", pattern="a+"))
+    with pytest.raises(InvalidParams) as caught:
+        engine.prepare(begun(guided))
+    assert [error.pointer for error in caught.value.errors] == ["/token_healing"]
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.engines.vocabularies import BOS, EOT, USER, ByteVocabulary
@@ -143,3 +145,39 @@ def test_banned_strings_need_an_engine_that_can_take_tokens_back() -> None:
     for wrong in (Sampling(banned_strings=("a", "")), Sampling(banned_strings=("a",), response_format=guided)):
         with pytest.raises(InvalidParams):
             prepare_here(wrong)
+
+
+def test_the_last_token_is_taken_off_to_be_healed_if_asked() -> None:
+    healing, vocabulary = Sampling(token_healing=True), ByteVocabulary((b"//", b"://", "本".encode()))
+    assert prepared(text("http:"), vocabulary=vocabulary).healed == b""
+
+    def healed(words: str | Prompt, **options: Any) -> tuple[tuple[int, ...], bytes]:
+        prompt = text(words) if isinstance(words, str) else words
+        result = prepared(prompt, healing, vocabulary=vocabulary, **options)
+        return result.prompt_ids, result.healed
+
+    assert healed("http:") == ((BOS, *b"http"), b":")
+    assert healed(":") == ((BOS,), b":")
+    assert healed("http") == ((BOS, *b"http"), b""), "no other token begins with a p"
+    assert healed("http://") == ((BOS, *b"http", 261), b"")
+    assert healed("a:<eot>") == ((BOS, *b"a:", EOT), b"")
+    assert healed(Prompt(messages=(Message("user", "a:"),))) == ((BOS, USER, *b"a:", EOT), b"")
+    # What an earlier attempt produced begins with the token that was chosen in its place.
+    assert healed("http:", generated=(261, 97)) == ((BOS, *b"http"), b":")
+
+
+def test_nothing_is_left_of_a_single_token_so_it_is_not_healed() -> None:
+    vocabulary = ByteVocabulary((b"ab",), add_bos=False)
+    assert prepared(text("a"), Sampling(token_healing=True), vocabulary=vocabulary).prompt_ids == (97,)
+
+
+def test_a_healed_token_counts_as_output() -> None:
+    healing, vocabulary = Sampling(token_healing=True), ByteVocabulary((b"ab",))
+    whole = prepared(text("a" * 62), healing, vocabulary=vocabulary)
+    assert (len(whole.prompt_ids), whole.max_tokens, whole.tokens_max) == (62, 2, 64)
+
+
+def test_healing_and_structured_output_exclude_each_other() -> None:
+    guided = ResponseFormat(type="regex", pattern="a")
+    assert refused(text("a"), Sampling(token_healing=True, response_format=guided))[0] == "/token_healing"
+    assert prepared(text("a"), Sampling(token_healing=False, response_format=guided)).prompt_ids == (BOS, 97)

@@ -22,12 +22,17 @@ GREEDY = Sampling(temperature=0.0)
 
 
 def sequence(
-    sampling: Sampling = GREEDY, *, name: str = "s", generated: tuple[int, ...] = (), max_tokens: int = 100
+    sampling: Sampling = GREEDY,
+    *,
+    name: str = "s",
+    generated: tuple[int, ...] = (),
+    max_tokens: int = 100,
+    healed: bytes = b"",
 ) -> Sequence:
     generation = Generation(
         id=name, prompt=Prompt(text="hi"), sampling=sampling, max_tokens=max_tokens, generated=generated
     )
-    return Sequence(Prepared(generation, (104, 105), max_tokens), VOCABULARY, GUIDES)
+    return Sequence(Prepared(generation, (104, 105), max_tokens, healed=healed), VOCABULARY, GUIDES)
 
 
 def wants(*tokens: int) -> Logits:
@@ -304,3 +309,92 @@ def test_taken_back_tokens_are_not_of_the_budget() -> None:
     live = sequence(Sampling(temperature=0.0, banned_strings=("ab",)), max_tokens=2)
     assert drive(live, b"ab") == []
     assert drive(live, b"cd") == [Delta("s", (99,), "c"), Delta("s", (100,), "d", finish="length")]
+
+
+# ---- token healing ---------------------------------------------------------------------------------------------------
+
+JAPAN = "日本".encode()
+
+
+@pytest.mark.parametrize("wanted", [98, EOS, USER, 261])
+def test_the_first_token_begins_with_the_healed_one_and_shows_only_the_rest(wanted: int) -> None:
+    live = sequence(healed=b"a")
+    logits = wants(wanted)
+    logits[0, 260] = 10.0
+    assert advance([live], logits) == [Delta("s", (260,), "b")]
+    # Only the first one: from then on everything is as ever.
+    assert drive(live, [97, 97, EOS]) == [Delta("s", (97,), "a"), Delta("s", (97,), "a"), Delta("s", finish="stop")]
+
+
+def test_the_healed_token_itself_shows_nothing_but_counts() -> None:
+    assert drive(sequence(healed=b"a"), b"ac") == [Delta("s", (97,), ""), Delta("s", (99,), "c")]
+    assert drive(sequence(healed=b"a", max_tokens=1), b"a") == [Delta("s", (97,), "", finish="length")]
+
+
+def test_characters_that_the_healed_token_cuts_are_whole_in_the_end() -> None:
+    assert drive(sequence(healed=JAPAN[:1]), [261]) == [Delta("s", (261,), JAPAN[1:].decode(errors="replace"))]
+    # As in a prompt that ends in the middle of the vocabulary's token: its end is a character's end.
+    live = sequence(healed=JAPAN[:3])
+    assert live.accepts(261) and not live.accepts(JAPAN[0])
+    assert drive(live, [261]) == [Delta("s", (261,), "本")]
+
+
+def test_what_is_told_of_a_healed_token_is_the_model_own() -> None:
+    live = sequence(Sampling(temperature=0.0, logprobs=2, logit_bias={97: -1.0, 260: 1.0}), healed=b"a")
+    (event,) = drive(live, [98])
+    assert isinstance(event, Delta) and (event.ids, event.text) == ((260,), "b")
+    assert event.logprobs is not None and event.top_logprobs is not None
+    assert event.logprobs[0] == pytest.approx(-math.log(math.exp(20.0) + VOCABULARY.size - 1), abs=1e-5)
+    assert [(top.id, top.text) for top in event.top_logprobs[0]] == [(98, "b"), (0, "\0")]
+
+
+def test_stop_strings_are_looked_for_in_what_is_shown() -> None:
+    stopping = Sampling(temperature=0.0, stop=("ab", "bc"))
+    assert drive(sequence(stopping, healed=b"a"), [260, 100]) == [Delta("s", (260, 100), "bd")]
+    (end,) = drive(sequence(stopping, healed=b"a"), [260, 99])
+    assert end == Delta("s", (), "", finish="stop_string", stop_sequence="bc")
+
+
+def test_a_healed_token_that_is_taken_back_is_healed_again() -> None:
+    live = sequence(Sampling(temperature=0.0, banned_strings=("bd",)), healed=b"a")
+    assert drive(live, [260, 100]) == []
+    assert live.position == 0 and live.tokens == [104, 105]
+    assert drive(live, [260]) == [Delta("s", (97,), "")], "the other token that begins so"
+    banned = sequence(Sampling(temperature=0.0, banned_strings=("b",)), healed=b"ab")
+    assert drive(banned, [260]) == [Delta("s", (260,), "")], "what was taken off the prompt is not of the output"
+
+
+def test_without_a_token_that_may_heal_the_sequence_breaks_alone() -> None:
+    stuck = sequence(name="b", healed=b"a")
+    logits = wants(97, 98)
+    logits[1, [97, 260]] = -np.inf
+    fine, broken = advance([sequence(name="a"), stuck], logits)
+    assert fine == Delta("a", (97,), "a")
+    assert isinstance(broken, Broke) and "no token" in broken.reason and stuck.finished
+
+
+@given(
+    st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.8, 1.5]),
+        seed=st.integers(0, 2**40),
+        top_k=st.sampled_from([0, 3]),
+        repetition_penalty=st.sampled_from([1.0, 1.2]),
+        stop=st.sampled_from([(), ("a",), ("ab", "\ufffd")]),
+        banned_strings=st.sampled_from([(), ("B",), ("本", "c")]),
+        logprobs=st.sampled_from([None, 1]),
+    ),
+    st.sampled_from([b"a", b"ab", JAPAN[:1], b"z"]),
+)
+def test_a_healed_text_is_the_bytes_of_its_tokens_without_the_first_and_can_be_resumed_anywhere(
+    sampling: Sampling, healed: bytes
+) -> None:
+    events = generate(sequence(sampling, max_tokens=25, healed=healed))
+    ids: tuple[int, ...] = ()
+    for number, event in enumerate(events[:-1]):
+        ids += event.ids
+        shown = b"".join(map(VOCABULARY.token_bytes, ids))
+        assert shown.startswith(healed)
+        assert text_of(events[: number + 1]) == shown.removeprefix(healed).decode(errors="replace")
+        if not sampling.banned_strings:
+            assert generate(sequence(sampling, generated=ids, max_tokens=25, healed=healed)) == events[number + 1 :]

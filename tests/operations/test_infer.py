@@ -67,6 +67,7 @@ def test_everything_at_once() -> None:
             "response_format": {"type": "regex", "pattern": "a+"},
             "include": ["ids", "logprobs"],
             "ignore_eos": True,
+            "token_healing": True,
             "n": 2,
             "priority": 0,
             "deadline_ms": 1000,
@@ -82,6 +83,7 @@ def test_everything_at_once() -> None:
     assert sampling.banned_strings == ("never",)
     assert (sampling.stop, sampling.logit_bias, sampling.ignore_eos) == (("\n", "END"), {7: -100.0, 8: 1.5}, True)
     assert sampling.response_format == ResponseFormat(type="regex", pattern="a+")
+    assert sampling.token_healing and not parse().sampling.token_healing
     assert (sampling.logprobs, request.include_ids, request.seed) == (0, True, 2**64 - 1)
     assert (request.max_tokens, request.n, request.priority) == (7, 2, 0)
     assert (request.deadline_ms, request.detach) == (1000, True)

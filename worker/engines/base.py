@@ -37,8 +37,8 @@ class Prepared(msgspec.Struct, frozen=True):
     `max_tokens` is cut to what fits the context: `len(prompt_ids) + max_tokens <= context_tokens`. An engine that
     reserves KV cache in slices, of `slice_tokens` output tokens, pauses sequences when there is no room for the next
     slice; `produced` counts the output tokens of such a sequence. `healed` are the bytes of a token that was taken off
-    the prompt: the first token of the output begins with them, its text is shown without. `prompt_pages` are the engine's own names for the
-    pages of KV cache that the prompt fills, where it has such.
+    the prompt: the first token of the output begins with them, its text is shown without. `prompt_pages` are the
+    engine's own names for the pages of KV cache that the prompt fills, where it has such.
     """
 
     generation: Generation

@@ -14,6 +14,7 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.engines.healing import Healing
 from worker.engines.vocabulary import Vocabulary
 from worker.errors import FieldError, InvalidParams
 from worker.events import ResponseFormat
@@ -61,9 +62,13 @@ class Guide:
 
 
 class Guides:
-    """Makes guides for one vocabulary. The tokenizer is built on first use, compiled grammars are kept for reuse."""
+    """Makes guides for one vocabulary. The tokenizer is built on first use, compiled grammars are kept for reuse.
+
+    `healing` says which tokens may be the first of an output that heals its prompt.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.healing = Healing(vocabulary)
         self._vocabulary = vocabulary
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
 

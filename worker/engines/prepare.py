@@ -23,22 +23,26 @@ def prepare(
 
     `rewinds` tells that the engine can take tokens back, as banned strings need. Raises InvalidParams for an empty
     prompt, one that leaves no room for a token, ids of `logit_bias` or `generated` out of range, an empty stop or
-    banned string, banned strings that cannot be had, a bad schema, pattern or grammar, and a `generated` that is
-    complete already.
+    banned string, banned strings or token healing that cannot be had, a bad schema, pattern or grammar, and a
+    `generated` that is complete already.
     """
     _check_sampling(generation, vocabulary)
     _check_bans(generation, rewinds)
+    _check_healing(generation)
     guides.guide(generation.sampling.response_format, generation.generated)
     pointer = "/messages" if generation.prompt.messages else "/prompt"
     ids = _tokenize(_texts(generation, vocabulary, chat, context_tokens, pointer), vocabulary)
     if not ids:
         raise _refusal(pointer, "must not be empty")
+    healed = guides.healing.healed(ids) if generation.sampling.token_healing else b""
+    if healed:
+        del ids[-1]
     if len(ids) >= context_tokens:
         raise _refusal(pointer, f"has {len(ids)} tokens, but the context holds {context_tokens}, output included")
     max_tokens = min(generation.max_tokens, context_tokens - len(ids))
     if len(generation.generated) >= max_tokens:
         raise _refusal("/max_tokens", f"must be above {len(generation.generated)}, the tokens generated so far")
-    return Prepared(generation, tuple(ids), max_tokens)
+    return Prepared(generation, tuple(ids), max_tokens, healed=healed)
 
 
 def _texts(
@@ -93,6 +97,12 @@ def _check_bans(generation: Generation, rewinds: bool) -> None:
         raise _refusal("/banned_strings", "need ExLlamaV2, without speculative decoding: leave them out here")
     if banned and generation.sampling.response_format.type != "text":
         raise _refusal("/banned_strings", "cannot be combined with response_format: put the limits into its pattern")
+
+
+def _check_healing(generation: Generation) -> None:
+    # A guide knows the output from its beginning, and that would begin in the middle of a token.
+    if generation.sampling.token_healing and generation.sampling.response_format.type != "text":
+        raise _refusal("/token_healing", "cannot be combined with response_format: leave one of them out")
 
 
 def _refusal(pointer: str, detail: str) -> InvalidParams:

@@ -9,6 +9,7 @@ from collections.abc import Sequence as Rows
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from worker.engines.base import Broke, Delta, Prepared
 from worker.engines.guide import Guides
@@ -41,7 +42,9 @@ class Sequence:
         self.finished = False
         self._tokens_max = prepared.tokens_max
         self._vocabulary = vocabulary
-        shown = b"".join(map(vocabulary.token_bytes, generation.generated))
+        self._healed = prepared.healed
+        self._healing = guides.healing
+        shown = b"".join(map(vocabulary.token_bytes, generation.generated)).removeprefix(self._healed)
         self._text = TextAssembler(self.sampling.stop, shown, self.sampling.banned_strings)
         self._guide = guides.guide(self.sampling.response_format, generation.generated)
         self._withheld: list[tuple[int, _Rank | None]] = []
@@ -74,21 +77,22 @@ class Sequence:
         return uniform(self.sampling.seed, self.position, number)
 
     def accepts(self, token: int) -> bool:
-        """Tell whether the guide takes this token as the next one; without a guide every token is."""
+        """Tell whether the guide takes this token as the next one, or if it heals the prompt; else every token is."""
+        if self._heals:
+            return self._vocabulary.token_bytes(token).startswith(self._healed)
         return self._guide is None or self._guide.accept(token)
 
     def choose_allowed(self, row: Logits) -> int:
-        """Choose from one row of logits (vocab,) among the tokens that the guide allows, after `accepts` said no.
+        """Choose from one row of logits (vocab,) among the tokens that are allowed, after `accepts` said no.
 
         `row` has bias and penalties in it. Raises RuntimeError when none is left.
         """
-        assert self._guide is not None
-        masked = np.where(self._guide.allowed(), row, np.float32(-np.inf))
+        masked = np.where(self._allowed(), row, np.float32(-np.inf))
         if not np.isfinite(masked.max()):
-            raise RuntimeError("structured output: no token of the model can go on")
+            raise RuntimeError("no token of the model can go on as the output has to")
         token = int(choose(masked[None], [self.sampling], [self.draw(1)])[0])
-        if not self._guide.accept(token):
-            raise RuntimeError(f"structured output: token {token} was allowed and then refused")
+        if not self.accepts(token):
+            raise RuntimeError(f"token {token} was allowed and then refused")
         return token
 
     def take(self, token: int, logprobs: Logits | None = None) -> Delta | None:
@@ -99,11 +103,14 @@ class Sequence:
         """
         if token in self._vocabulary.eos_ids:
             return self._finish("stop" if self._guide is None else "grammar", self._text.finish())
+        data = self._vocabulary.token_bytes(token)
+        if self._heals:
+            data = data.removeprefix(self._healed)
         self.tokens.append(token)
         self._withheld.append((token, None) if logprobs is None else (token, self._ranked(token, logprobs)))
         if self._shaping is not None:
             self._shaping.observe(token)
-        piece = self._text.push(self._vocabulary.token_bytes(token))
+        piece = self._text.push(data)
         if piece.rewound:
             self._rewind(piece.rewound)
             return None
@@ -120,6 +127,18 @@ class Sequence:
         """End the sequence because of an error in its part of a step."""
         self.finished = True
         return Broke(self.id, f"{type(error).__name__}: {error}")
+
+    @property
+    def _heals(self) -> bool:
+        """Tell whether the next token begins with one that was taken off the prompt."""
+        return bool(self._healed) and self.position == 0
+
+    def _allowed(self) -> NDArray[np.bool_]:
+        """Which tokens may come next, shape (vocab,), where not every one may."""
+        if self._heals:
+            return self._healing.allowed(self._healed)
+        assert self._guide is not None
+        return self._guide.allowed()
 
     def _shape(self) -> Shaping | None:
         """Bias and penalties that count the tokens so far."""

@@ -67,6 +67,10 @@ class Params(TypedDict, total=False):
         list[Literal["ids", "logprobs", "top_logprobs"]], Meta(description="What token frames carry besides text.")
     ]
     ignore_eos: Annotated[bool, Meta(description="Go on after an end token, up to `max_tokens`.")]
+    token_healing: Annotated[
+        bool,
+        Meta(description="If a raw prompt ends within a word: choose its last token anew. Not with `response_format`."),
+    ]
     n: Annotated[int, Meta(ge=1, description="Answers to generate side by side. 1 if absent.")]
     priority: Annotated[int, Meta(ge=0, le=9, description="Higher goes first. 5 if absent.")]
     deadline_ms: Annotated[int, Meta(ge=1, le=INT_MAX, description="Time from creation after which the job expires.")]
@@ -197,7 +201,7 @@ def _prompt(values: Params) -> Prompt:
 def _sampling(values: Params) -> Sampling:
     names = {
         "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-        "logit_bias", "response_format", "ignore_eos",
+        "logit_bias", "response_format", "ignore_eos", "token_healing",
     }  # fmt: skip
     chosen: dict[str, Any] = {name: value for name, value in values.items() if name in names}
     stop = values.get("stop", ())
