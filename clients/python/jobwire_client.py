@@ -118,6 +118,7 @@ class Params(TypedDict, total=False):
     banned_strings: list[str]
     raw: bool
     ignore_eos: bool
+    token_healing: bool
     n: int
     priority: int
     include: list[str]
