@@ -14,6 +14,7 @@ from playwright.sync_api import expect
 
 from tests.browser.playground import Playground
 from tests.e2e.client import count_prompt, expected_count
+from tests.node import node
 
 Visit = Callable[..., Playground]
 CLIENTS = Path(__file__).parents[2] / "clients"
@@ -38,13 +39,10 @@ def execute(command: list[str], folder: Path) -> str:
 
 def run_javascript(text: str, folder: Path, page_url: str) -> str:
     """Do what the comment on top says, then run the rest."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed")
     assert text.startswith(f"// curl -so jobwire.mjs {page_url}/playground/jobwire.js\n")
     shutil.copy(CLIENTS / "javascript/jobwire.js", folder / "jobwire.mjs")
     (folder / "program.mjs").write_text(text, encoding="utf-8")
-    return execute([node, "program.mjs"], folder)
+    return node("program.mjs", cwd=folder)
 
 
 def test_the_javascript_runs(visit: Visit, worker_url: str, tmp_path: Path) -> None:

@@ -144,6 +144,49 @@ def test_it_fits_a_phone(visit: Visit, worker_url: str) -> None:
     assert overflow_px(watching) <= 0
 
 
+def test_on_a_phone_the_answer_is_right_below_the_form(visit: Visit, worker_url: str) -> None:
+    at = visit(worker_url, **PHONE)
+    at.fill(count_prompt(1, 5), **COUNT)
+    at.page.tap("button[type=submit]")
+    at.wait_done()
+    card, batch = at.card().bounding_box(), at.page.locator(".engine").bounding_box()
+    assert card is not None
+    assert batch is not None
+    assert card["y"] < batch["y"]
+
+
+def test_a_long_prompt_leaves_state_and_buttons_in_sight(visit: Visit, worker_url: str) -> None:
+    at = visit(worker_url)
+    at.run("unbroken" * 40, max_tokens=1)
+    expect(at.badge()).to_contain_text("Done")
+    card = at.card().bounding_box()
+    assert card is not None
+    for part in (at.badge(), at.card().get_by_role("button", name="Dismiss")):
+        box = part.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= card["x"] + card["width"]
+
+
+def test_text_runs_in_its_own_direction(visit: Visit, worker_url: str) -> None:
+    at = visit(worker_url)
+    at.fill("اكتب قصة عن ثعلب")
+    assert at.page.locator("#prompt").evaluate("(field) => getComputedStyle(field).direction") == "rtl"
+    at.fill("Tell me a story about a fox")
+    assert at.page.locator("#prompt").evaluate("(field) => getComputedStyle(field).direction") == "ltr"
+
+
+def test_without_scripts_it_says_so_and_shows_no_dead_form(visit: Visit, worker_url: str) -> None:
+    at = visit(worker_url, java_script_enabled=False)
+    expect(at.page.locator(".notice")).to_contain_text("needs JavaScript")
+    expect(at.page.locator("#prompt")).to_be_hidden()
+
+
+def test_free_slots_are_seen_in_forced_colors(visit: Visit, worker_url: str) -> None:
+    at = visit(worker_url, forced_colors="active")
+    border = at.page.locator("#slots i").first.evaluate("(cell) => getComputedStyle(cell).borderTopStyle")
+    assert border == "solid"
+
+
 def test_a_text_stays_where_its_reader_has_scrolled_to(visit: Visit, server: Server) -> None:
     at = visit(server.url)
     at.run_many(4, count_prompt(1, 250), **COUNT)

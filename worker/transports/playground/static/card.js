@@ -31,7 +31,7 @@ export class Card {
     this.element = el(
       "article", {className: "card", tabIndex: -1, "aria-labelledby": name},
       el("header", {},
-        el("h3", {id: name}, el("span", {className: "number"}, `#${state.number}`), " ", el("span", {className: "title", title: state.title}, state.title)),
+        el("h3", {id: name}, el("span", {className: "number"}, `#${state.number}`), " ", el("bdi", {title: state.title}, state.title)),
         this.badge),
       el("div", {className: "bar", "aria-hidden": "true"}, this.bar),
       el("div", {className: "log", role: "log", "aria-live": "off", "aria-label": `Text of job ${state.number}`, tabIndex: 0}, this.flow),
@@ -104,7 +104,7 @@ export class Card {
     const choice = this.#choices[index] ?? this.#addChoice(index);
     if (!choice.tail) {
       choice.tail = document.createTextNode("");
-      choice.element.append(el("p", {className: "text"}, choice.tail));
+      choice.element.append(el("p", {className: "text", dir: "auto"}, choice.tail));
     }
     choice.tail.appendData(text);
     if (index === 0) this.#lastNote = null;

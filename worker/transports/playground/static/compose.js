@@ -117,4 +117,4 @@ export class Compose {
   }
 }
 
-const line = ({role}, text) => el("li", {className: role}, el("b", {}, role === "user" ? "You" : "Worker"), el("p", {}, text));
+const line = ({role}, text) => el("li", {className: role}, el("b", {}, role === "user" ? "You" : "Worker"), el("p", {dir: "auto"}, text));

@@ -45,11 +45,17 @@ export class Connection {
   /** Ask the worker whether it wants a key, before anything is refused. Resolves to whether the page may go on. */
   async probe() {
     if (!this.key && (await wantsKey())) this.askKey();
-    return byId("key-row").hidden;
+    return !this.locked;
+  }
+
+  /** The page waits for a key: nothing can be asked of the worker yet. */
+  get locked() {
+    return !byId("key-row").hidden;
   }
 
   /** Show the field for the key; a job was refused, or would be. */
   askKey() {
+    if (this.key) setText(byId("key-label"), "This worker does not know that key");
     sessionStorage.removeItem(KEY);
     byId("key-row").hidden = false;
     this.#set("refused");

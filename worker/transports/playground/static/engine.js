@@ -114,10 +114,10 @@ export class Engine {
     const {running, waiting, slots_total: slots, kv_tokens_used: used, kv_tokens_total: room, away, engine_phase: phase} = this.#stats;
     const peak = Math.max(...this.#rates, 1);
     this.#curve.draw(this.#rates, peak * 1.15, HISTORY);
-    setText(byId("rate-now"), `${count.format(this.#rates.at(-1) ?? 0)} now, ${count.format(peak > 1 ? peak : 0)} at most`);
+    setText(byId("rate-now"), peak > 1 ? `${count.format(this.#rates.at(-1))} now, ${count.format(peak)} at the peak` : "");
     byId("kv").style.setProperty("--done", String(room ? used / room : 0));
     setText(byId("kv-text"), room ? `${count.format(used)} of ${count.format(room)} tokens, ${((100 * used) / room).toFixed(1)} %` : "");
-    const words = phase === "ready" ? `${running} of ${slots} slots busy, ${waiting} waiting` : `the engine is ${phase ?? "not known"}`;
+    const words = phase === "ready" ? `${running} of ${slots} slots busy, ${waiting} waiting` : phase ? `the engine is ${phase}` : "";
     setText(byId("engine-summary"), away ? "the worker does not answer" : words);
     this.#paintFacts();
   }

@@ -25,6 +25,11 @@ function start() {
   const compose = new Compose((params, copies) => run(params, copies));
 
   async function run(params, copies) {
+    if (connection.locked) {
+      compose.complain({detail: "The worker needs its key first."});
+      byId("key").focus();
+      return;
+    }
     code(params, copies);
     const turn = compose.isChat && copies === 1 ? compose.say(params.messages.at(-1).content) : null;
     for (let copy = 1; copy < copies; copy++) jobs.run(params).catch(refused);
@@ -39,7 +44,7 @@ function start() {
 
   function refused(error) {
     if (error.code === "unauthorized") connection.askKey();
-    compose.complain(error);
+    else compose.complain(error);
   }
 
   byId("cut").addEventListener("click", () => {
@@ -48,7 +53,10 @@ function start() {
   });
   byId("cancel-all").addEventListener("click", () => jobs.cancelAll());
   byId("clear").addEventListener("click", () => jobs.clear());
-  byId("key-save").addEventListener("click", () => engine.start());
+  byId("key-save").addEventListener("click", () => {
+    compose.complain(null);
+    engine.start();
+  });
   byId("share-copy").addEventListener("click", () => copy(byId("share-link").value, byId("share-copy")));
   code({prompt: byId("prompt").value, max_tokens: 400}, 1);
   connection.probe().then((open) => open && engine.start());
