@@ -34,6 +34,7 @@ from worker.operations.base import Limits, Operation
 from worker.operations.infer import Infer
 from worker.operations.status import Status
 from worker.operations.worker_check import WorkerCheck
+from worker.protocol.documents.errors import error_classes
 from worker.protocol.eventstream import FrameSource
 from worker.scheduler.host import calm_gc
 from worker.scheduler.messages import Batch
@@ -161,6 +162,7 @@ class Worker:
             open_sockets=lambda: Counter(connection.kind for connection in gateway.connections),
             opened_sockets=gateway.opened,
             tally=gateway.frames.tally,
+            codes=[kind.code for kind in error_classes()],
         )
         return Exposition(self.metrics, sources)
 

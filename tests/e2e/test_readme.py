@@ -6,22 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.client import expected_count
+from tests.readme import README, sample
 
-README = Path(__file__).parent.parent.parent / "README.md"
 ADDRESS = "127.0.0.1:8080"
 TIMEOUT_S = 60.0
-
-
-def sample(language: str, containing: str) -> str:
-    """Return the one block of README.md in this language that contains a text."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    (found,) = [block for block in blocks if containing in block]
-    return str(found)
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -31,6 +31,7 @@ class Watched:
             open_sockets=lambda: {"websocket": 2},
             opened_sockets=self.opened,
             tally=self.tally,
+            codes=["queue_full", "forbidden"],
         )
         self.exposition = Exposition(self.metrics, sources)
 
@@ -192,6 +193,7 @@ def test_what_was_delivered_and_refused(worker: Watched) -> None:
     assert seen["jobwire_coalesced_events_total"] == 4
     assert (seen["jobwire_resumes_total"], seen["jobwire_resets_total"]) == (2, 1)
     assert seen["jobwire_refusals_total{code=queue_full}"] == 3
+    assert seen["jobwire_refusals_total{code=forbidden}"] == 0
     assert seen["jobwire_sockets_open{kind=websocket}"] == 2
     assert seen["jobwire_sockets_open{kind=sse}"] == 0
     assert seen["jobwire_sockets_opened_total{kind=sse}"] == 5

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol, get_args
@@ -145,13 +145,17 @@ class Tallied(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where numbers are that are read when asked for. `open_sockets` is called with no connection changing."""
+    """Where numbers are that are read when asked for. `open_sockets` is called with no connection changing.
+
+    `codes` are those of all errors: a rate misses the first of a kind whose counter was not there before, at 0.
+    """
 
     engine: Callable[[], EngineState]
     live_jobs: Callable[[], int]
     open_sockets: Callable[[], Mapping[str, int]]
     opened_sockets: Mapping[str, int]
     tally: Tallied
+    codes: Iterable[str]
 
 
 class Exposition(Collector):
@@ -240,7 +244,8 @@ class Exposition(Collector):
         yield _counter("coalesced_events", "Events that came along in a frame with others.", tally.merged)
         yield _counter("resumes", "Readers that began after a cursor.", tally.resumes)
         yield _counter("resets", "Readers whose cursor was of a log that is gone.", tally.resets)
-        yield _counters("refusals", "Errors sent to clients, by code.", "code", tally.refusals)
+        codes = dict.fromkeys(sources.codes, 0)
+        yield _counters("refusals", "Errors sent to clients, by code.", "code", codes | tally.refusals)
 
 
 def _counter(name: str, text: str, value: float) -> Metric:
