@@ -1,4 +1,4 @@
-"""Lets the tests import the client as a copied file, without an installation."""
+"""Lets the tests import the client as a copied folder, without an installation."""
 
 import sys
 from pathlib import Path

@@ -19,10 +19,10 @@ from jobwire_client import (
     Params,
     Refused,
     Token,
-    _Options,
-    _Subscription,
     connect,
 )
+from jobwire_client.options import Settings
+from jobwire_client.subscription import Subscription
 from scripted import Exchange, Frame, Link, scripted_http, scripted_worker
 from test_sse import answers, created, sse, streams
 from test_websocket import ID, QUICK, end, go_on_after_a, in_loop, silent, token
@@ -244,8 +244,8 @@ async def test_nothing_is_acknowledged_that_nobody_took() -> None:
 @in_loop
 async def test_what_is_taken_while_an_ack_is_sent_is_acknowledged_too() -> None:
     """A send may wait, and the next frame may come and be read before it goes on."""
-    options = _Options("http://127.0.0.1:1", None)
-    subscription = _Subscription({"type": "create", "job_id": ID, "window": 1}, None, options, lambda: None)
+    settings = Settings("http://127.0.0.1:1", None)
+    subscription = Subscription({"type": "create", "job_id": ID, "window": 1}, None, settings, lambda: None)
     (create,) = subscription.frames(lambda _: "1", 9)
     subscription.answered({"type": "accepted"})
     acks: list[str] = []

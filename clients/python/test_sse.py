@@ -233,7 +233,7 @@ async def test_a_read_that_was_given_up_can_be_taken_up() -> None:
 
 @in_loop
 async def test_silence_is_a_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobwire_client.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("jobwire_client.sse.HEARTBEAT_S", 0.05)
     silenced = asyncio.Event()
 
     async def silent(exchange: Exchange) -> None:

@@ -66,7 +66,8 @@ def test_the_python_package_is_typed_and_runs_alone(tmp_path: Path, worker_url: 
         names = {name for name in packed.namelist() if ".dist-info/" not in name}
         (metadata,) = (name for name in packed.namelist() if name.endswith("METADATA"))
         needs = re.findall(r"^Requires-Dist: (\w+)", packed.read(metadata).decode(), re.MULTILINE)
-    assert names == {"jobwire_client/__init__.py", "jobwire_client/py.typed"}
+    folder = CLIENTS / "python" / "jobwire_client"
+    assert names == {f"jobwire_client/{path.name}" for path in [*folder.glob("*.py"), folder / "py.typed"]}
     assert sorted(needs) == ["httpx", "websockets"]
     for number, sample in enumerate(samples("python")):
         (tmp_path / f"sample_{number}.py").write_text(at(sample, worker_url), encoding="utf-8")
