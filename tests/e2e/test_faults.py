@@ -86,6 +86,22 @@ async def test_a_seeded_text_is_the_same_with_and_without_a_kill(server: Server)
     assert reading.end["usage"]["completion_tokens"] == undisturbed.end["usage"]["completion_tokens"]
 
 
+async def test_a_healed_text_begins_once_with_and_without_a_kill(server: Server) -> None:
+    job: Frame = {"prompt": "Once upon a time there was a f", "raw": True, "token_healing": True, "max_tokens": 200}
+    job |= {"temperature": 0.5, "seed": 3, "ignore_eos": True}
+    async with Socket(server) as socket:
+        undisturbed = await socket.run(**job)
+        job_id = await socket.create(**job)
+        reading = socket.readings[job_id]
+        await socket.until(lambda: len(reading.tokens) >= 3)
+        _kill(server)
+        await socket.finish(job_id)
+    assert "resumed" in reading.actions
+    assert reading.text() == undisturbed.text()
+    assert reading.end["usage"]["prompt_tokens"] == undisturbed.end["usage"]["prompt_tokens"]
+    assert reading.end["usage"]["completion_tokens"] == 200
+
+
 async def test_kills_while_the_next_engine_loads(server: Server) -> None:
     async with Socket(server) as socket:
         job_id = await socket.create(**counting(1, LAST))

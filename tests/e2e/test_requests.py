@@ -100,6 +100,35 @@ async def test_ids_and_logprobs_are_parallel_to_the_text(server: Server) -> None
     assert "".join(top[0]["text"] for top in tops) == reading.text()
 
 
+async def test_a_prompt_that_ends_within_a_word_goes_on_in_it(server: Server) -> None:
+    job = {
+        "prompt": "Once upon a time there was a f",
+        "raw": True,
+        "temperature": 0,
+        "max_tokens": 12,
+        "include": ["ids"],
+    }
+    async with Socket(server) as socket:
+        plain = await socket.run(**job)
+        healed = await socket.run(**job, token_healing=True, n=2)
+        refused = await socket.ask("create", **job, token_healing="yes")
+    assert not plain.text().startswith("riendly ")
+    assert [healed.text(index).startswith("riendly ") for index in range(2)] == [True, True]
+    # The token that was chosen anew is one of the output, not of the prompt.
+    ids = [id_ for frame in healed.tokens for id_ in frame["ids"]]
+    assert healed.end["usage"]["completion_tokens"] == len(ids) == 2 * 12
+    assert healed.end["usage"]["prompt_tokens"] == plain.end["usage"]["prompt_tokens"] - 1
+    assert [error["pointer"] for error in refused["error"]["errors"]] == ["/token_healing"]
+
+
+async def test_healing_and_structured_output_are_refused_together(server: Server) -> None:
+    form = {"type": "regex", "pattern": "a+"}
+    async with Socket(server) as socket:
+        reading = await socket.run(prompt="http:", raw=True, token_healing=True, response_format=form)
+    assert reading.end["status"] == "failed"
+    assert [error["pointer"] for error in reading.end["error"]["errors"]] == ["/token_healing"]
+
+
 async def test_messages_are_a_conversation(server: Server) -> None:
     messages = [
         {"role": "user", "content": "Count from 1 to 3"},

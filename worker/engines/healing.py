@@ -8,8 +8,6 @@ shown is without those (Lundberg, "The art of prompt design: prompt boundaries a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +15,16 @@ from numpy.typing import NDArray
 from worker.engines.vocabulary import Vocabulary
 
 
-class _Pieces(NamedTuple):
-    """The bytes of all tokens, one after the other, and by token where they start and how many they are."""
-
-    data: NDArray[np.uint8]
-    starts: NDArray[np.intp]
-    sizes: NDArray[np.intp]
-
-
 class Healing:
-    """Finds the tokens of one vocabulary by their first bytes. All of them are read on first use."""
+    """Finds the tokens of one vocabulary by their first bytes. All are read at once, so that no step waits for it."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
+        # The bytes of all tokens, one after the other, and by token where they start and how many they are.
+        pieces = [vocabulary.token_bytes(token) for token in range(vocabulary.size)]
+        self._data = np.frombuffer(b"".join(pieces), np.uint8)
+        self._sizes = np.fromiter(map(len, pieces), np.int32, len(pieces))
+        self._starts = self._sizes.cumsum(dtype=np.int32) - self._sizes
 
     def healed(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of a prompt's last token if it can be chosen anew.
@@ -41,16 +36,9 @@ class Healing:
 
     def allowed(self, prefix: bytes) -> NDArray[np.bool_]:
         """Return which tokens begin with `prefix`, shape (vocab,)."""
-        pieces = self._pieces
-        tokens = np.flatnonzero(pieces.sizes >= len(prefix))
+        tokens = np.flatnonzero(self._sizes >= len(prefix))
         for place, byte in enumerate(prefix):
-            tokens = tokens[pieces.data[pieces.starts[tokens] + place] == byte]
+            tokens = tokens[self._data[self._starts[tokens] + place] == byte]
         allowed = np.zeros(self._vocabulary.size, np.bool_)
         allowed[tokens] = True
         return allowed
-
-    @cached_property
-    def _pieces(self) -> _Pieces:
-        pieces = [self._vocabulary.token_bytes(token) for token in range(self._vocabulary.size)]
-        sizes = np.fromiter(map(len, pieces), np.intp, len(pieces))
-        return _Pieces(np.frombuffer(b"".join(pieces), np.uint8), sizes.cumsum() - sizes, sizes)

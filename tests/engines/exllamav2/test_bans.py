@@ -142,6 +142,16 @@ def test_after_a_failed_pass_it_goes_on(engine: Engine, monkeypatch: pytest.Monk
         assert outcome.text == expected
 
 
+def test_a_healed_beginning_is_chosen_again_when_it_led_to_one(engine: Engine) -> None:
+    settings = banning("riendly", token_healing=True, ignore_eos=True)
+    wanted = generation(Prompt(text="Once upon a time there was a f"), settings, max_tokens=30)
+    plain = run_one(engine, generation(wanted.prompt, banning("never said", token_healing=True), max_tokens=30))
+    outcome = run_one(engine, wanted)
+    assert plain.text.startswith("riendly ")
+    check(outcome, "riendly")
+    assert outcome.ids[0] != plain.ids[0] and len(outcome.ids) == 30
+
+
 def test_what_it_cannot_be_combined_with_is_refused(engine: Engine) -> None:
     with pytest.raises(InvalidParams, match="response_format"):
         engine.prepare(generation(COUNT, banning("x", response_format=ResponseFormat(type="json_object"))))

@@ -313,6 +313,14 @@ def test_a_drawn_sequence_is_the_same_with_speculation(speculating: Engine, engi
     assert same >= 3
 
 
+def test_speculation_heals_a_prompt_alike(speculating: Engine, oracle: Engine) -> None:
+    settings = Sampling(temperature=0.0, token_healing=True, logprobs=5)
+    wanted = generation(Prompt(text="Once upon a time there was a f"), settings, max_tokens=40)
+    healed = run_one(speculating, wanted)
+    assert healed.text.startswith("riendly ")
+    assert_alike(run_one(oracle, wanted), healed)
+
+
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
-from tests.contracts.engines import Driver, assert_alike, generation, load, run_one
+from tests.contracts.engines import Driver, assert_alike, chat, generation, load, run_one
 from tests.engines.exllamav2 import cpu
 from worker.engines.base import Engine, EngineSpec, Paused
 from worker.engines.exllamav2.options import PAGE_TOKENS
@@ -103,20 +104,30 @@ def test_a_paused_sequence_may_leave(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("prompt", "settings", "expected"),
     [
-        (Sampling(temperature=0.0, stop=(" 96 97 98",)), "1 2 3"),
-        (Sampling(temperature=0.0, response_format=ResponseFormat(type="regex", pattern=r"[0-9 ]{10,}99")), "1 2 3"),
+        (chat("Count from 1 to 99"), Sampling(stop=(" 96 97 98",)), "1 2 3"),
+        (
+            chat("Count from 1 to 99"),
+            Sampling(response_format=ResponseFormat(type="regex", pattern=r"[0-9 ]{10,}99")),
+            "1 2 3",
+        ),
+        (
+            Prompt(text="Once upon a time there was a f"),
+            Sampling(token_healing=True, ignore_eos=True),
+            "riendly ",
+        ),
     ],
-    ids=["a stop string", "a guide"],
+    ids=["a stop string", "a guide", "a healed prompt"],
 )
 def test_what_a_sequence_knows_survives_a_pause(
-    monkeypatch: pytest.MonkeyPatch, settings: Sampling, expected: str
+    monkeypatch: pytest.MonkeyPatch, prompt: Prompt, settings: Sampling, expected: str
 ) -> None:
     """Paused after every single token, withheld or not, the text is what it is without a pause."""
     pausing = start(slice_tokens="1")
     try:
-        wanted = generation("Count from 1 to 99", settings, name="0", max_tokens=300)
+        greedy = msgspec.structs.replace(settings, temperature=0.0)
+        wanted = generation(prompt, greedy, name="0", max_tokens=300)
         whole = run_one(pausing, wanted)
         _pause_always(pausing, monkeypatch)
         driver = Driver(pausing)
