@@ -161,6 +161,7 @@ async def test_a_killed_engine_is_replaced_and_unfinished_work_goes_on_from_the_
     ("prompt", "reason"),
     [
         ("crash", "the engine process was killed by signal 11"),
+        ("crash early", "the engine process was killed by signal 11"),
         ("explode", "the engine process exited with code 1 (RuntimeError: the engine exploded)"),
     ],
 )
@@ -223,13 +224,16 @@ async def test_an_engine_that_stops_in_the_middle_of_work_is_found_out() -> None
     assert sink.lost == ["the engine process made no step for 1 s"]
 
 
-async def test_an_engine_that_hangs_in_a_step_is_found_out() -> None:
+@pytest.mark.parametrize("prompt", ["hang", "hang early"])
+async def test_an_engine_that_hangs_is_found_out(prompt: str) -> None:
     broker, sink = make_broker(engine_stall_timeout_s=1.0), Recorder()
     async with running(broker, sink):
         await sink.until_phase("ready")
-        broker.submit(make_work("a", prompt="hang"))
+        broker.submit(make_work("a", prompt=prompt))
         await sink.until("the loss", lambda: bool(sink.lost))
     assert sink.lost == ["the engine process made no step for 1 s"]
+    # What it was doing is known: it had begun with the work, or was about to.
+    assert (sink.started() or [sink.batches[-1].handling]) == ["a"]
 
 
 async def test_an_idle_engine_may_be_silent_for_as_long_as_it_likes() -> None:

@@ -81,6 +81,48 @@ def test_a_waiting_job_is_handed_over_again_and_blamed_for_nothing() -> None:
     assert not any(work.solo for work in stage.broker.submitted)
 
 
+def test_a_job_that_kills_the_engine_before_it_has_started_fails_alone() -> None:
+    """Its prompt cannot even be prepared, or it cannot be let in: else it would kill one engine after the other."""
+    stage = Stage(engine_deaths_per_job_max=2)
+    waiting, running, guilty = stage.create(), stage.create(), stage.create(prompt="Hi", n=2)
+    for _ in range(3):
+        stage.start(running)
+        stage.jobs.on_batch(Batch((), STATS, handling=guilty.choices[1].lease))
+        stage.jobs.on_lost("killed")
+    assert error_code(guilty) == "engine_failed"
+    assert (waiting.state, waiting.deaths, kinds(waiting)) == ("queued", 0, ["Queued"])
+    # This one has to begin again each time, but is not under suspicion: the engine had another in hand.
+    assert (running.state, running.deaths, kinds(running).count("Resumed")) == ("queued", 0, 3)
+
+
+def test_a_job_that_was_in_hand_before_the_last_batch_is_blamed_for_nothing() -> None:
+    stage = Stage()
+    job, ended = stage.create(), stage.create()
+    stage.jobs.on_batch(Batch((), STATS, handling=job.choices[0].lease))
+    stage.send()
+    stage.jobs.on_lost("killed")
+    stage.jobs.on_batch(Batch((), STATS, handling=ended.choices[0].lease))
+    stage.jobs.cancel("ann", ended.id)
+    stage.jobs.on_lost("killed")
+    stage.jobs.on_lost("killed")
+    assert (job.deaths, ended.deaths, ended.state) == (0, 0, "cancelled")
+
+
+def test_a_job_of_which_nothing_is_in_the_engine_any_more_is_blamed_for_nothing() -> None:
+    """Of two choices one has ended, and the other waits."""
+    stage = Stage(engine_deaths_per_job_max=1)
+    job = stage.create(prompt="Hi", n=2)
+    stage.send(Started(job.choices[0].lease, 3, 0))
+    stage.tokens(job, "a")
+    stage.finish(job)
+    for _ in range(5):
+        stage.jobs.on_lost("killed")
+    assert (job.state, job.deaths) == ("running", 0)
+    stage.send(Started(job.choices[1].lease, 3, 0))
+    stage.finish(job, index=1)
+    assert job.state == "completed"
+
+
 def test_a_job_that_kills_the_engine_is_tried_alone_and_then_fails_alone() -> None:
     stage = Stage(engine_deaths_per_job_max=3)
     guilty, innocent = stage.create(), stage.create()

@@ -53,7 +53,8 @@ class CountingEngine:
 
     A prompt that begins with "refuse" or "stumble" raises in `prepare`, with "break" it breaks alone at its first
     token, with "explode" it takes the whole engine down. `on_step` is told the tokens of each step. With `slice_tokens`
-    sequences reserve so many tokens of output at a time, and are paused where there is no block for more.
+    sequences reserve so many tokens of output at a time, and are paused where there is no block for more. `watch` is
+    told of every work that is prepared or admitted.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class CountingEngine:
         self.prefill_tokens_max: int | None = None
         self.closed = False
         self.leaking = False
+        self.watch: Callable[[str, str], None] = lambda _call, _work_id: None
 
     @property
     def info(self) -> EngineInfo:
@@ -90,6 +92,7 @@ class CountingEngine:
         )
 
     def prepare(self, generation: Generation) -> Prepared:
+        self.watch("prepare", generation.id)
         text = generation.prompt.text
         if text.startswith("refuse"):
             raise InvalidParams("this prompt is refused")
@@ -115,6 +118,7 @@ class CountingEngine:
         return sum(sequence.left for sequence in self.sequences.values())
 
     def admit(self, prepared: Prepared) -> int:
+        self.watch("admit", prepared.id)
         assert self.fits(prepared), "overbooked"
         assert prepared.id not in self.sequences, "admitted twice"
         assert self.prefill_tokens_max is None or self.pending < self.prefill_tokens_max, "too many prompts at once"

@@ -31,7 +31,7 @@ def command(name: str) -> tuple[str, ...]:
 
 
 class RealTimeEngine(CountingEngine):
-    """Counts in real time. The prompts "hang" and "crash" do so in a step.
+    """Counts in real time. The prompts "hang" and "crash" do so in a step, "hang early" and "crash early" before it.
 
     Model "clingy" never closes; one that is a path leaves a file beside it when it is closed.
     """
@@ -42,6 +42,10 @@ class RealTimeEngine(CountingEngine):
 
     def prepare(self, generation: Generation) -> Prepared:
         print("preparing", generation.id, flush=True)
+        if generation.prompt.text == "hang early":
+            time.sleep(3600)
+        if generation.prompt.text == "crash early":
+            os.kill(os.getpid(), signal.SIGSEGV)
         return super().prepare(generation)
 
     def step(self, prefill_tokens_max: int) -> list[StepEvent]:

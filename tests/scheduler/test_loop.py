@@ -157,6 +157,31 @@ def test_an_empty_engine_without_room_is_broken_and_says_so() -> None:
         bench.run(steps_max=BARREN_STEPS_MAX + 10)
 
 
+# ---- what is told before something that may be the engine's end ------------------------------------------------------
+
+
+def test_which_work_is_handled_is_told_before_it_is_prepared_and_before_it_is_admitted() -> None:
+    bench, told = Bench(), list[Batch]()
+    bench.engine.watch = lambda call, work_id: deeds.append((call, work_id, told[-1].handling if told else ""))
+    deeds: list[tuple[str, str, str]] = []
+    for name in "ab":
+        bench.loop.submit(make_work(name, prompt=4))
+    last = bench.loop.step(tell=told.append)
+    assert deeds == [(call, name, name) for call in ("prepare", "admit") for name in "ab"]
+    assert last is not None
+    # What had happened by then comes with it, and whatever the engine computes it is told who is in there.
+    assert [(batch.handling, batch.events) for batch in told] == [
+        ("a", ()),
+        ("b", ()),
+        ("a", ()),
+        ("b", (Started("a", 4, 0),)),
+        ("", (Started("b", 4, 0),)),
+    ]
+    assert last.handling == ""
+    # While one is in hand another message is owed: silence is then found out.
+    assert all(batch.stats.running + batch.stats.waiting == 2 for batch in told)
+
+
 # ---- cancel ----------------------------------------------------------------------------------------------------------
 
 

@@ -88,6 +88,11 @@ class Job:
         """Whether the job is over."""
         return is_terminal(self.state)
 
+    @property
+    def runs(self) -> bool:
+        """Whether it holds a slot now."""
+        return any(choice.place == "running" for choice in self.choices)
+
     def text(self, index: int = 0) -> str:
         """Return all text of one choice so far."""
         events = (record.event for record in self.log.records)
@@ -100,7 +105,7 @@ class Job:
     def pause(self, choice: Choice) -> bool:
         """A choice gave its slot back for a while, its prefill will begin anew; tell if the job holds no slot now."""
         choice.place, choice.prefilled = "paused", -1.0
-        return not any(other.place == "running" for other in self.choices)
+        return not self.runs
 
     def usage(self, now_ms: float) -> Usage:
         """Return what the job has consumed until `now_ms` (monotonic)."""

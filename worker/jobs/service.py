@@ -80,6 +80,8 @@ class Jobs:
         self._live: dict[tuple[str, str], Job] = {}
         self._leases: dict[str, tuple[Job, Choice]] = {}
         self._lease_count = 0
+        # The lease that the engine had in hand when it was last heard of.
+        self._handled = ""
         self._admission = Admission(settings)
         self._retention = Retention(settings.retention_s * 1000, settings.retention_bytes_max)
         self._on_idle: list[Callable[[], None]] = []
@@ -202,16 +204,28 @@ class Jobs:
 
     def on_batch(self, batch: Batch) -> None:
         """Write one engine step into the logs. Events of leases that are over (cancelled, resumed) are dropped here."""
+        self._handled = batch.handling
         for event in batch.events:
             held = self._leases.get(event.id)
             if held is not None:
                 self._on_event(*held, event)
 
     def on_lost(self, reason: str) -> None:
-        """The engine died with everything in it: hand over again what is unfinished, each at its next token."""
+        """The engine died with everything in it: hand over again what is unfinished, each at its next token.
+
+        What it had in hand is to blame; if that was nothing, everything that ran may be.
+        """
+        handled, self._handled = self._handled, ""
         for job in list(self._live.values()):
-            if job.state == "running" and not self._suspect(job, reason):
+            in_hand = any(choice.lease == handled for choice in job.choices)
+            job.deaths += in_hand or (job.runs and not handled)
+            if job.deaths > self._settings.engine_deaths_per_job_max:
+                why = f"The engine died {job.deaths} times in a row on this job, without a token: {reason}."
+                self._fail(job, EngineFailed(why).problem())
                 continue
+            if in_hand or job.runs:
+                self._append(job, remarks.restarted(reason))
+                self._append(job, Resumed(job.log.attempt + 1))
             for choice in job.choices:
                 if choice.finish is None:
                     self._submit(job, choice)
@@ -275,17 +289,6 @@ class Jobs:
                 solo=job.deaths >= SOLO_AFTER_DEATHS,
             )
         )
-
-    def _suspect(self, job: Job, reason: str) -> bool:
-        """The engine died with this job in it: record that, and tell whether the job may try again."""
-        job.deaths += 1
-        if job.deaths > self._settings.engine_deaths_per_job_max:
-            error = EngineFailed(f"The engine died {job.deaths} times in a row on this job, without a token: {reason}.")
-            self._fail(job, error.problem())
-            return False
-        self._append(job, remarks.restarted(reason))
-        self._append(job, Resumed(job.log.attempt + 1))
-        return True
 
     def _on_event(self, job: Job, choice: Choice, event: WorkEvent) -> None:
         match event:

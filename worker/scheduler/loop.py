@@ -103,27 +103,34 @@ class Loop:
     def step(self, tell: Callable[[Batch], None] | None = None) -> Batch | None:
         """Admit what may start, advance all by one step, return what happened; None when idle.
 
-        With `tell`, admissions are handed to it as a batch of their own before the engine computes: if a work kills the
-        engine in its very first step, the other side knows that it was in there.
+        With `tell`, what happens is handed to it in batches of their own before each work that is prepared or admitted,
+        and before the engine computes with new ones: if one of them kills the engine, the other side knows which.
         """
         if self.idle:
             return None
         events: list[WorkEvent] = []
-        self._prepare_arrived(events)
-        self._admit(events)
-        if tell is not None and any(isinstance(event, Started) for event in events):
-            tell(Batch(tuple(events), self._stats(), self._heard))
-            events.clear()
+
+        def tell_all(handling: str = "") -> None:
+            if tell is not None:
+                tell(self._batch(events, handling))
+                events.clear()
+
+        self._prepare_arrived(events, tell_all)
+        self._admit(events, tell_all)
+        if any(isinstance(event, Started) for event in events):
+            tell_all()
         self._advance(events)
         policy, now_s = self._policy, self._clock()
         events += self._positions.news(policy.revision, len(policy), lambda: policy.order(now_s), self._rates, now_s)
         self._told = self._heard
-        return Batch(tuple(events), self._stats(), self._heard)
+        return self._batch(events)
 
-    def _prepare_arrived(self, events: list[WorkEvent]) -> None:
+    def _prepare_arrived(self, events: list[WorkEvent], tell_all: Callable[[str], None]) -> None:
         until_s = self._clock() + PREPARE_S_PER_STEP
         while self._arrived:
-            work_id, work = self._arrived.popitem(last=False)
+            work_id = next(iter(self._arrived))
+            tell_all(work_id)
+            work = self._arrived.pop(work_id)
             try:
                 self._queue(work)
             except JobwireError as error:
@@ -149,16 +156,17 @@ class Loop:
             )
         self._policy.add(work, prepared, self._clock())
 
-    def _admit(self, events: list[WorkEvent]) -> None:
+    def _admit(self, events: list[WorkEvent], tell_all: Callable[[str], None]) -> None:
         if not len(self._policy) or not self._room().open:
             return
         turn = self._policy.turn(self._clock())
         while (waiting := self._policy.take(turn, self._room())) is not None:
+            running = self._running[waiting.id] = _Running(waiting, 0, waiting.decoded)
+            tell_all(waiting.id)
             cached = self._engine.admit(waiting.prepared)
-            left = waiting.prefill_tokens - cached
-            self._policy.ledger.charge(waiting.work.principal, prefilled=left)
-            self._running[waiting.id] = _Running(waiting, left, waiting.decoded)
+            running.prefill_left = left = waiting.prefill_tokens - cached
             self._prefill_left += left
+            self._policy.ledger.charge(running.principal, prefilled=left)
             if waiting.work.solo:
                 self._solo = waiting.id
             prompt_tokens = len(waiting.prepared.prompt_ids)
@@ -227,6 +235,9 @@ class Loop:
         if work_id == self._solo:
             self._solo = None
         return running.waiting
+
+    def _batch(self, events: list[WorkEvent], handling: str = "") -> Batch:
+        return Batch(tuple(events), self._stats(), self._heard, handling)
 
     def _stats(self) -> Stats:
         room, rates = self._engine.capacity(), self._rates

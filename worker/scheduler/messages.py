@@ -1,7 +1,7 @@
 """What gateway and engine process say to each other: typed, versioned messages, msgpack on a socket pair.
 
 Down (to the engine process): `Open`, `Submit`, `Cancel`, `Update`, `Close`. Up: `Loading`, `Ready`, `Unready`,
-`Batch`. There is one `Batch` per engine step, never one message per token. `wire` frames them.
+`Batch`. There is one `Batch` per engine step, and before what may be its end; never one per token. `wire` frames them.
 """
 
 from __future__ import annotations
@@ -169,12 +169,14 @@ class Batch(msgspec.Struct, frozen=True, tag="batch"):
     """All that happened in one step, in order, and the engine's state after it.
 
     `heard` counts the commands (`Submit`, `Cancel`, `Update`) taken so far: while it is behind what was sent, or while
-    works run or wait, another batch is to come.
+    works run or wait, another batch is to come. `handling` is the work that is prepared or admitted next: if the engine
+    dies before it says more, it died of that.
     """
 
     events: tuple[WorkEvent, ...]
     stats: Stats
     heard: int = 0
+    handling: str = ""
 
 
 Up: TypeAlias = Loading | Ready | Unready | Batch
