@@ -42,7 +42,7 @@ def test_the_key_is_asked_for_used_and_kept_for_the_tab(visit: Visit, locked: Se
     expect(at.page.locator("#slots i").first).to_be_attached()
     expect(at.page.locator("#key-row")).to_be_hidden()
     at.run(count_prompt(1, 10), **COUNT)
-    assert at.wait_done() == expected_count(1, 10)
+    assert at.wait_done(2) == expected_count(1, 10)
     # It is nowhere where it could be seen or kept.
     assert KEY not in at.page.content()
     assert at.page.evaluate("() => Object.keys(localStorage).length") == 0

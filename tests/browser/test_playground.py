@@ -81,7 +81,7 @@ def test_everything_can_be_done_by_keyboard(visit: Visit, worker_url: str) -> No
     keys.press("Control+Enter")
     assert at.wait_done() == expected_count(5, 15)
     at.card().locator(".log").focus()
-    for name in ("Share job 1", "Code for job 1", "Dismiss"):
+    for name in ("Open another reader of job 1", "Share job 1", "Code for job 1", "Dismiss"):
         keys.press("Tab")
         expect(at.card().get_by_role("button", name=name)).to_be_focused()
     keys.press("Enter")
@@ -120,8 +120,10 @@ def test_all_jobs_are_cancelled_and_cleared(visit: Visit, server: Server) -> Non
         at.wait_summary("5 waiting")
         at.page.click("#cancel-all")
         at.wait_summary("5 cancelled")
+    expect(at.page.locator(".empty")).to_have_count(0)
     at.page.click("#clear")
     expect(at.page.locator("article")).to_have_count(0)
+    expect(at.page.locator(".empty")).to_be_visible()
 
 
 def test_the_priority_goes_up_and_down(visit: Visit, server: Server) -> None:
@@ -181,6 +183,63 @@ def test_two_tabs_on_one_job(visit: Visit, server: Server) -> None:
     late = at.open(link)
     expect(late.locator(".badge")).to_have_text("Done")
     assert "".join(late.locator(".text").all_text_contents()) == expected_count(1, 90)
+
+
+def test_the_cursor_of_a_reader_stands_where_it_has_read_to(visit: Visit, worker_url: str) -> None:
+    at = visit(worker_url)
+    at.run(count_prompt(1, 20), **COUNT)
+    at.wait_done()
+    (end,) = at.frames("end")
+    cursor = at.card().locator(".cursor")
+    expect(cursor).to_have_attribute("data-at", end["cursor"].split("-")[1])
+    expect(cursor).to_have_attribute("title", re.compile(end["cursor"]))
+
+
+def test_a_second_reader_starts_at_the_beginning_and_is_not_cut_with_the_first(visit: Visit, server: Server) -> None:
+    at = visit(server.url)
+    at.run(count_prompt(1, 250), **COUNT)
+    expect(at.card().locator(".log")).to_contain_text("7 8 9")
+    second = at.page.locator("article[aria-labelledby=job-1-2]")
+    with server.frozen_engine():
+        at.press("Open another reader of job")
+        expect(second.locator(".log")).to_contain_text("7 8 9")
+        at.page.click("#cut")
+        expect(at.card().locator(".note.cut")).to_contain_text("Resumed after")
+        expect(second.locator(".note.cut")).to_have_count(0)
+        # It is a reader, and no other job.
+        at.wait_summary("1 running")
+    assert at.wait_done() == expected_count(1, 250)
+    expect(second.locator(".badge")).to_have_text("Done")
+    assert "".join(second.locator(".text").all_text_contents()) == expected_count(1, 250)
+    second.get_by_role("button", name="Close").click()
+    expect(second).to_have_count(0)
+    expect(at.card()).to_be_focused()
+
+
+def test_jobs_are_there_again_after_a_reload(visit: Visit, server: Server) -> None:
+    at = visit(server.url)
+    at.run(count_prompt(1, 5), **COUNT)
+    at.run(count_prompt(1, 250), **COUNT)
+    expect(at.card(2).locator(".log")).to_contain_text("7 8 9")
+    at.press("Dismiss", 1)
+    with server.frozen_engine():
+        at.page.reload()
+        expect(at.card(2).locator(".log")).to_contain_text("7 8 9")
+        expect(at.card(2).locator("h3")).to_contain_text(count_prompt(1, 250))
+        expect(at.page.locator("article")).to_have_count(1)
+    assert at.wait_done(2) == expected_count(1, 250)
+    at.run(count_prompt(1, 6), **COUNT)
+    assert at.wait_done(3) == expected_count(1, 6)
+
+
+def test_what_the_worker_has_forgotten_is_gone_after_a_reload(visit: Visit, worker_url: str) -> None:
+    at = visit(worker_url)
+    kept = json.dumps([{"id": "job-of-long-ago-0", "number": 7, "params": {"prompt": "Hi"}}])
+    at.page.evaluate("(kept) => sessionStorage.setItem('jobwire-jobs', kept)", kept)
+    at.page.reload()
+    at.run(count_prompt(1, 6), **COUNT)
+    assert at.wait_done(8) == expected_count(1, 6)
+    expect(at.page.locator("article")).to_have_count(1)
 
 
 @pytest.mark.parametrize("link", ["https://elsewhere.example/v1/jobs/0123456789abcdef/stream", "%", "/docs"])

@@ -6,7 +6,7 @@ import {beforePaint, el, setText, svg} from "./dom.js";
 const PRIORITY_MAX = 9;
 const SPARK = {width: 64, height: 20};
 
-/** What a card can ask for. @typedef {Record<"cancel" | "dismiss" | "priority" | "share" | "code", Function>} Actions */
+/** What a card can ask for. @typedef {Record<"cancel" | "dismiss" | "priority" | "read" | "share" | "code", Function>} Actions */
 
 export class Card {
   #state;
@@ -21,20 +21,21 @@ export class Card {
   constructor(state, actions) {
     this.#state = state;
     this.#actions = actions;
-    const name = `job-${state.number}`;
+    const name = idOf(state);
     const spark = svg("svg", {class: "spark", viewBox: `0 0 ${SPARK.width} ${SPARK.height}`, preserveAspectRatio: "none", "aria-hidden": "true"});
     this.#spark = new Curve(spark, SPARK.width, SPARK.height);
     this.badge = el("span", {className: "badge"});
     this.bar = el("i");
     this.flow = el("div", {className: "flow"});
+    this.cursor = el("span", {className: "cursor"});
     this.numbers = el("p", {className: "numbers"});
     this.element = el(
       "article", {className: "card", tabIndex: -1, "aria-labelledby": name},
       el("header", {},
-        el("h3", {id: name}, el("span", {className: "number"}, `#${state.number}`), " ", el("bdi", {title: state.title}, state.title)),
+        el("h3", {id: name}, el("span", {className: "number"}, `#${state.name}`), " ", el("bdi", {title: state.title}, state.title)),
         this.badge),
       el("div", {className: "bar", "aria-hidden": "true"}, this.bar),
-      el("div", {className: "log", role: "log", "aria-live": "off", "aria-label": `Text of job ${state.number}`, tabIndex: 0}, this.flow),
+      el("div", {className: "log", role: "log", "aria-live": "off", "aria-label": `Text of job ${state.name}`, tabIndex: 0}, this.flow),
       el("footer", {}, el("div", {className: "pace"}, this.numbers, spark), this.#buttons()),
     );
     this.element.style.setProperty("--hue", String(hueOf(state.number)));
@@ -46,6 +47,26 @@ export class Card {
   take(piece) {
     if (piece) this.#pending.push(piece);
     beforePaint(this.#paint);
+  }
+
+  /**
+   * Show the events of a job until its end. What ends it otherwise is shown as its failure, and thrown.
+   * @param {import("./jobwire.js").Job} job @param {{onchange?: () => void, ontext?: (text: string) => void}} [hooks]
+   */
+  async follow(job, {onchange = () => {}, ontext = () => {}} = {}) {
+    const state = this.#state;
+    try {
+      for await (const event of job) {
+        const before = state.state;
+        this.take(state.take(event));
+        if (event.type === "token" && (event.index ?? 0) === 0) ontext(event.text);
+        if (state.state !== before) onchange();
+      }
+    } catch (error) {
+      if (state.live) state.fail(error); // else the end has told it already
+      this.take(null);
+      throw error;
+    }
   }
 
   /** The connection is away, or back: the text says where, and goes on. */
@@ -68,15 +89,24 @@ export class Card {
     setText(this.badge, this.#away && state.live ? "Reconnecting" : labelOf(state));
     this.bar.style.setProperty("--done", String(state.state === "reading" ? state.progress : state.live && !state.tokens ? 0 : 1));
     setText(this.numbers, numbersOf(state));
+    this.#paintCursor(state.cursor);
     if (state.error) this.#showError(state.error);
-    if (this.cancelButton) setText(this.cancelButton, state.live ? "Cancel" : "Dismiss");
+    if (this.cancelButton) setText(this.cancelButton, !this.#actions.cancel ? "Close" : state.live ? "Cancel" : "Dismiss");
     if (this.priorityText) {
       setText(this.priorityText, String(state.priority));
       this.lower.disabled = !state.live || state.priority <= 0;
       this.higher.disabled = !state.live || state.priority >= PRIORITY_MAX;
     }
-    if (this.shareButton) this.shareButton.disabled = !state.sseUrl;
+    if (this.shareButton) this.shareButton.disabled = this.readButton.disabled = !state.sseUrl;
   };
+
+  /** Where the reader is, at the end of what it has read. Style shows the number, so that no copied text has it. */
+  #paintCursor(cursor) {
+    const at = cursor.split("-").at(-1);
+    if (this.cursor.dataset.at === at) return;
+    this.cursor.dataset.at = at;
+    this.cursor.title = `cursor ${cursor}: event ${at} of the job's log was the last one read`;
+  }
 
   #show(piece) {
     if (piece.kind === "text") return this.#write(piece);
@@ -95,6 +125,7 @@ export class Card {
     // The sentence about the first token comes behind it, and must not tear it off.
     else if (piece.action === "first_token" && choice.tail) return choice.tail.parentElement.before(note);
     else choice.element.append(note);
+    note.append(this.cursor);
     choice.tail = null;
     this.#lastNote = {action: piece.action, note};
     return undefined;
@@ -107,6 +138,7 @@ export class Card {
       choice.element.append(el("p", {className: "text", dir: "auto"}, choice.tail));
     }
     choice.tail.appendData(text);
+    if (this.cursor.previousSibling !== choice.tail) choice.tail.after(this.cursor);
     if (index === 0) this.#lastNote = null;
   }
 
@@ -124,7 +156,7 @@ export class Card {
   }
 
   #buttons() {
-    const {cancel, dismiss, priority, share, code} = this.#actions;
+    const {cancel, dismiss, priority, read, share, code} = this.#actions;
     const {number} = this.#state;
     const button = (text, label, onclick) => el("button", {type: "button", onclick, "aria-label": `${label} ${number}`}, text);
     const row = el("div", {className: "actions"});
@@ -134,16 +166,19 @@ export class Card {
       this.priorityText = el("span", {className: "priority-value"});
       row.append(el("span", {className: "priority", role: "group", "aria-label": `Priority of job ${number}`}, this.lower, this.priorityText, this.higher));
     }
+    if (read) row.append((this.readButton = button("+ Reader", "Open another reader of job", read)));
     if (share) row.append((this.shareButton = button("Share", "Share job", share)));
     if (code) row.append(button("Code", "Code for job", code));
-    if (cancel) {
-      this.cancelButton = el("button", {type: "button", className: "cancel", onclick: () => (this.#state.live ? cancel() : dismiss())});
-      this.cancelButton.setAttribute("aria-describedby", `job-${number}`);
+    if (dismiss) {
+      const onclick = () => (cancel && this.#state.live ? cancel() : dismiss());
+      this.cancelButton = el("button", {type: "button", className: "cancel", onclick, "aria-describedby": idOf(this.#state)});
       row.append(this.cancelButton);
     }
     return row;
   }
 }
+
+const idOf = ({number, reader}) => (reader > 1 ? `job-${number}-${reader}` : `job-${number}`);
 
 /** A colour for each job, far from those of its neighbours: the golden angle. */
 export const hueOf = (number) => Math.round(150 + number * 137.508) % 360;

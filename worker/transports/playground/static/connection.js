@@ -5,8 +5,9 @@ import {connect} from "./jobwire.js";
 
 const KEY = "jobwire-key";
 const UNAUTHORIZED = 4401;
+const TUNNEL_MS = 1500; // a cut that lasts long enough to be seen
 const WORDS = {
-  idle: "not connected yet", connecting: "connecting", open: "connected by WebSocket", lost: "connection lost, coming back",
+  idle: "connects with the first job", connecting: "connecting", open: "connected by WebSocket", lost: "connection lost, coming back",
   refused: "needs a key", sse: "connected by server-sent events",
 };
 
@@ -66,6 +67,11 @@ export class Connection {
     this.client.reconnect();
   }
 
+  /** A connection of its own, for a reader beside this one's. @param {(frame: object, direction: string) => void} onframe */
+  another(onframe) {
+    return connect(BASE, {token: this.key, frames: "paint", onframe});
+  }
+
   #setKey(key) {
     if (!key) return;
     sessionStorage.setItem(KEY, key);
@@ -81,6 +87,7 @@ export class Connection {
     this.client = connect(BASE, {
       token: this.key,
       frames: "paint", // text comes as fast as it can be painted, and no faster
+      backoffMs: [TUNNEL_MS, 10_000],
       WebSocket: this.#watchedSocket(),
       onframe: (frame, direction) => {
         if (frame.type === "hello") this.hello = frame;

@@ -22,6 +22,7 @@ export class Engine {
   #curve = new Curve(byId("rate"), 240, 80);
   #facts = new Map();
   #timer;
+  #asking = false;
 
   /** @param {import("./connection.js").Connection} connection @param {() => import("./job-state.js").JobState[]} jobs of this page */
   constructor(connection, jobs) {
@@ -42,11 +43,14 @@ export class Engine {
   }
 
   async #poll() {
+    if (this.#asking) return;
+    this.#asking = true;
     try {
       await this.#look();
     } catch {
       this.#stats = {...this.#stats, away: true};
     }
+    this.#asking = false;
     this.refresh();
     const busy = this.#stats.running || this.#jobs().some((job) => job.live);
     this.#timer = setTimeout(() => this.start(), busy ? BUSY_POLL_MS : IDLE_POLL_MS);
@@ -118,6 +122,7 @@ export class Engine {
     byId("kv").style.setProperty("--done", String(room ? used / room : 0));
     setText(byId("kv-text"), room ? `${count.format(used)} of ${count.format(room)} tokens, ${((100 * used) / room).toFixed(1)} %` : "");
     const words = phase === "ready" ? `${running} of ${slots} slots busy, ${waiting} waiting` : phase ? `the engine is ${phase}` : "";
+    byId("gauges").classList.toggle("stale", Boolean(away));
     setText(byId("engine-summary"), away ? "the worker does not answer" : words);
     this.#paintFacts();
   }

@@ -25,7 +25,9 @@ export class JobState {
   error = null;
   finish = "";
   cuts = 0;
+  readers = 1; // of its log, on this page
   sseUrl = "";
+  cursor = ""; // of the last event that was read
   rate = 0; // tokens per second, of the last sample
   peak = 0;
   /** Tokens per second over the whole life, however long: when they are too many, two become one. @type {number[]} */
@@ -34,9 +36,10 @@ export class JobState {
   #sampledAt = 0;
   #sampledTokens = 0;
 
-  /** @param {number} number @param {string} id @param {Record<string, any>} params */
-  constructor(number, id, params) {
+  /** @param {number} number @param {string} id @param {Record<string, any>} params @param {number} [reader] which one it is */
+  constructor(number, id, params, reader = 1) {
     this.number = number;
+    this.reader = reader;
     this.id = id;
     this.params = params;
     this.priority = params.priority ?? 5;
@@ -47,6 +50,11 @@ export class JobState {
   get title() {
     const {prompt, messages} = this.params;
     return prompt ?? messages?.at(-1)?.content ?? this.id;
+  }
+
+  /** What it is called: the job, and which reader of its log. */
+  get name() {
+    return this.reader > 1 ? `${this.number}, reader ${this.reader}` : String(this.number);
   }
 
   /** The job has not ended. */
@@ -68,6 +76,7 @@ export class JobState {
 
   /** Take an event; return what there is to show. @returns {Piece | null} */
   take(event) {
+    this.cursor = event.cursor ?? this.cursor;
     if (event.type === "token") return this.#write(event);
     if (event.type === "narration") return this.#narrate(event);
     if (event.type === "reset") {

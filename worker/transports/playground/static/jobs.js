@@ -8,14 +8,18 @@ import {watchLink} from "./watch.js";
 
 const CARDS_MAX = 300;
 const TICK_MS = 100;
+const KEPT = "jobwire-jobs"; // what this tab takes up again when it is reloaded
+const KEPT_MAX = 50;
 
 export class Jobs {
   #connection;
   #inspector;
   #onchange;
   #oncode;
-  #entries = new Map(); // by job id: {state, card, job}
-  #numbers = 0;
+  #entries = new Map(); // by job id: {state, card, job, readers}
+  #kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "[]"); // {id, number, params} of jobs from before a reload
+  #numbers = Math.max(0, ...this.#kept.map(({number}) => number));
+  #empty = byId("jobs").firstElementChild;
 
   /**
    * @param {import("./connection.js").Connection} connection @param {import("./inspector.js").Inspector} inspector
@@ -40,17 +44,15 @@ export class Jobs {
    */
   async run(params, ontext = () => {}) {
     const job = this.#connection.client.run(params.prompt ?? params.messages, without(params, "prompt", "messages"));
-    const state = new JobState(++this.#numbers, job.id, params);
-    const entry = {state, job, card: new Card(state, this.#actions(() => entry))};
-    this.#add(entry);
-    try {
-      await this.#follow(entry, ontext);
-    } catch (error) {
-      if (state.live) state.fail(error); // else the end has told it already
-      this.#changed(entry);
-      if (error.name === "Refused" || error.code === "unauthorized") throw error;
+    return this.#show(job, ++this.#numbers, params, ontext);
+  }
+
+  /** Take up the jobs that this tab had before it was reloaded. They have gone on; what the worker has forgotten is gone. */
+  restore() {
+    for (const {id, number, params} of this.#kept.splice(0)) {
+      const job = this.#connection.client.subscribe(id);
+      job.waitAccepted().then(() => this.#show(job, number, params)).catch(() => {});
     }
-    return state;
   }
 
   /** The connection is away, or back. */
@@ -76,29 +78,56 @@ export class Jobs {
     for (const entry of [...this.#entries.values()]) if (!entry.state.live) this.#remove(entry);
   }
 
-  async #follow(entry, ontext) {
-    const {state, job, card} = entry;
+  /** Put a job on the page and follow it to its end. */
+  async #show(job, number, params, ontext) {
+    const state = new JobState(number, job.id, params);
+    const entry = {state, job, readers: [], card: new Card(state, this.#actions(() => entry))};
+    const onchange = () => this.#changed(entry);
+    this.#add(entry);
     job.waitAccepted().then(() => {
       state.accept(job.accepted);
-      this.#changed(entry);
+      onchange();
     }, () => {}); // who iterates hears of it
-    for await (const event of job) {
-      const before = state.state;
-      card.take(state.take(event));
-      if (event.type === "token" && (event.index ?? 0) === 0) ontext(event.text);
-      if (state.state !== before) this.#changed(entry);
+    try {
+      await entry.card.follow(job, {onchange, ontext});
+    } catch (error) {
+      onchange();
+      if (error.name === "Refused" || error.code === "unauthorized") throw error;
     }
+    return state;
+  }
+
+  /** Read the log of a job once more, from its start, on a connection of its own. */
+  #read({state, card, readers}) {
+    const client = this.#connection.another((frame, direction) => this.#inspector.add(frame, direction));
+    const copy = new JobState(state.number, state.id, state.params, ++state.readers);
+    const reader = {state: copy, client};
+    reader.card = new Card(copy, {
+      dismiss: () => {
+        client.close();
+        reader.card.element.remove();
+        readers.splice(readers.indexOf(reader), 1);
+        card.element.focus();
+      },
+    });
+    (readers.at(-1)?.card ?? card).element.after(reader.card.element);
+    readers.push(reader);
+    reader.card.element.focus();
+    reader.card.follow(client.subscribe(state.id)).catch(() => {}).finally(() => client.close()); // the card tells it
   }
 
   #actions(entry) {
     return {
       cancel: () => entry().job.cancel().catch((error) => this.#tell(error)),
       dismiss: () => {
-        const next = entry().card.element.nextElementSibling ?? entry().card.element.previousElementSibling;
+        const {card, readers} = entry();
+        const last = (readers.at(-1)?.card ?? card).element;
+        const next = last.nextElementSibling ?? card.element.previousElementSibling;
         this.#remove(entry());
         (next ?? byId("prompt")).focus();
       },
       priority: (step) => this.#setPriority(entry(), step),
+      read: () => this.#read(entry()),
       share: () => openShare(entry().state.sseUrl),
       code: () => this.#oncode(entry().state.params, true),
     };
@@ -120,21 +149,37 @@ export class Jobs {
 
   #add(entry) {
     const {state, card} = entry;
-    if (!this.#entries.size) byId("jobs").replaceChildren();
+    this.#empty.remove();
     this.#entries.set(state.id, entry);
     this.#inspector.addJob(state.id, state.number);
     byId("jobs").prepend(card.element);
     const ended = [...this.#entries.values()].filter((old) => !old.state.live);
     for (const old of ended.slice(0, Math.max(0, this.#entries.size - CARDS_MAX))) this.#remove(old);
+    beforePaint(this.#keep);
     this.#changed(entry);
   }
 
-  #remove({state, card}) {
+  #remove({state, card, readers}) {
+    for (const reader of readers) {
+      reader.client.close();
+      reader.card.element.remove();
+    }
     this.#entries.delete(state.id);
     this.#inspector.removeJob(state.id);
     card.element.remove();
+    if (!this.#entries.size) byId("jobs").append(this.#empty);
+    beforePaint(this.#keep);
     this.#summarize();
   }
+
+  #keep = () => {
+    const kept = this.states.slice(-KEPT_MAX).map(({id, number, params}) => ({id, number, params}));
+    try {
+      sessionStorage.setItem(KEPT, JSON.stringify(kept));
+    } catch {
+      sessionStorage.removeItem(KEPT); // too long to be kept
+    }
+  };
 
   /** A job is in another state. */
   #changed({state, card}) {
@@ -162,7 +207,9 @@ export class Jobs {
 
   #tick() {
     const now = performance.now();
-    for (const {state, card} of this.#entries.values()) if (state.live) card.tick(now);
+    for (const entry of this.#entries.values()) {
+      for (const {state, card} of [entry, ...entry.readers]) if (state.live) card.tick(now);
+    }
   }
 
   #tell(error) {

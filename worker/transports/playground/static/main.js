@@ -55,11 +55,16 @@ function start() {
   byId("clear").addEventListener("click", () => jobs.clear());
   byId("key-save").addEventListener("click", () => {
     compose.complain(null);
-    engine.start();
+    open();
   });
   byId("share-copy").addEventListener("click", () => copy(byId("share-link").value, byId("share-copy")));
   code({prompt: byId("prompt").value, max_tokens: 400}, 1);
-  connection.probe().then((open) => open && engine.start());
+  connection.probe().then((free) => free && open());
+
+  function open() {
+    engine.start();
+    jobs.restore();
+  }
 }
 
 /** Show a request as a program; return the function that shows another one. */

@@ -44,19 +44,6 @@ export async function showWatched(url) {
   const card = new Card(state, {});
   jobs.append(card.element);
   const timer = setInterval(() => card.tick(performance.now()), TICK_MS);
-  try {
-    await read(job, state, card);
-  } catch (error) {
-    if (state.live) state.fail(error);
-  }
+  await card.follow(job, {onchange: () => announce(state.id, labelOf(state))}).catch(() => {}); // the card tells it
   clearInterval(timer);
-  card.take(null);
-}
-
-async function read(job, state, card) {
-  for await (const event of job) {
-    const before = state.state;
-    card.take(state.take(event));
-    if (state.state !== before) announce(state.id, labelOf(state));
-  }
 }
