@@ -110,23 +110,28 @@ class Gateway:
 class Wake:
     """A flag that a reader waits for. Setting it is cheap and may happen any number of times."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("_is_set", "_waiter")
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
+        self._is_set = False
+        self._waiter: asyncio.Future[None] | None = None
 
     def set(self) -> None:
         """Let the reader go on."""
-        self._event.set()
+        self._is_set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def wait_next(self, timeout_s: float | None = None) -> None:
         """Wait until the flag is set, or for `timeout_s`, and take it down."""
-        if timeout_s is None:
-            await self._event.wait()
-        else:
-            timer = asyncio.get_running_loop().call_later(timeout_s, self._event.set)
+        loop = asyncio.get_running_loop()
+        if not self._is_set:
+            self._waiter = loop.create_future()
+            timer = None if timeout_s is None else loop.call_later(timeout_s, self.set)
             try:
-                await self._event.wait()
+                await self._waiter
             finally:
-                timer.cancel()
-        self._event.clear()
+                self._waiter = None
+                if timer is not None:
+                    timer.cancel()
+        self._is_set = False

@@ -20,6 +20,8 @@ from wsproto.connection import ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 from wsproto.frame_protocol import CloseReason
 
+from worker.transports.direct import DirectStream, transport_of, write_now
+
 LAST_WORD_S = 3.0
 """How long a client may go on after it was told 1009. If nobody read on, a reset would overtake the close frame."""
 
@@ -31,6 +33,7 @@ HEAD_16, HEAD_64 = struct.Struct("!BBH"), struct.Struct("!BBQ")
 def install() -> None:
     """Let Hypercorn use it, from now on."""
     h11_protocol.WSStream = StrictStream  # type: ignore[assignment, attr-defined]  # not exported
+    h11_protocol.HTTPStream = DirectStream  # type: ignore[assignment, attr-defined]  # not exported
     h11_protocol.H11Protocol._check_protocol = _stay_with_http1  # type: ignore[method-assign, assignment]  # noqa: SLF001
 
 
@@ -52,6 +55,7 @@ class StrictStream(WSStream):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._transport = transport_of(self.send)
         self._over = asyncio.Event()
         self._refused = False
         self._pong: Pong | None = None
@@ -71,11 +75,9 @@ class StrictStream(WSStream):
         if frames is None:
             await super().app_send(message)
         elif not self.closed and self.connection.state is ConnectionState.OPEN:
-            await self.send(
-                Data(
-                    stream_id=self.stream_id, data=b"".join([part for one in frames for part in (head(len(one)), one)])
-                )
-            )
+            data = b"".join([part for one in frames for part in (head(len(one)), one)])
+            if not write_now(self._transport, data):
+                await self.send(Data(stream_id=self.stream_id, data=data))
 
     async def _handle_events(self) -> None:
         for event in self.connection.events():
