@@ -31,10 +31,10 @@ class Link:
         for frame in frames:
             await self.socket.send(json.dumps(frame))
 
-    async def receive(self, kind: str) -> Frame:
-        """Wait for the next frame, which must be of this type."""
+    async def receive(self, kind: str | None = None) -> Frame:
+        """Wait for the next frame, which must be of this type if one is given."""
         frame: Frame = json.loads(await self.socket.recv())
-        assert frame["type"] == kind, frame
+        assert kind in (None, frame["type"]), frame
         return frame
 
     async def accept(self, kind: str = "create", **more: Any) -> Frame:

@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect as open_websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 from websockets.typing import Subprotocol
 
-from .errors import ConnectionFailed, Cut, NoKey, Refused
+from .errors import ConnectionFailed, Cut, NoKey
 from .events import Frame, event_of
 from .options import Settings
 from .retry import Retry
@@ -116,16 +116,18 @@ class Connection:
                 del self._to_send[subscription]
                 window_max = self._limit("max_window", float("inf"))
                 for frame in subscription.frames(partial(self._ref, subscription), window_max):
-                    await self._send(subscription, json.dumps(frame))
+                    await self._send(frame)
                 self._forget_if_over(subscription)
 
-    async def _send(self, subscription: Subscription, message: str) -> None:
+    async def _send(self, frame: Frame) -> None:
+        message = json.dumps(frame)
         bytes_max = self._limit("max_frame_bytes", FRAME_BYTES_MAX)
         if len(message) <= bytes_max:  # it is ASCII
             return await self._socket.send(message)
-        # The worker would close the connection of all jobs.
-        refusal = Refused(f"Expected a request of at most {bytes_max:.0f} bytes, got {len(message)}", "frame_too_large")
-        return subscription.fail(refusal)
+        # The worker would close the connection of all jobs: refuse it in its place.
+        detail = f"Expected a request of at most {bytes_max:.0f} bytes, got {len(message)}"
+        problem = {"code": "frame_too_large", "status": 413, "detail": detail}
+        return self._receive({"type": "error", "ref": frame.get("ref"), "error": problem})
 
     async def _keep_authorized(self) -> None:
         """Send another key before the time of the one in use is over."""

@@ -58,6 +58,7 @@ class SseTransport:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._http is not None:
             await self._http.aclose()
+            self._http = None
 
     async def _run(self, subscription: Subscription) -> None:
         try:

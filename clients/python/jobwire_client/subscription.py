@@ -19,6 +19,7 @@ class Link(Enum):
     """How a job stands with the connection of this moment. Events count only when ATTACHED."""
 
     AWAY = auto()
+    WAITING = auto()  # refused for now: to be asked again in a while
     ASKED = auto()
     ATTACHED = auto()
 
@@ -63,7 +64,7 @@ class Subscription:
         """Nothing more will be sent or received."""
         if self.ended or self.failure is not None:
             return True
-        return self.closed and self.link is Link.AWAY and self.exists and not self._asks
+        return self.closed and self.link in (Link.AWAY, Link.WAITING) and self.exists and not self._asks
 
     @property
     def exists(self) -> bool:
@@ -186,15 +187,20 @@ class Subscription:
 
     def _refused(self, refusal: Refused) -> None:
         """A job that was accepted before and is refused for now, waits; any other refusal is final."""
-        self.link = Link.AWAY
+        self.link = Link.WAITING
         if self.accepted is None or refusal.retry_after_ms is None:
             return self.fail(refusal)
         try:
             delay_s = self._retry.delay_s(refusal, refusal.retry_after_ms / 1000)
         except JobwireError as error:
             return self.fail(error)
-        asyncio.get_running_loop().call_later(delay_s, self._notify)
+        asyncio.get_running_loop().call_later(delay_s, self._ask_again)
         return None
+
+    def _ask_again(self) -> None:
+        if self.link is Link.WAITING:
+            self.link = Link.AWAY
+            self._notify()
 
     def _push(self, event: Event) -> None:
         if not self.closed:
