@@ -125,6 +125,7 @@ def _render(title: str, version: str, text: str, groups: Iterable[Group], schema
         groups=list(groups),
         objects=objects,
         path=path,
+        root="../" * (path.count("/") - 1),
         errors=[(kind.code, kind.status, kind.retriable, meaning(kind)) for kind in error_classes()],
         closes=[(code.value, may_return(code), text) for code, text in CLOSES.items()],
     )
