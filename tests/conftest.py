@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Read when numpy is imported. Tests run in parallel: more threads would only spin, waiting for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -13,6 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
+from tests import node
 from tests.server import Server, serving
 
 # How long one example takes says more of the machine than of the code; pytest-timeout bounds whole tests.
@@ -41,3 +43,10 @@ def server() -> Iterator[Server]:
 def worker_url(server: Server) -> str:
     """URL of the shared worker."""
     return server.url
+
+
+@pytest.fixture(scope="session")
+def node_modules(request: pytest.FixtureRequest) -> Path:
+    """Folder with the packages of tests/package-lock.json, kept in pytest's cache."""
+    assert request.config.cache is not None
+    return node.node_modules(request.config.cache.mkdir("npm"))

@@ -10,12 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.clients.conftest import CLIENTS
+from tests.node import node
 
 README = (CLIENTS / "README.md").read_text(encoding="utf-8")
 ADDRESS = "127.0.0.1:8080"
@@ -42,7 +42,7 @@ def test_python(worker_url: str, sample: str) -> None:
 
 @pytest.mark.parametrize("websocket", [True, False])
 @pytest.mark.parametrize("sample", samples("js"))
-def test_javascript(node: Callable[..., str], worker_url: str, tmp_path: Path, sample: str, websocket: bool) -> None:
+def test_javascript(worker_url: str, tmp_path: Path, sample: str, websocket: bool) -> None:
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules" / "jobwire").symlink_to(CLIENTS / "javascript")
     (tmp_path / "sample.mjs").write_text(at(sample, worker_url), encoding="utf-8")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from tests.node import node
 from tests.protocol.documents.renew import LIBRARY
 from tests.protocol.documents.validity import check, references, resolved
 from worker import __version__
@@ -20,6 +23,14 @@ MESSAGES: dict[str, Any] = DOCUMENT["components"]["messages"]
 OPERATIONS: dict[str, Any] = DOCUMENT["operations"]
 CLIENT_TAGS = {tag_of(struct) for struct in get_args(frames.ClientFrame)}
 SERVER_TAGS = {tag_of(struct) for struct in get_args(frames.ServerFrame)}
+
+PARSER = """
+const {Parser} = require("@asyncapi/parser");
+new Parser().parse(require("fs").readFileSync("asyncapi.json", "utf8")).then(({diagnostics}) => {
+  for (const {severity, path, message} of diagnostics) if (severity < 2) console.log(path.join("/"), message);
+});
+"""
+"""Prints errors and warnings, which are more than information and hints."""
 
 
 def messages(references: list[dict[str, str]]) -> set[str]:
@@ -43,6 +54,12 @@ def test_it_has_what_the_format_asks_for() -> None:
     (channel,) = DOCUMENT["channels"].values()
     assert channel["address"] == "/v1/ws"
     assert channel["bindings"]["ws"]["method"] == "GET"
+
+
+def test_the_official_parser_takes_it(node_modules: Path, tmp_path: Path) -> None:
+    (tmp_path / "node_modules").symlink_to(node_modules)
+    (tmp_path / "asyncapi.json").write_text(json.dumps(DOCUMENT))
+    assert node("-e", PARSER, cwd=tmp_path) == ""
 
 
 def test_references_lead_somewhere() -> None:

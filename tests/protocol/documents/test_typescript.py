@@ -1,16 +1,15 @@
-"""The TypeScript types have every frame and field, and a compiler, where there is one, takes and refuses with them."""
+"""The TypeScript types have every frame and field, and a compiler takes and refuses with them."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.node import node
 from tests.protocol.documents.renew import LIBRARY
 from worker.protocol import corpus, frames
 from worker.protocol.documents.fields import fields, range_text, type_text
@@ -126,12 +125,10 @@ export { sent, got, show, token, code, later, close, lacking, unknown, wrong, mi
 """
 
 
-@pytest.mark.skipif(shutil.which("tsc") is None, reason="the TypeScript compiler is not installed")
-def test_a_compiler_takes_the_corpus_and_refuses_what_is_wrong(tmp_path: Path) -> None:
+def test_a_compiler_takes_the_corpus_and_refuses_what_is_wrong(node_modules: Path, tmp_path: Path) -> None:
     server = [json.loads(frames.encode(example.frame)) for example in corpus.SERVER]
     program = PROGRAM % (json.dumps([example.frame for example in corpus.CLIENT]), json.dumps(server))
     (tmp_path / "protocol.d.ts").write_text(TEXT, encoding="utf-8")
     (tmp_path / "program.ts").write_text(program, encoding="utf-8")
-    command = ["tsc", "--strict", "--noEmit", "--target", "es2022", "--module", "nodenext", "program.ts"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    options = ("--strict", "--noEmit", "--target", "es2022", "--module", "nodenext")
+    node(node_modules / "typescript/bin/tsc", *options, "program.ts", cwd=tmp_path)
