@@ -127,12 +127,57 @@ def test_guides_of_one_grammar_are_independent() -> None:
         (ResponseFormat(type="grammar", grammar="start: x"), "/response_format/grammar", "unknown name"),
         (ResponseFormat(type="grammar", grammar=""), "/response_format/grammar", "Empty"),
         (ResponseFormat(type="grammar"), "/response_format/grammar", "required"),
+        # These are sound, but no text fits them: better said now than when the first token is wanted.
+        (regex(r"a[^\s\S]"), "/response_format/pattern", "no text"),
+        (ResponseFormat(type="grammar", grammar='start: start "a"'), "/response_format/grammar", "no text"),
+        (ResponseFormat(type="json_schema", schema={"$ref": "#"}), "/response_format/schema", "no text"),
     ],
 )
 def test_a_bad_one_is_refused_with_its_place(wanted: ResponseFormat, pointer: str, reason: str) -> None:
     with pytest.raises(InvalidParams, match=reason.replace("?", "\\?")) as caught:
         GUIDES.guide(wanted)
     assert [error.pointer for error in caught.value.errors] == [pointer]
+
+
+CHAIN = 4000
+"""Links in which a compiler that recurses on a thread's usual stack ends the whole process."""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        (
+            ResponseFormat(
+                type="grammar",
+                grammar="start: r0\n" + "\n".join(f"r{n}: r{n + 1}" for n in range(CHAIN)) + f'\nr{CHAIN}: "a"',
+            ),
+            "a",
+        ),
+        (
+            ResponseFormat(
+                type="json_schema",
+                schema={
+                    "$ref": "#/$defs/0",
+                    "$defs": {str(n): {"$ref": f"#/$defs/{n + 1}"} for n in range(CHAIN)}
+                    | {str(CHAIN): {"type": "null"}},
+                },
+            ),
+            "null",
+        ),
+    ],
+    ids=["rules", "references"],
+)
+def test_a_long_chain_of_rules_or_references_is_followed_to_its_end(wanted: ResponseFormat, text: str) -> None:
+    made = guide(wanted)
+    assert follow(made, text) == len(text) and made.complete
+
+
+def test_where_the_text_came_to_a_dead_end_the_reason_is_one_short_sentence() -> None:
+    made = guide(regex("(a?){5000}a{5000}"))
+    with pytest.raises(RuntimeError) as caught:
+        while made.accept(ord("a")):
+            made.allowed()
+    assert str(caught.value) == "structured output: lexer error: too many expressions constructed"
 
 
 def test_generated_tokens_that_do_not_follow_are_refused() -> None:

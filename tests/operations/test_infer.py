@@ -13,7 +13,7 @@ from tests.jobs.scripted import LIMITS
 from worker.errors import InvalidParams
 from worker.events import Message, Prompt, ResponseFormat
 from worker.operations.base import JobRequest, field_error, fingerprint
-from worker.operations.infer import FIELDS, Infer
+from worker.operations.infer import FIELDS, FORM_BYTES_MAX, Infer
 
 
 def parse(**body: Any) -> JobRequest:
@@ -162,6 +162,7 @@ def test_the_whole_range_is_taken(field: str, values: list[object]) -> None:
         ("logit_bias", [{str(id_): 0 for id_ in range(4097)}], "/logit_bias"),
         ("response_format", ["json", {"type": "yaml"}, {"type": "json_schema"}, {"type": "regex"}], "/response_format"),
         ("response_format", [{"type": "json_schema", "schema": {"maximum": 10**30}}], "/response_format"),
+        ("response_format", [{"type": "regex", "pattern": "a" * FORM_BYTES_MAX}], "/response_format"),
         ("include", ["ids", ["id"]], "/include"),
         ("logprobs", [-1, 21], "/logprobs"),
         ("n", [0, 5], "/n"),

@@ -7,7 +7,9 @@ when the check fails.
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import llguidance
@@ -24,6 +26,9 @@ GRAMMARS_CACHED_MAX = 32
 # sequences of the batch wait for; an object with 250 optional properties still fits.
 ROW_ITEMS_MAX = 1_000
 STEP_ITEMS_MAX = 20_000
+# The compiler recurses along chains of rules and references: the usual stack ends, and the process with it, after some
+# thousands. Memory is taken only as far as it is used.
+COMPILER_STACK_BYTES = 1 << 26
 _POINTERS = {
     "json_object": "/response_format",
     "json_schema": "/response_format/schema",
@@ -58,7 +63,7 @@ class Guide:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RuntimeError(f"structured output: {self._matcher.get_error()}")
+            raise RuntimeError(f"structured output: {_reason(self._matcher)}")
 
 
 class Guides:
@@ -88,10 +93,9 @@ class Guides:
         grammar = _grammar(wanted)
         matcher = self._compiled.get(grammar)
         if matcher is None:
-            limits = llguidance.LLParserLimits(max_items_in_row=ROW_ITEMS_MAX, step_max_items=STEP_ITEMS_MAX)
-            matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+            matcher = _matcher(self._tokenizer, grammar)
             if matcher.is_error():
-                raise _refusal(wanted, matcher.get_error())
+                raise _refusal(wanted, _reason(matcher))
             self._compiled[grammar] = matcher
         self._compiled.move_to_end(grammar)
         if len(self._compiled) > GRAMMARS_CACHED_MAX:
@@ -120,6 +124,26 @@ class _Tokens:
         if isinstance(text, bytes):
             text = text.decode(errors="replace")
         return self._vocabulary.encode(text, special=False)
+
+
+def _matcher(tokenizer: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatcher:
+    """Compile a grammar and see whether any token may begin; the matcher says what is wrong."""
+    limits = llguidance.LLParserLimits(max_items_in_row=ROW_ITEMS_MAX, step_max_items=STEP_ITEMS_MAX)
+    usual = threading.stack_size(COMPILER_STACK_BYTES)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            compiled = pool.submit(llguidance.LLMatcher, tokenizer, grammar, log_level=0, limits=limits)
+    finally:
+        threading.stack_size(usual)
+    matcher = compiled.result()
+    matcher.compute_bitmask()
+    return matcher
+
+
+def _reason(matcher: llguidance.LLMatcher) -> str:
+    """Why a matcher failed, without the state that llguidance appends."""
+    reason = matcher.get_error().partition("\n<")[0]
+    return "no text fits it" if reason == "NoExtensionBias" else reason
 
 
 def _grammar(wanted: ResponseFormat) -> str:

@@ -17,6 +17,8 @@ STOPS_MAX = 16
 BANS_MAX = 256
 STOP_CHARS_MAX = 256
 LOGIT_BIASES_MAX = 4096
+# Compiling a grammar can cost the square of its size, and every sequence of the engine waits for it.
+FORM_BYTES_MAX = 1 << 15
 INT_MAX = (1 << 31) - 1
 
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
@@ -167,17 +169,18 @@ def _check_limits(values: Params, limits: Limits) -> list[FieldError]:
     wanted = values.get("response_format", ResponseFormat())
     field = needs.get(wanted.type)
     check(field is None or getattr(wanted, field) is not None, "/response_format", f"Expected `{field}` with this type")
-    check(_is_portable(wanted), "/response_format", "Expected integers of at most 64 bits")
+    packed = _packed(wanted)
+    check(packed is not None, "/response_format", "Expected integers of at most 64 bits")
+    check(len(packed or b"") <= FORM_BYTES_MAX, "/response_format", f"Expected at most {FORM_BYTES_MAX} bytes")
     return errors
 
 
-def _is_portable(wanted: ResponseFormat) -> bool:
-    """Tell whether a schema can travel to the engine: JSON's integers have no bound, msgpack's do."""
+def _packed(wanted: ResponseFormat) -> bytes | None:
+    """A format as it travels to the engine, None if it cannot: JSON's integers have no bound, msgpack's do."""
     try:
-        msgspec.msgpack.encode(wanted)
+        return msgspec.msgpack.encode(wanted)
     except OverflowError:
-        return False
-    return True
+        return None
 
 
 def _is_unicode(prompt: str | None, messages: list[Message] | None) -> bool:
