@@ -95,7 +95,9 @@ def test_every_command_has_help(command: str) -> None:
     done = jobwire(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: jobwire {command} ")
+    assert "\n\n" in done.stdout[:200], "the usage is one line that can be read"
     assert "--model PATH" in done.stdout
+    assert jobwire("help", command).stdout == done.stdout
 
 
 def test_help_of_serve_fits_the_terminal() -> None:
@@ -132,7 +134,16 @@ def test_serve_announces_itself_and_ends_with_0_on_sigterm() -> None:
     with serving("--worker-id", "w-1", "--local-mode", "--queen-url", "http://127.0.0.1:9", ready=False) as server:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
         assert server.stop() == 0
+    assert any("in a browser" in line for line in server.output)
     assert any("curl" in line for line in server.output)
+
+
+def test_serve_says_in_a_line_that_there_is_no_model_and_waits_for_it(tmp_path: Path) -> None:
+    missing = tmp_path / "none.gguf"
+    with serving("--model", str(missing), ready=False) as server:
+        wait_until("the reason", lambda: any(f"Not ready: {missing}" in line for line in server.output))
+        assert server.get("/health").status_code == 503
+    assert not any("Traceback" in line for line in server.output)
 
 
 @pytest.mark.parametrize("local", [False, True])
@@ -216,10 +227,12 @@ def test_run_takes_a_system_message_or_no_template_at_all() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("x", "--temperature", "9"), "temperature"),
+        (("x", "--temperature", "9"), "--temperature: Expected `float` <= 2.0."),
         (("x", "--temperature", "warm"), "invalid float value: 'warm'"),
-        (("x", "--max-tokens", "0"), "max_tokens"),
-        (("",), "prompt"),
+        (("x", "--max-tokens", "0"), "--max-tokens: "),
+        (("",), "There is no prompt."),
+        (("-",), "There is no prompt."),
+        (("x", "--stop", ""), "--stop: "),
         (("x", "--tempreature", "1"), "Did you mean --temperature?"),
         (("x", "y"), "'y' is one argument too many"),
         (("x", "--threads", "-1"), "threads is '-1' (from the flag --threads)"),

@@ -181,7 +181,7 @@ class Worker:
         key = " -H 'Authorization: Bearer <key>'" if self.gateway.access.required else ""
         headers = f"-H 'Accept: text/event-stream' -H 'Content-Type: application/json'{key}"
         body = """'{"prompt": "Tell me a story about a fox"}'"""
-        self.announce(f"Try it:\n  curl -N {self._url}/v1/jobs {headers} -d {body}")
+        self.announce(f"Open it in a browser, or try:\n  curl -N {self._url}/v1/jobs {headers} -d {body}")
 
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()

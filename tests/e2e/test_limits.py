@@ -182,7 +182,9 @@ async def test_an_unknown_path_or_method_is_a_problem(
 ) -> None:
     answer = await exchange(server, request(method, path, JSON))
     assert answer.status == status
-    _assert_problem(json.loads(answer.body), answer.headers["content-type"], status, code)
+    problem = json.loads(answer.body)
+    _assert_problem(problem, answer.headers["content-type"], status, code)
+    assert ("/docs" in problem["detail"]) == (code in ("not_found", "method_not_allowed"))
 
 
 def _assert_problem(problem: Frame, content_type: str, status: int, code: str) -> None:

@@ -7,7 +7,7 @@ from tests.jobs.test_service import kinds
 from worker.brokers.base import EngineState
 from worker.engines.base import Broke, Delta
 from worker.errors import ModelError
-from worker.events import Failed, Finished, Resumed, Token
+from worker.events import Failed, Finished, Note, Resumed, Token
 from worker.jobs.job import Job
 from worker.jobs.service import SOLO_AFTER_DEATHS
 from worker.scheduler.messages import Batch, Started
@@ -33,6 +33,9 @@ def test_a_lost_job_goes_on_from_its_own_tokens_under_a_new_lease() -> None:
     assert (work.generation.max_tokens, work.generation.sampling.seed, work.solo) == (9, 5, False)
     assert kinds(job)[-2:] == ["Note", "Resumed"]
     assert (job.state, job.log.attempt) == ("queued", 2)
+    note = job.log.records[-2].event
+    assert isinstance(note, Note)
+    assert note.human == "The engine was killed by signal 9; starting it again"
     stage.start(job)
     stage.tokens(job, "four")
     stage.finish(job)

@@ -48,7 +48,13 @@ def test_a_json_line_is_one_line_of_ascii_whatever_is_logged(text: str) -> None:
 
 def test_a_pretty_line() -> None:
     line = PrettyFormatter().format(record("job_ended", job_id="j", ttft_ms=4, why="it was told to"))
-    assert line == "15:26:40 INFO    worker.test: job_ended  job_id=j  ttft_ms=4  why='it was told to'"
+    assert line == "15:26:40 INFO    job_ended  ttft_ms=4  why='it was told to'  job_id=j"
+
+
+def test_a_pretty_line_says_which_library_speaks() -> None:
+    made = record("it is late")
+    made.name = "asyncio"
+    assert PrettyFormatter().format(made) == "15:26:40 INFO    asyncio: it is late"
 
 
 def test_a_pretty_value_cannot_begin_a_line_of_its_own() -> None:

@@ -54,10 +54,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PIPE
 
 
+def _prepare_standard_files() -> None:
+    """Make sure that all three are there, and that no text is refused because the terminal lacks a character."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Takes the number of the one that was closed, which a socket would get otherwise, and what is printed there.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _dispatch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] in ("-h", "--help") or argv == ["help"]:
         print(_HELP, end="")
         return 0 if argv else EXIT_USAGE
+    if argv[0] == "help":
+        argv = [argv[1], "--help"]
     if argv[0] == "--version":
         print(f"jobwire {__version__}")
         return 0

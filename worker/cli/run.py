@@ -19,7 +19,7 @@ import msgspec
 from worker.config import Parser, add_flags, given_flags, resolve
 from worker.engines.base import Broke, Delta, Engine, Generation, LoadProgress, Prefilled
 from worker.engines.choose import choose
-from worker.errors import ConfigError, EngineFailed, InvalidParams, Problem
+from worker.errors import ConfigError, EngineFailed, FieldError, InvalidParams, Problem
 from worker.operations.base import JobRequest, Limits
 from worker.operations.infer import Infer
 from worker.scheduler.launch import environment
@@ -43,12 +43,12 @@ Say = Callable[[str], None]
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Stream the answer to one prompt to stdout; return the exit code.
 
-    Raises ConfigError and InvalidParams for wrong arguments, ModelError and EngineFailed when it cannot be done,
-    KeyboardInterrupt after a Ctrl-C that stopped it between two steps.
+    Raises ConfigError for wrong arguments, InvalidParams for a prompt that the model cannot take, ModelError and
+    EngineFailed when it cannot be done, KeyboardInterrupt after a Ctrl-C that stopped it between two steps.
     """
     asked = _parser().parse_exactly(argv)
     settings = resolve(given_flags(asked), environ)
-    request = Infer().parse(_body(asked), Limits.of(settings))
+    request = _request(asked, Limits.of(settings))
     say: Say = _say if asked.verbose else lambda _: None
     # Numerical libraries read these when they are loaded: the same as in an engine process, so that numbers are equal.
     os.environ.update(environment(settings.threads))
@@ -84,13 +84,26 @@ def _parser() -> Parser:
     return parser
 
 
+def _request(asked: argparse.Namespace, limits: Limits) -> JobRequest:
+    try:
+        return Infer().parse(_body(asked), limits)
+    except InvalidParams as error:
+        raise ConfigError("; ".join(_in_flags(wrong) for wrong in error.errors) + ".") from None
+
+
+def _in_flags(wrong: FieldError) -> str:
+    """Say what is wrong with a field by the name that it has here."""
+    name = wrong.pointer.split("/")[1]
+    return f"{'prompt' if name in Infer.one_of else '--' + name.replace('_', '-')}: {wrong.detail}"
+
+
 def _body(asked: argparse.Namespace) -> dict[str, Any]:
     """Return what was asked as the body of a request to a worker, so that both mean the same."""
     prompt: str | None = asked.prompt
     if prompt in (None, "-"):
-        if prompt is None and sys.stdin.isatty():
-            raise ConfigError("There is no prompt. `jobwire run --help` shows what is allowed.")
-        prompt = sys.stdin.read()
+        prompt = "" if prompt is None and sys.stdin.isatty() else sys.stdin.read()
+    if not prompt:
+        raise ConfigError('There is no prompt. Try: jobwire run "Tell me a story about a fox"')
     body = {name: getattr(asked, name) for name, _, _ in _FIELDS}
     body |= {"stop": asked.stop, "raw": asked.raw}
     if asked.system is None:

@@ -13,7 +13,8 @@ def first_token(wait_ms: int) -> Note:
 
 def restarted(reason: str) -> Note:
     """Return the remark on an engine that died with the job in it."""
-    return Note(actor="worker", action="engine_restarted", human=f"{reason}; starting it again", level="warn")
+    human = f"{reason[:1].upper()}{reason[1:]}; starting it again"
+    return Note(actor="worker", action="engine_restarted", human=human, level="warn")
 
 
 def completed(usage: Usage) -> Note:

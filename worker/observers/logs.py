@@ -18,6 +18,8 @@ from worker.jobs.job import Job
 # What every record has, and what formatting adds. The rest was given as `extra`.
 PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+NAMES = ("job_id", "principal", "correlation_id")
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,12 +58,14 @@ class JsonFormatter(logging.Formatter):
 
 
 class PrettyFormatter(logging.Formatter):
-    """Time, level, event, and what is known of it as `name=value`."""
+    """Time, level, event, and what is known of it as `name=value`: names of things last, they are long."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and a traceback below it if there is one."""
-        pairs = [f"{name}={value if _is_plain(value) else repr(value)}" for name, value in given(record).items()]
-        head = f"{_time(record):%H:%M:%S} {record.levelname:7} {record.name}: {record.getMessage()}"
+        known = sorted(given(record).items(), key=lambda pair: pair[0] in NAMES)
+        pairs = [f"{name}={value if _is_plain(value) else repr(value)}" for name, value in known]
+        source = "" if record.name.startswith("worker.") else f"{record.name}: "
+        head = f"{_time(record):%H:%M:%S} {record.levelname:7} {source}{record.getMessage()}"
         lines = ["  ".join([head, *pairs])]
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))

@@ -101,9 +101,10 @@ def _load(sock: socket.socket, opening: Open, choose: Choose) -> Engine | None:
         engine = load(spec, on_load)
     except Exception as error:
         # Whatever went wrong, the gateway stays up and says it: a library's own exception is as good a reason as ours.
-        log.exception("the model cannot be loaded")
-        known = error if isinstance(error, JobwireError) else ModelError(f"{type(error).__name__}: {error}")
-        _send(sock, Unready(known.problem()))
+        if not isinstance(error, JobwireError):
+            log.exception("the model cannot be loaded")
+            error = ModelError(f"{type(error).__name__}: {error}")
+        _send(sock, Unready(error.problem()))
         return None
     info = engine.info
     _send(sock, Ready(msgspec.structs.replace(info, details={**info.details, "chosen": why})))

@@ -24,6 +24,12 @@ PROBLEM = "application/problem+json"
 MODERN = re.compile(r"text/event-stream|application/(problem\+)?json")
 API = "/v1/"
 
+WORDS = {
+    404: "There is nothing at this path. /docs lists what there is.",
+    405: "This path has no such method. /docs lists those that it has.",
+}
+"""What to say in place of the framework's own sentences, which speak to readers of pages."""
+
 DISCARD_BYTES_MAX = 64 << 20
 DISCARD_TIMEOUT_S = 2.0
 """How much of a refused body is still read. If nobody did, the connection would be reset before the answer is seen."""
@@ -83,7 +89,7 @@ class Guards:
             "type": "about:blank",
             "title": error.name,
             "status": status,
-            "detail": error.description or error.name,
+            "detail": WORDS.get(status) or error.description or error.name,
             "code": code,
             "retriable": status in (408, 503),
         }

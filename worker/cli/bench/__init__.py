@@ -56,6 +56,7 @@ def bench(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="jobwire bench",
+        usage="%(prog)s [--streams N,N] [--tokens N] [--rounds N] [--model PATH] [settings]",
         description="Measure what delivery costs: bare engine loop, WebSocket and SSE, side by side.",
         allow_abbrev=False,
     )
