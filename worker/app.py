@@ -41,6 +41,7 @@ from worker.scheduler.messages import Batch
 from worker.transports import documents, http, listener, metrics, playground, sse, websocket
 from worker.transports.access import Access
 from worker.transports.base import Gateway
+from worker.transports.wheel import Wheel
 
 if TYPE_CHECKING:
     from worker.observers.tracing import Tracing
@@ -92,6 +93,7 @@ class Worker:
             FrameSource(narrate, settings.frame_bytes_max),
             Limits.of(settings),
             Access(settings, clock),
+            Wheel(clock),
         )
         self._shutdown = asyncio.Event()
         self._url = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from worker.brokers.base import EngineState, Sink
@@ -45,10 +45,11 @@ WALL_START_MS = 1_761_838_000_000
 
 
 class ManualClock:
-    """Time that passes when the test says so."""
+    """Time that passes when the test says so, and calls whom it was told to."""
 
     def __init__(self) -> None:
         self.now_ms = 1000.0
+        self._calls: list[tuple[int, Callable[[], None]]] = []
 
     def wall_ms(self) -> int:
         """The wall clock starts at WALL_START_MS."""
@@ -58,9 +59,23 @@ class ManualClock:
         """The same time, from another origin."""
         return self.now_ms
 
+    @property
+    def due_ms(self) -> int | None:
+        """When somebody is called next; None if nobody waits."""
+        return min((due_ms for due_ms, _ in self._calls), default=None)
+
+    def call_at(self, due_ms: int, call: Callable[[], None]) -> None:
+        """Call when this time has come."""
+        assert due_ms > self.now_ms, "that lies behind us"
+        self._calls.append((due_ms, call))
+
     def advance(self, ms: float) -> None:
         """Let time pass."""
         self.now_ms += ms
+        due = [call for due_ms, call in self._calls if due_ms <= self.now_ms]
+        self._calls = [pair for pair in self._calls if pair[0] > self.now_ms]
+        for call in due:
+            call()
 
 
 class ScriptedBroker:

@@ -123,7 +123,8 @@ class ResumeMachine(RuleBasedStateMachine):
             # 204: nothing to come, and the end was seen.
             assert self.ends == 1
             return
-        self.events = sse.SseStream(self.wire.source.stream(job, start.after), coalesce_ms, lambda: None)
+        stream = self.wire.source.stream(job, start.after)
+        self.events = sse.SseStream(stream, coalesce_ms, lambda: None, self.wire.stage.clock)
         self.wire.stage.jobs.watch(job, self.events.notify)
         for event in sse.prologue(reset=start.reset).split(b"\n\n"):
             if event.startswith(b"data: "):

@@ -53,6 +53,7 @@ class Client:
         self.settings = self.stage.settings
         self.limits = LIMITS
         self.frames = wire.source
+        self.timer = self.stage.clock
         self.operations: dict[str, Operation] = {
             "infer": Infer(),
             "status": Status(lambda: broker.state),

@@ -57,6 +57,7 @@ class House:
             source,
             Limits.of(self.stage.settings),
             self.access,
+            self.stage.clock,
         )
         self.client = http.build(self.gateway, sse, version=version).test_client()
 

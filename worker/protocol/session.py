@@ -33,7 +33,7 @@ from worker.protocol import commands, decoding, frames
 from worker.protocol.closing import Close, CloseCode
 from worker.protocol.eventstream import FrameSource, locate, wire_queue, wire_state
 from worker.protocol.frames import Accepted, Error, Goaway, Hello, Pong, ServerFrame, ServerLimits
-from worker.protocol.subscriptions import Subscriptions
+from worker.protocol.subscriptions import Subscriptions, Timer
 
 FEATURES = (
     "update", "channels", "window", "coalesce", "auth", "goaway",
@@ -61,6 +61,7 @@ class Worker(Protocol):
     settings: Settings
     limits: Limits
     frames: FrameSource
+    timer: Timer
 
     def sse_url(self, job: Job) -> str:
         """Return where the owner of a job can read it as server-sent events."""
@@ -89,7 +90,7 @@ class Session:
         self._wake = wake
         self._auth_until_ms = math.inf
         self._outbox: deque[bytes] = deque()
-        self._subscriptions = Subscriptions(worker.jobs, wake)
+        self._subscriptions = Subscriptions(worker.jobs, wake, worker.timer)
         self._bad_frames_ms: deque[float] = deque(maxlen=BAD_FRAMES_MAX)
         self._leaving = False
 
@@ -125,11 +126,6 @@ class Session:
     def pull(self, now_ms: float) -> bytes | None:
         """Take the next message to send at monotonic time `now_ms`, or None if there is nothing to say now."""
         return self._outbox.popleft() if self._outbox else self._subscriptions.pull(now_ms)
-
-    @property
-    def due_ms(self) -> float | None:
-        """When to ask again for what is held back, in monotonic ms; None if nothing is."""
-        return self._subscriptions.due_ms
 
     def close(self) -> None:
         """Stop following all jobs. The session is not used afterwards."""

@@ -10,7 +10,7 @@ from worker.operations.base import Limits
 from worker.protocol.decoding import invalid
 from worker.protocol.eventstream import EventStream, Frame, Start, locate
 from worker.protocol.frames import Create
-from worker.protocol.subscriptions import subscribe
+from worker.protocol.subscriptions import Timer, subscribe
 
 RETRY = b"retry: 1000\n\n"
 RESET = b'data: {"type":"accepted","reset":true}\n\n'
@@ -49,9 +49,9 @@ def prologue(*, reset: bool) -> bytes:
 class SseStream:
     """One reader of a job in the modern dialect. `wake` is called whenever `next` may have something new."""
 
-    def __init__(self, stream: EventStream, coalesce_ms: int, wake: Callable[[], None]) -> None:
+    def __init__(self, stream: EventStream, coalesce_ms: int, wake: Callable[[], None], timer: Timer) -> None:
         self._stream = stream
-        self._subscription = subscribe(stream, lambda _: wake(), 0, coalesce_ms)
+        self._subscription = subscribe(stream, lambda _: wake(), 0, coalesce_ms, timer)
         self.notify = self._subscription.notify
 
     @property
@@ -59,15 +59,9 @@ class SseStream:
         """Whether the job has ended and everything was taken."""
         return self._stream.done
 
-    @property
-    def due_ms(self) -> float | None:
-        """When to ask again for what is held back, in monotonic ms; None if nothing is."""
-        return self._subscription.held_until
-
     def next(self, now_ms: float) -> bytes | None:
         """Take the next event at monotonic time `now_ms`, or None if there is nothing to send now."""
-        due_ms = self._subscription.held_until
-        frame = None if due_ms is not None and now_ms < due_ms else self._subscription.take(now_ms)
+        frame = self._subscription.take(now_ms)
         return None if frame is None else encode(frame)
 
 

@@ -7,32 +7,42 @@ frames. Nothing is stored for either: what is held back stays in the log, and th
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from worker.jobs.service import Jobs
 from worker.protocol.eventstream import EventStream, Frame
 
+FLOOR_PARTS = 4
+"""A floor ends at a multiple of this part of itself: those of many jobs end together, and share a wake-up."""
+
+
+class Timer(Protocol):
+    """The time, and what is to happen then."""
+
+    def monotonic_ms(self) -> float:
+        """Milliseconds that never go back."""
+        ...
+
+    def call_at(self, due_ms: int, call: Callable[[], None]) -> None:
+        """Call once at this time, which lies ahead, or soon after. It cannot be undone."""
+        ...
+
 
 class Subscription:
-    """A position in a job's log, and whether it stands in the line of those that have something to send.
+    """A position in a job's log, and whether it stands in the line of those that have something to send."""
 
-    `held_until`: until when its tokens wait, in monotonic ms; None if they need not.
-    """
-
-    __slots__ = ("_enqueue", "held_until", "queued", "stream")
+    __slots__ = ("_enqueue", "queued", "stream")
 
     def __init__(self, stream: EventStream, enqueue: Callable[[Subscription], None]) -> None:
         self.stream = stream
         self.queued = False
-        self.held_until: float | None = None
         self._enqueue = enqueue
 
     def notify(self) -> None:
-        """The log has grown."""
+        """The log has grown: stand in the line."""
         if not self.queued:
             self._enqueue(self)
 
@@ -40,12 +50,6 @@ class Subscription:
         """Leave the line and take the next frame, or None if there is none that may be sent now."""
         self.queued = False
         return self.stream.next()
-
-    def release(self) -> None:
-        """Time does not hold it back any more: stand in the line."""
-        self.held_until = None
-        if not self.queued:
-            self._enqueue(self)
 
     def ack(self, cursor: str) -> bool:  # noqa: ARG002 - there is no window
         """Make room up to this cursor; tell whether it is one that was sent here. Without a window none counts."""
@@ -59,10 +63,10 @@ class PacedSubscription(Subscription):
     first token is never held back by the floor, and narration and the end let go what was.
     """
 
-    __slots__ = ("_acked", "_coalesce_ms", "_flushed", "_full", "_next_ms", "_unacked", "_window")
+    __slots__ = ("_acked", "_coalesce_ms", "_flushed", "_full", "_next_ms", "_timed", "_timer", "_unacked", "_window")
 
     def __init__(
-        self, stream: EventStream, enqueue: Callable[[Subscription], None], window: int, coalesce_ms: int
+        self, stream: EventStream, enqueue: Callable[[Subscription], None], window: int, coalesce_ms: int, timer: Timer
     ) -> None:
         super().__init__(stream, enqueue)
         self._window = window
@@ -70,20 +74,21 @@ class PacedSubscription(Subscription):
         self._unacked: deque[int] = deque()
         self._full = False
         self._coalesce_ms = coalesce_ms
+        self._timer = timer
         # From when on tokens may be sent, and up to which log number they may before that.
-        self._next_ms = -math.inf
+        self._next_ms = 0
         self._flushed = 0
+        self._timed = False
 
     def notify(self) -> None:
-        """The log has grown."""
+        """The log has grown: stand in the line, unless that is for an ack or for time to say."""
         log = self.stream.job.log
-        if log.forgotten or (not self._full and (self.held_until is None or self.stream.flushes(log.tail - 1))):
-            self.release()
+        if log.forgotten or not (self._full or self._is_early()):
+            super().notify()
 
     def take(self, now_ms: float) -> Frame | None:
         """Take the next frame, if the window has room and the pause is over."""
         self.queued = False
-        self.held_until = None
         self._full = self._window > 0 and len(self._unacked) >= self._window
         if self._full or self._must_pause(now_ms):
             return None
@@ -92,11 +97,8 @@ class PacedSubscription(Subscription):
             if self._window:
                 self._unacked.append(frame.n)
             if self._coalesce_ms and not self.stream.flushes(frame.n - 1):
-                # Whole milliseconds: what was sent together may go on together.
-                self._next_ms = math.ceil(now_ms + self._coalesce_ms)
-        if now_ms < self._next_ms and not self.stream.pending:
-            # The next token need not wake anybody.
-            self.held_until = self._next_ms
+                part_ms = max(self._coalesce_ms // FLOOR_PARTS, 1)
+                self._next_ms = math.ceil((now_ms + self._coalesce_ms) / part_ms) * part_ms
         return frame
 
     def ack(self, cursor: str) -> bool:
@@ -108,11 +110,18 @@ class PacedSubscription(Subscription):
             self._acked = self._unacked.popleft()
         if self._full and len(self._unacked) < self._window:
             self._full = False
-            self.release()
+            super().notify()
+        return True
+
+    def _is_early(self) -> bool:
+        """Tell whether the log grew by nothing that is urgent, and too soon. Time lets it go then."""
+        if self._timer.monotonic_ms() >= self._next_ms or self.stream.flushes(self.stream.job.log.tail - 1):
+            return False
+        self._wait()
         return True
 
     def _must_pause(self, now_ms: float) -> bool:
-        """Tell whether only tokens are pending, and too soon; then `held_until` says until when."""
+        """Tell whether only tokens are pending, and too soon. Time lets them go then."""
         stream, tail = self.stream, self.stream.job.log.tail
         if now_ms >= self._next_ms:
             self._flushed = tail
@@ -121,30 +130,38 @@ class PacedSubscription(Subscription):
             self._flushed = next(urgent, -1) + 1
         if stream.after < self._flushed or not stream.pending:
             return False
-        self.held_until = self._next_ms
+        self._wait()
         return True
+
+    def _wait(self) -> None:
+        if not self._timed:
+            self._timed = True
+            self._timer.call_at(self._next_ms, self._let_go)
+
+    def _let_go(self) -> None:
+        self._timed = False
+        if self.stream.pending and not self._full:
+            super().notify()
 
 
 def subscribe(
-    stream: EventStream, enqueue: Callable[[Subscription], None], window: int, coalesce_ms: int
+    stream: EventStream, enqueue: Callable[[Subscription], None], window: int, coalesce_ms: int, timer: Timer
 ) -> Subscription:
     """Return a subscription that calls `enqueue` when it has something to send."""
     if window or coalesce_ms:
-        return PacedSubscription(stream, enqueue, window, coalesce_ms)
+        return PacedSubscription(stream, enqueue, window, coalesce_ms, timer)
     return Subscription(stream, enqueue)
 
 
 class Subscriptions:
     """All subscriptions of one connection, by job id. `wake` is called whenever `pull` may have something new."""
 
-    def __init__(self, jobs: Jobs, wake: Callable[[], None]) -> None:
+    def __init__(self, jobs: Jobs, wake: Callable[[], None], timer: Timer) -> None:
         self._jobs = jobs
         self._wake = wake
+        self._timer = timer
         self._by_id: dict[str, Subscription] = {}
         self._ready: deque[Subscription] = deque()
-        # Those that time holds back, the earliest first. One that was let go before its time is passed over.
-        self._held: list[tuple[float, int, Subscription]] = []
-        self._count = itertools.count()
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -157,15 +174,10 @@ class Subscriptions:
         """Whether one stands in the line."""
         return bool(self._ready)
 
-    @property
-    def due_ms(self) -> float | None:
-        """When time lets the next one go, in monotonic ms; None while it holds none back. It may have nothing then."""
-        return self._held[0][0] if self._held else None
-
     def follow(self, stream: EventStream, window: int, coalesce_ms: int) -> None:
         """Add a reader of a job, in place of an earlier one."""
         self.drop(stream.job.id)
-        subscription = subscribe(stream, self._enqueue, window, coalesce_ms)
+        subscription = subscribe(stream, self._enqueue, window, coalesce_ms, self._timer)
         self._by_id[stream.job.id] = subscription
         self._jobs.watch(stream.job, subscription.notify)
         if stream.pending:
@@ -188,16 +200,12 @@ class Subscriptions:
 
     def pull(self, now_ms: float) -> bytes | None:
         """Take the next frame at monotonic time `now_ms`, or None if there is nothing to send now."""
-        if self._held:
-            self._let_go(now_ms)
         while self._ready:
             subscription = self._ready.popleft()
             stream = subscription.stream
             if self._by_id.get(stream.job.id) is not subscription:
                 continue
             frame = subscription.take(now_ms)
-            if subscription.held_until is not None:
-                heapq.heappush(self._held, (subscription.held_until, next(self._count), subscription))
             if frame is None:
                 if stream.job.log.forgotten:
                     # Its client could still make room, but might never: then it would keep the log for ever.
@@ -209,12 +217,6 @@ class Subscriptions:
                 self.drop(stream.job.id)
             return frame.data
         return None
-
-    def _let_go(self, now_ms: float) -> None:
-        while self._held and self._held[0][0] <= now_ms:
-            due_ms, _, subscription = heapq.heappop(self._held)
-            if subscription.held_until == due_ms:
-                subscription.release()
 
     def _enqueue(self, subscription: Subscription) -> None:
         subscription.queued = True

@@ -21,6 +21,7 @@ from worker.jobs.service import Jobs
 from worker.operations.base import Limits, Operation
 from worker.protocol.eventstream import FrameSource, Narrate
 from worker.protocol.frames import sse_url
+from worker.protocol.subscriptions import Timer
 from worker.transports.access import Access
 
 YIELD_EVERY = 64
@@ -70,6 +71,7 @@ class Gateway:
     frames: FrameSource
     limits: Limits
     access: Access
+    timer: Timer
     connections: set[Connection] = field(default_factory=set)
     # Connections ever opened, by kind.
     opened: Counter[str] = field(default_factory=Counter)
@@ -122,16 +124,12 @@ class Wake:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def wait_next(self, timeout_s: float | None = None) -> None:
-        """Wait until the flag is set, or for `timeout_s`, and take it down."""
-        loop = asyncio.get_running_loop()
+    async def wait_next(self) -> None:
+        """Wait until the flag is set, and take it down."""
         if not self._is_set:
-            self._waiter = loop.create_future()
-            timer = None if timeout_s is None else loop.call_later(timeout_s, self.set)
+            self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-                if timer is not None:
-                    timer.cancel()
         self._is_set = False

@@ -36,11 +36,6 @@ class Reader(Protocol):
         """Whether the job has ended and everything was taken."""
         ...
 
-    @property
-    def due_ms(self) -> float | None:
-        """When to ask again for what is held back, in monotonic ms; None if nothing is."""
-        ...
-
     def next(self, now_ms: float) -> bytes | None:
         """Take the next event at monotonic time `now_ms`, or None if there is nothing to send now."""
         ...
@@ -57,7 +52,7 @@ def job_response(
     if reset:
         gateway.frames.tally.resets += 1
     wake = Wake()
-    connection = _JobConnection(gateway, grant, sse.SseStream(stream, coalesce_ms, wake.set), wake)
+    connection = _JobConnection(gateway, grant, sse.SseStream(stream, coalesce_ms, wake.set, gateway.timer), wake)
     return _response(connection.follow(job, sse.prologue(reset=reset)))
 
 
@@ -81,8 +76,6 @@ def _response(body: AsyncIterator[bytes]) -> Response:
 
 class _LegacyReader:
     """A reader in the legacy dialect, which knows no pauses."""
-
-    due_ms = None
 
     def __init__(self, stream: LegacyStream, notify: Callable[[], None]) -> None:
         self._stream = stream
@@ -134,8 +127,7 @@ class _JobConnection:
                     elif reader.done or self._finishing:
                         return
                     else:
-                        due_ms = reader.due_ms
-                        await self._wake.wait_next(None if due_ms is None else (due_ms - now_ms) / 1000)
+                        await self._wake.wait_next()
         finally:
             jobs.unwatch(job, notify)
 

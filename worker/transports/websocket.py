@@ -168,8 +168,7 @@ class WebSocketConnection:
                 if self._finishing:
                     self._closing = Close(CloseCode.RESTART, "The worker shuts down.")
                     break
-                due_ms = session.due_ms
-                await self._wake.wait_next(None if due_ms is None else (due_ms - now_ms) / 1000)
+                await self._wake.wait_next()
                 continue
             await self._timed_send({"type": "websocket.send", "frames": self._gather(data, now_ms)}, now_ms)
             sent += 1
