@@ -129,6 +129,27 @@ def test_top_p_keeps_no_more_than_reaches_the_mass() -> None:
         assert np.count_nonzero(filtered(logits, [Sampling(top_p=top_p)])) == count
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.01, 5.0])
+def test_filters_of_a_large_vocabulary(scale: float) -> None:
+    logits = np.random.default_rng(1).normal(scale=scale, size=(3, 20_000)).astype(np.float32)
+    nuclei = filtered(logits, [Sampling(top_p=0.9)] * 3)
+    first = filtered(logits, [Sampling(top_k=777)] * 3)
+    for number, row in enumerate(logits):
+        ranked = np.argsort(-row, kind="stable")
+        reached = np.searchsorted(softmax(row)[ranked].cumsum(), 0.9)
+        assert set(np.flatnonzero(nuclei[number])) == set(np.flatnonzero(row >= row[ranked[reached]]))
+        assert set(np.flatnonzero(first[number])) == set(np.flatnonzero(row >= row[ranked[776]]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_without_a_maximum_gets_some_token_and_spoils_no_other(value: float) -> None:
+    logits = np.zeros((2, 100), np.float32)
+    logits[0], logits[1, 7] = value, 50.0
+    sampling = Sampling(top_k=5, top_p=0.9)
+    tokens = choose(logits, [sampling] * 2, [0.5] * 2)
+    assert 0 <= tokens[0] < 100 and tokens[1] == 7
+
+
 def test_numbers_on_the_border_of_two_blocks_never_choose_an_impossible_token() -> None:
     """A block's sum and the running sum inside it are rounded differently."""
     logits = np.full((1, 3 * BLOCK), -np.inf, np.float32)

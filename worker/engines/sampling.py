@@ -1,7 +1,7 @@
 """Choosing the next token: one row of logits per sequence, all rows of a step at once.
 
-The order is that of Hugging Face transformers and ExLlamaV2: logit bias, penalties, temperature, then top_k, top_p and
-min_p. Every filter keeps the tokens whose weight reaches a threshold, so tokens of equal weight stay or go together.
+The order is that of Hugging Face transformers: logit bias, penalties, temperature, then top_k, top_p and min_p. Every
+filter keeps the tokens whose weight reaches a threshold, so tokens of equal weight stay or go together.
 The draw is the inverse of the cumulative distribution at one number, which is a function of seed and position alone.
 """
 
@@ -17,6 +17,8 @@ from worker.events import Sampling
 Logits = NDArray[np.float32]
 REPETITION_PENALTY_MIN = 0.01  # smaller ones, which would divide by zero, are taken for this
 BLOCK = 64  # tokens
+PLACE_BITS = 20  # of a float, that do not count for its place
+FIRST_PLACE = int(np.float32(1.0).view(np.uint32)) >> PLACE_BITS
 _TINY = float(np.finfo(np.float32).tiny)
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -62,29 +64,41 @@ def filtered(logits: Logits, settings: Sequence[Sampling]) -> NDArray[np.float32
         np.exp(weights, out=weights)
     threshold = np.array([sampling.min_p for sampling in settings], np.float32)
     vocab = logits.shape[1]
-    rows = [row for row, s in enumerate(settings) if 0 < s.top_k < vocab or s.top_p < 1.0]
-    if rows:
-        kept = _threshold(weights[rows], [settings[row] for row in rows])
-        threshold[rows] = np.maximum(threshold[rows], kept)
+    for row, sampling in enumerate(settings):
+        if 0 < sampling.top_k < vocab or sampling.top_p < 1.0:
+            threshold[row] = max(threshold[row], _threshold(weights[row], sampling))
     if threshold.any():
         np.putmask(weights, weights < np.minimum(threshold, 1.0)[:, None], 0.0)
     return weights
 
 
-def _threshold(weights: NDArray[np.float32], settings: Sequence[Sampling]) -> NDArray[np.float32]:
-    """The smallest weight that top_k and then top_p keep, per row: top_p counts the mass that top_k left."""
-    vocab = weights.shape[1]
-    top_k = np.array([min(sampling.top_k or vocab, vocab) for sampling in settings])
-    top_p = np.array([sampling.top_p for sampling in settings])
-    # The largest weights first.
-    ordered = np.sort(weights, axis=1)[:, ::-1][:, : top_k.max()]
-    mass = ordered.astype(np.float64).cumsum(axis=1)
-    rows = np.arange(len(settings))
-    wanted = top_p * mass[rows, top_k - 1]
-    # The token that reaches the wanted mass is the last one kept.
-    last = np.minimum((mass < wanted[:, None]).sum(axis=1), top_k - 1)
-    kept: NDArray[np.float32] = ordered[rows, last]
-    return kept
+def _threshold(weights: NDArray[np.float32], sampling: Sampling) -> float:
+    """The smallest weight of a row (vocab,) that top_k and then top_p keep: top_p counts the mass that top_k left."""
+    least, left = 0.0, weights
+    if 0 < sampling.top_k < len(weights):
+        least = _reaching(weights, None, sampling.top_k)
+        above = weights[weights > least]
+        # Of equal ones no more than top_k have a part in the mass.
+        left = np.append(above, np.full(sampling.top_k - len(above), least, np.float32))
+    if sampling.top_p < 1.0:
+        least = _reaching(left, left, sampling.top_p * float(left.sum(dtype=np.float64)))
+    return least
+
+
+def _reaching(weights: NDArray[np.float32], amounts: NDArray[np.float32] | None, wanted: float) -> float:
+    """The weight with which the amounts (None: one each), largest weight first, add up to `wanted`. Takes O(vocab).
+
+    Positive floats are in the order of their bits: the upper ones give every weight a place, among eight for each power
+    of two, and only those at the place where it happens are sorted. Sorting a large vocabulary takes ten times as long.
+    """
+    # What is not a number goes first.
+    places = FIRST_PLACE - np.minimum(weights.view(np.uint32) >> PLACE_BITS, FIRST_PLACE).astype(np.intp)
+    sums = np.bincount(places, amounts).cumsum()
+    place = min(int(np.searchsorted(sums, wanted)), len(sums) - 1)
+    before = sums[place - 1] if place else 0.0
+    inside = np.sort(weights[places == place])[::-1]
+    reached = before + (np.arange(1, len(inside) + 1) if amounts is None else inside.cumsum(dtype=np.float64))
+    return float(inside[min(int(np.searchsorted(reached, wanted)), len(inside) - 1)])
 
 
 def _draw(weights: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDArray[np.intp]:

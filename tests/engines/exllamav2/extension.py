@@ -5,7 +5,7 @@ Names and order of arguments are those of its bindings (ext_bindings.cpp). Resul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -101,39 +101,11 @@ def sample_basic(
     smoothing_factor: float,
     skew: float,
 ) -> Sequence[float]:
-    """Softmax with temperature, then top_k, top_p and min_p, each renormalised, then the draw.
-
-    As in the extension: filters sort, without one candidates stay in the order of their ids, and the draw is scaled a
-    little against rounding. Options that Jobwire never sets must be off.
-    """
-    assert (top_a, tfs, typical, mirostat, post_temperature, xtc_probability) == (0.0, 0.0, 0.0, False, 1.0, 0.0)
-    assert (smoothing_factor, skew, max_temp) == (0.0, 0.0, 0.0) and logit_filter.is_meta and output_kprobs.is_meta
-    if temperature < 0.01:
-        temperature, top_k = 1.0, 1
-    for number in range(logits.shape[0]):
-        probabilities = torch.softmax(logits[number, 0].double() / temperature, -1)
-        ids = torch.arange(len(probabilities))
-        for keep in _filters(top_k, top_p, min_p):
-            if len(ids) > 1:
-                probabilities, order = torch.sort(probabilities, descending=True, stable=True)
-                count = max(int(keep(probabilities)), 1)
-                probabilities, ids = probabilities[:count] / probabilities[:count].sum(), ids[order[:count]]
-        chosen = min(int((probabilities.cumsum(0) < random * 0.9998).sum()), len(ids) - 1)
-        output_tokens[number, 0] = ids[chosen]
-        output_probs[number, 0] = probabilities[chosen].float()
+    """The likeliest token: Jobwire draws by itself, and lets the library warm up with this alone."""
+    assert top_k == 1
+    output_tokens[:, 0] = logits[:, 0].argmax(-1)
+    output_probs[:, 0] = 1.0
     return mirostat_mu
-
-
-def _filters(top_k: int, top_p: float, min_p: float) -> list[Callable[[Tensor], Tensor | int]]:
-    """How many of the sorted candidates each filter that is on keeps."""
-    filters: list[Callable[[Tensor], Tensor | int]] = []
-    if top_k > 0:
-        filters.append(lambda sorted_: min(top_k, len(sorted_)))
-    if 0.0 < top_p < 1.0:
-        filters.append(lambda sorted_: (sorted_.cumsum(0) < top_p).sum() + 1)
-    if 0.0 < min_p < 1.0:
-        filters.append(lambda sorted_: (sorted_ >= min_p * sorted_[0]).sum())
-    return filters
 
 
 def layer_norm(x: Tensor, w: Tensor, b: Tensor, y: Tensor, epsilon: float) -> None:

@@ -189,16 +189,16 @@ def test_output_that_is_no_number_breaks_its_own_sequence(
 def test_a_sampler_that_fails_breaks_its_own_sequence(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, alone: dict[str, Outcome]
 ) -> None:
-    from exllamav2.generator import ExLlamaV2Sampler
+    from worker.engines.exllamav2 import job
 
-    real = ExLlamaV2Sampler.sample
+    real = job.choose
 
-    def sample(**arguments: Any) -> Any:
-        if arguments["settings"].temperature == 0.123:
+    def choose(logits: Any, settings: list[Sampling], uniforms: list[float]) -> Any:
+        if settings[0].temperature == 0.123:
             raise RuntimeError("no candidate is left")
-        return real(**arguments)
+        return real(logits, settings, uniforms)
 
-    monkeypatch.setattr(ExLlamaV2Sampler, "sample", staticmethod(sample))
+    monkeypatch.setattr(job, "choose", choose)
     driver = Driver(engine)
     all_of(driver)
     bad = driver.admit(generation(QUESTIONS[0], Sampling(temperature=0.123), name="8"))

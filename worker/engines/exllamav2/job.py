@@ -1,8 +1,9 @@
 """One sequence in ExLlamaV2's batch: the library's job, with three things done our way.
 
 - Prompts: a step computes no more prompt tokens than the scheduler allows, in all jobs together.
-- Choosing: bias and penalties are those of `worker.engines.sampling`, the library's sampler then draws at a point that
-  is a function of seed and position, so that a sequence resumed elsewhere goes on as it would have here.
+- Choosing: `worker.engines.sampling` draws the token, as in every engine, at a point that is a function of seed and
+  position, so that a sequence resumed elsewhere goes on as it would have here. The library's top_p keeps the likeliest
+  tokens that fit into that mass, then unlikely ones where a likelier one did not fit: that is not what top_p means.
 - Text: what may be shown, stop and banned strings, guides and the end are `worker.engines.sequence`'s, as in every
   engine. The library's own way with banned strings is not used: it hands out the ids of what it took back, does not
   look while a character is incomplete, and ignores what was guessed ahead.
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from exllamav2.ext import exllamav2_ext, none_tensor
-from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler
+from exllamav2.generator import ExLlamaV2DynamicJob
 from exllamav2.generator.dynamic import _randomhash, _tensor_hash_checksum
 from torch import Tensor
 
@@ -28,9 +29,8 @@ from worker.engines.base import Prefilled, StepEvent
 from worker.engines.exllamav2.memory import whole_pages
 from worker.engines.exllamav2.model import strictly
 from worker.engines.exllamav2.options import PAGE_TOKENS
-from worker.engines.sampling import Logits, log_softmax
+from worker.engines.sampling import Logits, choose, log_softmax
 from worker.engines.sequence import Sequence
-from worker.events import Sampling
 
 
 @dataclass
@@ -74,7 +74,6 @@ class Job(ExLlamaV2DynamicJob):
             input_ids=torch.tensor([plan.sequence.tokens], dtype=torch.long),
             # Guessed tokens need room in the pages too, even those beyond the budget.
             max_new_tokens=whole_pages(plan.tokens_reserved + plan.ahead) - len(plan.sequence.tokens),
-            gen_settings=settings(plan.sequence.sampling),
         )
         self.time_first_prefill = 0.0  # the library reckons with it, even for a prompt of one token
         self.plan = plan
@@ -281,23 +280,14 @@ class Job(ExLlamaV2DynamicJob):
             part.allocated_pages[number].prev_hash = part.allocated_pages[number - 1].phash
 
     def _draw(self, logits: Tensor) -> int:
-        sequence, vocab, row = self.sequence, self.plan.vocab, logits[0, 0].numpy()
-        shown = row[:vocab]
+        sequence, shown = self.sequence, logits[0, 0].numpy()[: self.plan.vocab]
         if not np.isfinite(shown.max()):
             raise ArithmeticError("the model's output is not a number")
         self._logprobs = log_softmax(shown[None])[0] if sequence.sampling.logprobs is not None else None
-        row[vocab:] = -np.inf
         sequence.reshape(shown)
         if not np.isfinite(shown.max()):
             raise ArithmeticError("bias, penalties and bans leave no token")
-        drawn = ExLlamaV2Sampler.sample(
-            logits=logits,
-            settings=self.gen_settings,
-            sequence_ids=self._tokens.torch(),
-            random=sequence.draw(),
-            tokenizer=self.generator.tokenizer,
-        )
-        return int(drawn[0].item())
+        return int(choose(shown[None], [sequence.sampling], [sequence.draw()])[0])
 
     def _allowed(self, token: int, logits: Tensor) -> int:
         """The token, or where the guide refuses it, one that it allows. Changes the guide."""
@@ -314,23 +304,6 @@ def page_names(prompt_ids: tuple[int, ...]) -> tuple[bytes, ...]:
         page = ids[None, number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS]
         names.append(_tensor_hash_checksum(page, names[-1] if names else None))
     return tuple(names)
-
-
-def settings(sampling: Sampling) -> Any:
-    """Return ExLlamaV2's settings for one job, from neutral ones: its defaults are not, and they carry state.
-
-    Bias and penalties are left out: ours count as the protocol says, ExLlamaV2's count prompts too.
-    """
-    # What keeps the likeliest token alone is off in ExLlamaV2, where a filter's last value means nothing.
-    narrowest = sampling.temperature <= 0.0 or sampling.top_p <= 0.0 or sampling.min_p >= 1.0
-    return strictly(
-        ExLlamaV2Sampler.Settings,
-        token_repetition_penalty=1.0,
-        temperature=1.0 if narrowest else sampling.temperature,
-        top_k=1 if narrowest else sampling.top_k,
-        top_p=1.0 if narrowest else sampling.top_p,
-        min_p=0.0 if narrowest else sampling.min_p,
-    )
 
 
 def _token(token: int) -> Tensor:
