@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from tests.jobs.scripted import ANN, LIMITS, Stage
+from worker.engines.base import Delta
 from worker.errors import JobLost, JobNotFound
-from worker.events import Cancelled, Expired
+from worker.events import Cancelled, Expired, TopLogprob
 from worker.operations.infer import Infer
 
 ID = "a-job-to-wait-for"
@@ -124,6 +127,28 @@ def test_memory_for_ended_logs_is_bounded() -> None:
         stage.jobs.sweep()
         assert sum(job.log.bytes for job in stage.jobs.list("ann")) <= 20_000
     assert stage.jobs.list("ann")
+
+
+@pytest.mark.parametrize("likely", [0, 20])
+def test_ended_jobs_take_about_the_memory_that_they_are_counted_for(likely: int) -> None:
+    """Else a flood of long prompts, or of log-probabilities, would take many times what they may."""
+    stage, jobs = Stage(), 30
+    tracemalloc.start()
+    try:
+        for number in range(jobs):
+            job = stage.create(prompt=f"{number:09999}", logprobs=likely)
+            stage.start(job)
+            for step in range(20):
+                top = tuple(TopLogprob(1000 + n, f"{step} {n}", -step - n / 7) for n in range(likely))
+                stage.send(Delta(job.choices[0].lease, (1000 + step,), f"{step} ", (-step / 7,), (top,)))
+            stage.finish(job)
+            stage.broker.submitted.clear()
+            stage.seen.clear()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    counted = sum(job.log.bytes for job in stage.jobs.list("ann"))
+    assert counted / 2 < taken < counted * 2
 
 
 def test_cancel_all_ends_every_live_job() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from worker.engines.base import Generation
-from worker.events import Admitted, Event, Finished, FinishReason, Token, Usage
+from worker.events import Admitted, Event, Finished, FinishReason, Prompt, Sampling, Token, Usage
 from worker.jobs.lifecycle import State, is_terminal
 from worker.jobs.log import JobLog
 from worker.jobs.origin import UNKNOWN, Origin
@@ -106,6 +108,10 @@ class Job:
         """A choice gave its slot back for a while, its prefill will begin anew; tell if the job holds no slot now."""
         choice.place, choice.prefilled = "paused", -1.0
         return not self.runs
+
+    def put_away(self) -> None:
+        """It has ended and is handed over no more: what it was asked, which may be large, is dropped."""
+        self.request = msgspec.structs.replace(self.request, prompt=Prompt(), sampling=Sampling())
 
     def usage(self, now_ms: float) -> Usage:
         """Return what the job has consumed until `now_ms` (monotonic)."""

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from worker.events import TERMINAL, Event, Record, Resumed, Token
 
-RECORD_BYTES = 256
-"""Rough memory of a record besides its text, for retention by bytes."""
+RECORD_BYTES = 320
+LIKELY_BYTES = 180
+"""Rough memory of a record besides its text, and of each likely token in it, for retention by bytes."""
 
 
 class StaleAppend(Exception):
@@ -54,6 +55,8 @@ class JobLog:
         # Tokens first: nearly all events are.
         if isinstance(event, Token):
             self.bytes += len(event.text)
+            if event.top_logprobs is not None:
+                self.bytes += LIKELY_BYTES * sum(map(len, event.top_logprobs))
         elif isinstance(event, Resumed):
             self.attempt += 1
         else:

@@ -374,6 +374,7 @@ class Jobs:
         key = (job.principal, job.id)
         del self._live[key]
         self._admission.left(job.owner, job.request, usage, now_ms)
+        job.put_away()
         self._retention.add(key, job.log.bytes, now_ms)
         self._tell_if_idle()
 
