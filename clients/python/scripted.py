@@ -169,6 +169,8 @@ async def scripted_http(*scripts: HttpScript) -> AsyncIterator[tuple[str, list[E
         try:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", exchanges
         finally:
+            for exchange in exchanges:
+                exchange.writer.transport.abort()  # from Python 3.12 on the server waits for its connections
             if failures:
                 raise failures[0]
 

@@ -279,7 +279,7 @@ async def _create_when_the_worker_takes_it(jw: Client) -> Job:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_tokens_that_expire_are_replaced_in_time(transport: Transport, caplog: pytest.LogCaptureFixture) -> None:
-    """Each token is good for two seconds; over a WebSocket the connection outlives several of them."""
+    """Each token is good for four seconds; over a WebSocket the connection outlives several of them."""
     caplog.set_level("INFO", "jobwire_client")
     asked = 0
     with serving("--api-key", "secret") as server:
@@ -288,14 +288,14 @@ async def test_tokens_that_expire_are_replaced_in_time(transport: Transport, cap
             nonlocal asked
             asked += 1
             headers = {"Authorization": "Bearer secret"}
-            return str(server.post("/v1/tokens", {"ttl_s": 2}, headers=headers).json()["token"])
+            return str(server.post("/v1/tokens", {"ttl_s": 4}, headers=headers).json()["token"])
 
         async with connect(server.url, token, transport=transport) as jw:
             started = time.monotonic()
-            while time.monotonic() < started + 5:
+            while time.monotonic() < started + 8:
                 job = jw.run("Count from 1 to 60", **COUNT)
                 assert await job.text()
-        assert asked >= 4
+        assert asked >= 3
         assert not [record for record in caplog.records if record.name.startswith("jobwire_client")]
 
 

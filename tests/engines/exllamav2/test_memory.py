@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,6 @@ def test_the_verdict_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_cuda_nobody_is_asked() -> None:
-    if requirements._torch_has_cuda():
+    if find_spec("torch") and requirements._torch_has_cuda():
         pytest.skip("this torch has CUDA")
     assert requirements.free_memory(Options()) == ()
