@@ -72,7 +72,7 @@ class SystemClock:
 class Worker:
     """All parts of one worker, wired."""
 
-    def __init__(self, settings: Settings, announce: Callable[[str], None] = print) -> None:
+    def __init__(self, settings: Settings, announce: Callable[[str], None]) -> None:
         self.settings = settings
         self.announce = announce
         self.broker = LocalBroker(settings)
@@ -233,11 +233,14 @@ class Worker:
             connection.abort()
 
 
-async def serve(settings: Settings) -> int:
-    """Run a worker until it is told to stop; return the exit status. Raises ConfigError if it cannot listen."""
+async def serve(settings: Settings, announce: Callable[[str], None]) -> int:
+    """Run a worker until it is told to stop; return the exit status. Raises ConfigError if it cannot listen.
+
+    `announce` tells the operator a line. It neither waits nor fails.
+    """
     listening = listener.open_socket(settings)
     listener.allow_open_files(settings)
-    return await Worker(settings, announce=_print).run(listening)
+    return await Worker(settings, announce).run(listening)
 
 
 def _tracing(settings: Settings, engine: Callable[[], EngineState]) -> Tracing | None:
@@ -256,7 +259,3 @@ def _tracing(settings: Settings, engine: Callable[[], EngineState]) -> Tracing |
         return info.model if info else ""
 
     return Tracing(settings.otel_endpoint, settings.worker_id, model)
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from io import TextIOWrapper
 from typing import TypeAlias
 
 from worker import __version__
@@ -40,6 +41,7 @@ exit codes: 0 done, 1 it could not be done, 2 a wrong setting or argument, 130 i
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, `sys.argv` without `argv`; return the exit code."""
+    _prepare_standard_files()
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv, os.environ)
     except (ConfigError, InvalidParams) as error:
@@ -58,7 +60,7 @@ def _prepare_standard_files() -> None:
     """Make sure that all three are there, and that no text is refused because the terminal lacks a character."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # Takes the number of the one that was closed, which a socket would get otherwise, and what is printed there.
+            # Takes the number of the one that was closed. A socket would get it otherwise, and what is printed there.
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

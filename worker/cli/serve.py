@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from worker import app
+from worker.cli.output import Output
 from worker.config import load
 from worker.engines.choose import MODULES
 from worker.errors import ConfigError
@@ -19,5 +20,10 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     engines = ("auto", *MODULES)
     if settings.engine not in engines:
         raise ConfigError(f"engine is {settings.engine!r}, but must be one of {', '.join(engines)}.")
-    logs.configure(settings, sys.stderr)
-    return asyncio.run(app.serve(settings))
+    said, logged = Output(sys.stdout), Output(sys.stderr)
+    logs.configure(settings, logged)
+    try:
+        return asyncio.run(app.serve(settings, said.say))
+    finally:
+        said.drain()
+        logged.drain()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
+from io import TextIOBase
 from typing import Any, TextIO
 
 from worker.config import Settings
@@ -23,7 +24,7 @@ NAMES = ("job_id", "principal", "correlation_id")
 logger = logging.getLogger(__name__)
 
 
-def configure(settings: Settings, stream: TextIO) -> None:
+def configure(settings: Settings, stream: TextIO | TextIOBase) -> None:
     """Send the logs of this process to `stream`, in the format and from the level that the settings say."""
     pretty = settings.log_format == "pretty" or (settings.log_format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
