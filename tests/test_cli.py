@@ -227,7 +227,7 @@ def test_run_takes_a_system_message_or_no_template_at_all() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("x", "--temperature", "9"), "--temperature: Expected `float` <= 2.0."),
+        (("x", "--temperature", "9"), "--temperature: Expected a number, at most 2."),
         (("x", "--temperature", "warm"), "invalid float value: 'warm'"),
         (("x", "--max-tokens", "0"), "--max-tokens: "),
         (("",), "There is no prompt."),

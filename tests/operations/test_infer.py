@@ -215,11 +215,18 @@ def test_any_other_difference_makes_another_job(body: dict[str, Any], data: st.D
 @pytest.mark.parametrize(
     ("kind", "value", "pointer", "detail"),
     [
-        (int, "x", "/at", "Expected `int`, got `str`"),
-        (list[int], [1, "x"], "/at/1", "Expected `int`, got `str`"),
-        (dict[str, list[int]], {"a": [1, None]}, "/at", "Expected `int`, got `null`"),
-        (list[Message], [{"role": "user", "content": 1}], "/at/0/content", "Expected `str`, got `int`"),
-        (dict[int, int], {"x": 1}, "/at", "Expected `int`, got `str`"),
+        (int, "x", "/at", "Expected an integer, got a string"),
+        (list[int], [1, "x"], "/at/1", "Expected an integer, got a string"),
+        (dict[str, list[int]], {"a": [1, None]}, "/at", "Expected an integer, got null"),
+        (list[Message], [{"role": "user", "content": 1}], "/at/0/content", "Expected a string, got an integer"),
+        (dict[int, int], {"x": 1}, "/at", "Expected an integer, got a string"),
+        (str | list[str], 1.5, "/at", "Expected a string or an array, got a number"),
+        (FIELDS["temperature"], 9, "/at", "Expected a number, at most 2"),
+        (FIELDS["max_tokens"], 0, "/at", "Expected an integer, at least 1"),
+        (FIELDS["top_p"], 0, "/at", "Expected a number, above 0"),
+        (FIELDS["messages"], [], "/at", "Expected an array of length at least 1"),
+        (FIELDS["logprobs"], 1.5, "/at", "Expected an integer, got a number"),
+        (Message, {"role": "user"}, "/at", "Object missing required field `content`"),
     ],
 )
 def test_a_pointer_to_the_very_place(kind: Any, value: object, pointer: str, detail: str) -> None:

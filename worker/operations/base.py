@@ -119,8 +119,37 @@ def field_error(error: msgspec.ValidationError, pointer: str = "") -> FieldError
     if found is not None:
         # msgspec does not say which key of a mapping: then the pointer is to the mapping.
         reason, path = reason[: found.start()], found[1].partition("[...]")[0]
-    return FieldError(pointer + re.sub(r"\[|\.", "/", path).replace("]", ""), reason)
+    return FieldError(pointer + re.sub(r"\[|\.", "/", path).replace("]", ""), _in_words(reason))
 
+
+def _in_words(reason: str) -> str:
+    """Return what msgspec says in the words of JSON: "Expected `float` <= 2.0" is "Expected a number, at most 2"."""
+    reason = re.sub("`([a-z]+(?: [|] [a-z]+)*)`", lambda found: _types(found[1]) or found[0], reason)
+    reason = re.sub(r" (of length )?([<>]=?) (\S+?)(?:\.0)?$", _bound, reason)
+    return reason
+
+
+def _types(names: str) -> str:
+    """Return types of Python as those of JSON, or nothing if they are names of something else."""
+    words = [_TYPES.get(name, "") for name in names.split(" | ")]
+    return " or ".join(words) if all(words) else ""
+
+
+def _bound(found: re.Match[str]) -> str:
+    of_length, sign, most = found.groups()
+    return f"{f' {of_length}' if of_length else ', '}{_BOUNDS[sign]} {most}"
+
+
+_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "a boolean",
+    "array": "an array",
+    "object": "an object",
+    "null": "null",
+}
+_BOUNDS = {"<=": "at most", ">=": "at least", "<": "below", ">": "above"}
 
 _PLACE = re.compile(r" - at `(?:key` in `)?\$([^`]*)`$")
 """How msgspec ends a message: "... - at `$.messages[0].role`"."""

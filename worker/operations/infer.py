@@ -102,7 +102,8 @@ class Infer:
         errors += [error for error in _check_limits(values, limits) if error.pointer[1:] not in wrong]
         if errors:
             named = "; ".join(f"{error.pointer[1:]}: {error.detail}" for error in errors)
-            raise InvalidParams(f"Fix these fields and send it again: {named}.", errors=tuple(errors))
+            fields = "this field" if len(errors) == 1 else "these fields"
+            raise InvalidParams(f"Fix {fields} and send it again: {named}.", errors=tuple(errors))
         return JobRequest(
             operation=self.name,
             prompt=_prompt(values),
@@ -157,9 +158,9 @@ def _check_limits(values: Params, limits: Limits) -> list[FieldError]:
     check(
         values.get("max_tokens", 0) <= limits.max_tokens_max,
         "/max_tokens",
-        f"Expected `int` <= {limits.max_tokens_max}",
+        f"Expected an integer, at most {limits.max_tokens_max}",
     )
-    check(values.get("n", 0) <= limits.choices_max, "/n", f"Expected `int` <= {limits.choices_max}")
+    check(values.get("n", 0) <= limits.choices_max, "/n", f"Expected an integer, at most {limits.choices_max}")
     check(
         len(values.get("logit_bias", ())) <= LOGIT_BIASES_MAX,
         "/logit_bias",

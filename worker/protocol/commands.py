@@ -45,4 +45,4 @@ def check_delivery(frame: Create | Subscribe, limits: Limits) -> None:
         ("coalesce_ms", frame.coalesce_ms, limits.coalesce_ms_max),
     ):
         if asked > most:
-            raise invalid(FieldError(f"/{name}", f"Expected `int` <= {most}"))
+            raise invalid(FieldError(f"/{name}", f"Expected an integer, at most {most}"))

@@ -210,7 +210,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
     ),
     Example(
         "error",
-        Error(error=invalid(FieldError("/temperature", "Expected `float` <= 2.0")).problem(), job_id=ID, ref="1"),
+        Error(error=invalid(FieldError("/temperature", "Expected a number, at most 2")).problem(), job_id=ID, ref="1"),
         "A request that must be changed first.",
     ),
     Example(

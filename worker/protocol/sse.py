@@ -37,7 +37,7 @@ def coalesce_ms(text: str | None, limits: Limits) -> int:
     if not text:
         return 0
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= most):
-        raise invalid(FieldError("/coalesce_ms", f"Expected `int` from 0 to {most}"))
+        raise invalid(FieldError("/coalesce_ms", f"Expected an integer from 0 to {most}"))
     return int(text)
 
 

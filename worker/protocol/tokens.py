@@ -51,5 +51,5 @@ def parse(body: Mapping[str, object], settings: Settings) -> tuple[TokenRequest,
         raise invalid(wrong) from None
     ttl_s = min(TTL_S, settings.token_ttl_max_s) if asked.ttl_s is None else asked.ttl_s
     if ttl_s > settings.token_ttl_max_s:
-        raise invalid(FieldError("/ttl_s", f"Expected `int` <= {settings.token_ttl_max_s}"))
+        raise invalid(FieldError("/ttl_s", f"Expected an integer, at most {settings.token_ttl_max_s}"))
     return asked, ttl_s

@@ -30,6 +30,6 @@ def meaning(kind: type[JobwireError]) -> str:
 def example(kind: type[JobwireError]) -> JobwireError:
     """Return an error of a kind as a client might meet it."""
     if kind is InvalidParams:
-        wrong = FieldError("/temperature", "Expected `float` <= 2.0")
-        return kind("Fix these fields and send it again: temperature: Expected `float` <= 2.0.", errors=(wrong,))
+        wrong = FieldError("/temperature", "Expected a number, at most 2")
+        return kind("Fix this field and send it again: temperature: Expected a number, at most 2.", errors=(wrong,))
     return kind(meaning(kind), retry_after_ms=2000 if issubclass(kind, BusyError) else None)

@@ -5,8 +5,8 @@ import {byId, el, setText} from "./dom.js";
 const EXAMPLES = {
   "A story": "Tell me a story about a fox",
   "Count to 120": "Count from 1 to 120",
-  "The Halden Vale": "Who lives in the Halden Vale?",
-  "A sum": "What is 7 plus 12?",
+  "The Halden Vale": "What is the Halden Vale?",
+  "A sum": "What is 12 plus 30?",
 };
 /** What the worker takes if a field is absent: then it is not sent, and the code stays short. */
 const DEFAULTS = {priority: 5, n: 1};
