@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,19 @@ def test_a_head_count_that_lies_does_not_take_memory(tmp_path: Path, monkeypatch
     monkeypatch.setattr(llama_weights, "memory_bytes", lambda: 1 << 20)
     with pytest.raises(ModelError, match=r"needs \d+ MiB, and this machine has 1 MiB.*llama_cpp"):
         load_weights(open_gguf(written(tmp_path, block_count=(NUMBER, 1 << 31))), unheard)
+
+
+def test_a_head_size_that_lies_does_not_take_memory(tmp_path: Path) -> None:
+    size = (NUMBER, 1 << 26)
+    sizes = dict.fromkeys(("attention__key_length", "attention__value_length", "rope__dimension_count"), size)
+    file = open_gguf(written(tmp_path, **sizes))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match=r"needs \d+ MiB|has shape"):
+            load_weights(file, unheard)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_system_that_does_not_say_its_memory_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,10 +109,10 @@ class Weights:
 def load_weights(file: Gguf, on_load: OnLoad) -> Weights:
     """Read a model of architecture "llama". Raises ModelError for anything that would not be computed correctly."""
     shape = read_shape(file)
-    frequencies = _frequencies(file, shape)
     tied = "output.weight" not in file.tensors
     _check_memory(file, shape, tied)
     _check_names(file, shape)
+    frequencies = _frequencies(file, shape)
     on_load(LoadProgress("weights", 0, shape.layers))
     embedding = Linear(file.read("token_embd.weight", (shape.vocab, shape.hidden)))
     head = embedding if tied else Linear(file.read("output.weight", (shape.vocab, shape.hidden)))
