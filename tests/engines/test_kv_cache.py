@@ -44,6 +44,21 @@ def test_what_is_written_is_read_and_nothing_else_changes(rows: list[tuple[int, 
             np.testing.assert_array_equal(values, expected[layer, 1, slot])
 
 
+@pytest.mark.parametrize("tokens", [1, PAGE_TOKENS, CONTEXT])
+def test_a_slot_that_is_cleared_holds_zeros_and_the_others_what_they_held(tokens: int) -> None:
+    cache = KvCache(LAYERS, SLOTS, HEADS, CONTEXT, DIM)
+    before = []
+    for layer in range(LAYERS):
+        for slot in range(SLOTS):
+            fill(cache, layer, [slot] * tokens, list(range(tokens)), np.random.default_rng(slot))
+        before.append([[part.copy() for part in contents(cache, layer, slot, CONTEXT)] for slot in range(SLOTS)])
+    cache.clear(1, tokens)
+    for layer in range(LAYERS):
+        assert not any(part.any() for part in contents(cache, layer, 1, CONTEXT))
+        for slot in (0, 2):
+            np.testing.assert_array_equal(contents(cache, layer, slot, CONTEXT), before[layer][slot])
+
+
 @pytest.mark.parametrize("tokens", [1, PAGE_TOKENS - 1, PAGE_TOKENS, PAGE_TOKENS + 1, CONTEXT])
 def test_a_copy_has_the_first_tokens(tokens: int) -> None:
     cache = KvCache(LAYERS, SLOTS, HEADS, CONTEXT, DIM)

@@ -119,6 +119,24 @@ def test_broken_weights_end_sequences_and_not_the_engine(tmp_path: Path) -> None
     assert engine.step(100) == []
 
 
+@pytest.mark.parametrize("budget", [20, 512], ids=["in its prompt", "at its first token"])
+def test_a_token_with_broken_weights_breaks_those_that_have_it_and_nobody_after_them(
+    tmp_path: Path, budget: int
+) -> None:
+    """A sequence that is shorter than its neighbour reads past its end, masked: not a number stays so, even masked."""
+    weights, sizes = random_weights(Sizes(tied=False)), Sizes(tied=False)
+    weights["token_embd.weight"][TOKENS.index("1")] = np.nan
+    model = write_model(tmp_path / "m.gguf", sizes, weights)
+    engine = load(EngineSpec(model=str(model), slots=2), unheard)
+    admit(engine, generation("broken", "the and " + "1" * 30))
+    engine.step(budget)
+    engine.leave("broken")
+    admit(engine, generation("neighbour", "an in " * 20, 100))
+    engine.step(512)
+    admit(engine, generation("after", "in the", 3))
+    assert set(run(engine)) == {"neighbour", "after"}
+
+
 # ---- what is reused --------------------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,11 @@ class KvCache:
         self._keys[:, target, :, :pages] = self._keys[:, source, :, :pages]
         self._values[:, target, :, :tokens] = self._values[:, source, :, :tokens]
 
+    def clear(self, slot: int, tokens: int) -> None:
+        """Make the first `tokens` positions of a slot zero, and what else is in the last page."""
+        self._keys[:, slot, :, : -(-tokens // PAGE_TOKENS)] = 0
+        self._values[:, slot, :, :tokens] = 0
+
 
 def _lazy(shape: tuple[int, ...]) -> Floats:
     """Zeros that take memory only once they are written, in pages of the system's ordinary size.

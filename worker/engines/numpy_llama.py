@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from worker.engines.base import (
+    Broke,
     Capacity,
     EngineInfo,
     EngineSpec,
@@ -120,9 +121,13 @@ class NumpyLlama:
         if not work:
             return []
         hidden = self._forward([row.chunk(count) for row, count in work])
+        sound = np.logical_and.reduce(np.isfinite(hidden), axis=1)
         events: list[StepEvent] = []
         ready: list[int] = []
         for number, (row, count) in enumerate(work):
+            if not sound[number]:
+                events.append(self._broke(row, count))
+                continue
             if row.prefilling:
                 events.append(Prefilled(row.sequence.id, row.cached + count, row.prefill_tokens))
             row.cached += count
@@ -149,6 +154,16 @@ class NumpyLlama:
     def close(self) -> None:
         """Forget all sequences. Memory is freed with the object."""
         self._running.clear()
+
+    def _broke(self, row: _Row, count: int) -> Broke:
+        """Take out a sequence whose last `count` tokens gave no numbers, and clear its slot.
+
+        Whoever gets it next may read past its end, and what is not a number stays so even if it is masked.
+        """
+        self._cache.clear(row.slot, row.cached + count)
+        row.cached = 0
+        self.leave(row.sequence.id)
+        return row.sequence.broke(ArithmeticError("the model's output is not a number"))
 
     def _find_leader(self, row: _Row) -> None:
         """Let a prompt wait for one before it that is in prefill and begins alike, rather than compute the same."""
