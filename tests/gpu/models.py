@@ -15,7 +15,9 @@ from tests.engines.exllamav2 import cpu
 QUANTISE_TIMEOUT_S = 240
 # The converter imports what it needs only for calibration data of one's own.
 _CONVERT = """
-import importlib.util, sys, types
+import importlib.util, os, sys, torch, types
+from worker.engines.exllamav2 import requirements
+requirements.load_extension(os.environ)
 for name in ("fastparquet", "pandas"):
     if importlib.util.find_spec(name) is None:
         sys.modules[name] = types.ModuleType(name)

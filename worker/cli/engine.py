@@ -20,5 +20,6 @@ def engine(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     parser.parse_exactly(argv)
     print("Building the extension of ExLlamaV2 ...", flush=True)
     seconds = build_extension(environ, lambda done, total: print(f"{done:3} of {total} files compiled", flush=True))
-    print(f"Built in {seconds:.0f} s. `jobwire serve --engine exllamav2 --model FOLDER` can use it.")
+    done = f"Built in {seconds:.0f} s" if seconds else "It is there already"
+    print(f"{done}. `jobwire serve --engine exllamav2 --model FOLDER` can use it.")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def environ(tmp_path: Path) -> dict[str, str]:
 def packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "lacking", lambda: None)
     monkeypatch.setattr(requirements, "sees_gpu", lambda: True)
+    monkeypatch.setattr(requirements.metadata, "version", lambda name: {"torch": "2.14.1", "exllamav2": "0.3.2"}[name])
+    monkeypatch.delitem(sys.modules, requirements.EXTENSION, raising=False)
 
 
 def test_a_toolkit_is_taken_from_its_variable_the_path_or_packages(tmp_path: Path, environ: dict[str, str]) -> None:
@@ -98,14 +101,47 @@ def test_it_says_how_far_it_is(tmp_path: Path, environ: dict[str, str]) -> None:
         "import os, pathlib\n"
         "home = pathlib.Path(os.environ['CUDA_HOME'])\n"
         "assert (home / 'bin' / 'nvcc').exists() and (home / 'lib64' / 'libcudart.so').read_bytes() == b'cudart'\n"
-        "folder = pathlib.Path(os.environ['TORCH_EXTENSIONS_DIR'], 'py3_cu130', 'exllamav2_ext')\n"
-        "folder.mkdir(parents=True)\n"
+        "folder = pathlib.Path(os.environ['TORCH_EXTENSIONS_DIR'], 'exllamav2_ext')\n"
+        "assert not (folder / 'lock').exists()\n"
         "[(folder / f'{n}.o').touch() for n in range(47)]\n"
     )
     told: list[tuple[int, int]] = []
     variables = {**environ, "CUDA_HOME": str(home)}
+    file = requirements.extension(variables)
+    file.parent.mkdir(parents=True)
+    (file.parent / "lock").touch()  # torch's, of a build that was killed
     seconds = build.build(variables, lambda *progress: told.append(progress), (sys.executable, "-c", code))
     assert seconds > 0 and told[-1] == (47, 47) and told == sorted(told)
+    file.touch()
+    assert build.build(variables, lambda *_: None, (sys.executable, "-c", "raise SystemExit('built again')")) == 0.0
+
+
+@pytest.mark.usefixtures("packages")
+def test_two_do_not_build_at_once_and_nothing_goes_on_after_one_was_stopped(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """Whoever stops a build stops its compilers: here one that has a pipe open for as long as it lives."""
+    variables = {
+        **environ,
+        "CUDA_HOME": str(toolkit(tmp_path / "cuda")),
+        "PATH": os.environ["PATH"] + ":" + environ["PATH"],
+    }
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    script = f"exec 3>{pipe}; touch $TORCH_EXTENSIONS_DIR/exllamav2_ext/a.o; sleep 600"
+
+    def interrupt(done: int, _total: int) -> None:
+        if done:
+            with pytest.raises(ModelError, match="Another process builds the extension already"):
+                build.build(variables, lambda *_: None)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build.build(variables, interrupt, (sys.executable, "-c", f"import os; os.system({script!r})"))
+    os.set_blocking(read, True)
+    assert os.read(read, 1) == b"", "what it compiles with still runs"
+    os.close(read)
 
 
 @pytest.mark.usefixtures("packages")

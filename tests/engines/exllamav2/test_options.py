@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -105,17 +106,34 @@ def test_torch_is_built_without_cuda(installed: set[str], monkeypatch: pytest.Mo
     assert "torch 2.13.0+cpu is built without CUDA" in (requirements.missing() or "")
 
 
-@pytest.mark.parametrize("place", ["exllamav2_ext/exllamav2_ext.so", "py311_cu130/exllamav2_ext/exllamav2_ext.so"])
-def test_the_extension_is_built_once_by_a_command(installed: set[str], tmp_path: Path, place: str) -> None:
+def test_the_extension_is_built_once_by_a_command_for_these_versions(
+    installed: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     installed.discard(requirements.EXTENSION)
     assert "jobwire engine build" in (requirements.missing() or "")
     with pytest.raises(ModelError, match="jobwire engine build"):
         requirements.open_library(EngineSpec())
-    (tmp_path / place).parent.mkdir(parents=True)
-    (tmp_path / place).with_suffix(".o").touch()
+    file = requirements.extension(os.environ)
+    assert tmp_path in file.parents
+    file.parent.mkdir(parents=True)
+    file.with_suffix(".o").touch()
     assert requirements.missing() is not None
-    (tmp_path / place).touch()
+    file.touch()
     assert requirements.missing() is None
+    monkeypatch.setattr(metadata, "version", lambda _name: "2.14.0+cu130")
+    assert "jobwire engine build" in (requirements.missing() or "")
+
+
+def test_an_extension_that_cannot_be_loaded_says_what_to_do(installed: set[str]) -> None:
+    installed.discard(requirements.EXTENSION)
+    file = requirements.extension(os.environ)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"compiled for another machine")
+    with pytest.raises(
+        ModelError, match=r"exllamav2_ext\.so cannot be loaded: .* Remove it and run `jobwire engine build`"
+    ):
+        requirements.load_extension(os.environ)
+    assert requirements.EXTENSION not in sys.modules
 
 
 def test_gpus() -> None:

@@ -1,14 +1,17 @@
 """Builds ExLlamaV2's CUDA extension once, before anything is served: finds the compilers, or says what is missing.
 
-The library compiles its extension whenever it is imported and finds none; torch keeps the result for all later
-processes. A CUDA toolkit may be installed in the system, or come as packages (`cuda-toolkit`) into site-packages.
+The library compiles its extension when it is imported and finds none. What torch keeps of that goes into a folder for
+these versions alone. A CUDA toolkit may be installed in the system, or come as packages into site-packages.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -118,22 +121,27 @@ def build(
     """Compile the extension unless it is there already; return the seconds it took.
 
     `on_progress` hears how many files of how many are compiled. Raises ModelError with all that is missing, or with the
-    end of what the compiler said.
+    end of what the compiler said, or if another process is at it. Files that one before has compiled are kept.
     """
+    if requirements.lacking() is None and requirements.built(environ):
+        return 0.0
     toolkit = find_toolkit(environ)
     problems = obstacles(toolkit, environ)
     if problems or toolkit is None:
         raise ModelError("The extension cannot be built: " + "; ".join(problems) + ".")
     begun_s = time.monotonic()
-    with TemporaryDirectory(prefix="jobwire-cuda-") as scratch:
-        variables = _variables(toolkit, environ, Path(scratch))
-        folder = requirements.extensions(variables)
+    folder = requirements.extension(environ).parent
+    with TemporaryDirectory(prefix="jobwire-cuda-") as scratch, _alone(folder):
+        variables = _variables(toolkit, environ, Path(scratch)) | {"TORCH_EXTENSIONS_DIR": str(folder.parent)}
         with (Path(scratch) / "output").open("w+b") as output:
-            process = subprocess.Popen(command, env=variables, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603 (our own interpreter)
+            process = subprocess.Popen(  # noqa: S603 (our own interpreter)
+                command, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
             try:
                 _watch(process, folder, on_progress)
             finally:
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # compilers too
                 process.wait()
             output.seek(0)
             said = output.read().decode(errors="replace")[-OUTPUT_BYTES_SHOWN:]
@@ -142,12 +150,26 @@ def build(
     return time.monotonic() - begun_s
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """See to it that nobody else builds there. Raises ModelError if somebody does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "jobwire.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ModelError(f"Another process builds the extension already, in {folder}.") from None
+        # torch's own lock outlives a build that was killed, and makes the next one wait for ever.
+        (folder / "lock").unlink(missing_ok=True)
+        yield
+
+
 def _watch(process: subprocess.Popen[bytes], folder: Path, on_progress: Callable[[int, int], None]) -> None:
     """Wait for the process, telling what it has done whenever that grew."""
     told = -1
     while True:
         ended = process.poll() is not None
-        done = min(len({path.name for path in folder.glob(f"**/{requirements.EXTENSION}/*.o")}), SOURCES)
+        done = min(sum(1 for _ in folder.glob("*.o")), SOURCES)
         if done > told:
             told = done
             on_progress(done, SOURCES)

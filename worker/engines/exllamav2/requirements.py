@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import os
 import re
@@ -17,11 +18,12 @@ from worker.errors import ModelError
 EXTRA = 'pip install "jobwire[cuda]"'
 PACKAGES = ("torch", "exllamav2", "tokenizers", "safetensors", "rich", "PIL")
 EXTENSION = "exllamav2_ext"
+UNBUILT = "ExLlamaV2's CUDA extension is not built yet: run `jobwire engine build` once, it takes minutes"
 
 
 def missing() -> str | None:
     """Say why this engine cannot run here, None if nothing speaks against it. Imports nothing of it."""
-    return lacking() or _unbuilt()
+    return lacking() or (None if built(os.environ) else UNBUILT)
 
 
 def lacking() -> str | None:
@@ -35,15 +37,17 @@ def lacking() -> str | None:
     return None
 
 
-def extensions(environ: Mapping[str, str]) -> Path:
-    """Return the folder where torch keeps what it compiled."""
+def extension(environ: Mapping[str, str]) -> Path:
+    """Return the file that `jobwire engine build` makes for the versions that are installed, be it there or not."""
     own = environ.get("TORCH_EXTENSIONS_DIR")
-    return Path(own) if own else Path.home() / ".cache" / "torch_extensions"
+    root = Path(own) if own else Path.home() / ".cache" / "torch_extensions"
+    versions = "-".join(f"{name}-{metadata.version(name)}" for name in ("exllamav2", "torch"))
+    return root / f"{versions}-{sys.implementation.cache_tag}" / EXTENSION / f"{EXTENSION}.so"
 
 
 def open_library(spec: EngineSpec) -> None:
     """Make sure that `import exllamav2` will work, and quickly. Raises ModelError saying what is missing."""
-    reason = _absent() or _unbuilt()
+    reason = _absent() or (None if built(os.environ) else UNBUILT)
     if reason is not None:
         raise ModelError(f"{reason}.")
     _environment(spec)
@@ -53,6 +57,33 @@ def open_library(spec: EngineSpec) -> None:
         raise ModelError(f"torch {torch.__version__} is built without CUDA: install a CUDA build of torch.")
     if not torch.cuda.is_available():
         raise ModelError(f"torch {torch.__version__} for CUDA {torch.version.cuda} finds no GPU: is the driver loaded?")
+    load_extension(os.environ)
+
+
+def built(environ: Mapping[str, str]) -> bool:
+    """Tell whether the extension is there. Importing ExLlamaV2 would compile it, which is for a command of its own."""
+    return _packaged() or extension(environ).is_file()
+
+
+def load_extension(environ: Mapping[str, str]) -> None:
+    """Load what was built, after torch. Raises ModelError if that fails.
+
+    ExLlamaV2 takes what is loaded. Left to itself it would ask torch, which compiles anew when the GPUs are not those
+    that it was built on, needs compilers for asking, and waits for ever for a build that was killed.
+    """
+    if _packaged():
+        return
+    file = extension(environ)
+    loader = importlib.machinery.ExtensionFileLoader(EXTENSION, str(file))
+    spec = importlib.util.spec_from_loader(EXTENSION, loader)
+    assert spec is not None
+    try:
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+    except ImportError as error:
+        what = f"{file} cannot be loaded: {error}. Remove it and run `jobwire engine build` again."
+        raise ModelError(what) from error
+    sys.modules[EXTENSION] = module
 
 
 def sees_gpu() -> bool:
@@ -123,12 +154,6 @@ def unusable_flash_attn() -> str | None:
     return None
 
 
-def _unbuilt() -> str | None:
-    """ExLlamaV2 compiles its extension when it is imported; that takes minutes and belongs to a command of its own."""
-    if EXTENSION in sys.modules or importlib.util.find_spec(EXTENSION) is not None:
-        return None
-    folder = extensions(os.environ)
-    built = [*folder.glob(f"{EXTENSION}/{EXTENSION}.*"), *folder.glob(f"*/{EXTENSION}/{EXTENSION}.*")]
-    if any(path.suffix in (".so", ".pyd") for path in built):
-        return None
-    return "ExLlamaV2's CUDA extension is not built yet: run `jobwire engine build` once, it takes minutes"
+def _packaged() -> bool:
+    """Tell whether a package brought the extension, ready to be imported, or it is loaded already."""
+    return EXTENSION in sys.modules or importlib.util.find_spec(EXTENSION) is not None
