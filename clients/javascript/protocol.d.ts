@@ -150,7 +150,8 @@ export interface CreateFrame {
   /** What to be sent besides the end. Both if absent. (default ["narration", "token"]) */
   channels?: ("narration" | "token")[];
   /**
-   * Most frames of the job on their way without an `ack`. 0, the default, is no bound. (integer; at least 0; default 0)
+   * Most frames, of any type, on their way without an `ack`. 0, the default, is no bound. (integer; at least 0; default
+   * 0)
    */
   window?: number;
   /** Least time between token frames of the job, in ms: they get fewer and larger. (integer; at least 0; default 0) */
@@ -617,7 +618,8 @@ export interface SubscribeFrame {
   /** What to be sent besides the end. Both if absent. (default ["narration", "token"]) */
   channels?: ("narration" | "token")[];
   /**
-   * Most frames of the job on their way without an `ack`. 0, the default, is no bound. (integer; at least 0; default 0)
+   * Most frames, of any type, on their way without an `ack`. 0, the default, is no bound. (integer; at least 0; default
+   * 0)
    */
   window?: number;
   /** Least time between token frames of the job, in ms: they get fewer and larger. (integer; at least 0; default 0) */

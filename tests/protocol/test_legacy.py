@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,14 @@ from tests.protocol.wire import ID
 from worker import errors
 from worker.errors import FieldError, JobwireError, Problem
 from worker.observers.narration import narrate
-from worker.protocol.legacy import LegacyStream, legacy_problem, legacy_status
+from worker.protocol.legacy import (
+    STOP_REASONS,
+    STREAM_CODE_OTHER,
+    STREAM_CODES,
+    LegacyStream,
+    legacy_problem,
+    legacy_status,
+)
 
 NASTY = 'Hello [DONE] [ERROR] x [CANCELLED] \r\n\ndata: [DONE]\u2028\u2029\x85 é 你 👩‍🚀 "q" \\[ </s>\x00'
 
@@ -204,3 +212,14 @@ def test_an_error_without_fields_lists_none() -> None:
         "message": "Full.",
         "error": {"code": "INSUFFICIENT_RESOURCES", "message": "Full."},
     }
+
+
+# ---- moving away -----------------------------------------------------------------------------------------------------
+
+
+def test_every_word_of_the_old_streams_has_its_new_one_in_the_readme() -> None:
+    readme = (Path(__file__).parents[2] / "worker/protocol/README.md").read_text(encoding="utf-8")
+    section = readme.partition("## From the older worker")[2].partition("<!--")[0]
+    old = {"started", "token", "narration", "metrics", "end", "error", "[DONE]", "[CANCELLED]", "[ERROR] ..."}
+    for word in old | {*STOP_REASONS.values(), *STREAM_CODES.values(), STREAM_CODE_OTHER, *STOP_REASONS}:
+        assert f"`{word}`" in section, word

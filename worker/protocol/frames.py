@@ -33,7 +33,7 @@ Channels: TypeAlias = Annotated[
     frozenset[Channel], Meta(description="What to be sent besides the end. Both if absent.")
 ]
 Window: TypeAlias = Annotated[
-    int, Meta(ge=0, description="Most frames of the job on their way without an `ack`. 0, the default, is no bound.")
+    int, Meta(ge=0, description="Most frames, of any type, on their way without an `ack`. 0, the default, is no bound.")
 ]
 CoalesceMs: TypeAlias = Annotated[
     int, Meta(ge=0, description="Least time between token frames of the job, in ms: they get fewer and larger.")

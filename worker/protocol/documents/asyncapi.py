@@ -18,7 +18,8 @@ CHANNEL = "socket"
 
 DESCRIPTION = """\
 One socket carries any number of jobs. Frames are JSON objects, one per text message, told apart by `type`; ignore types
-and fields that you do not know. Every request gets one reply, `accepted` or `error`, unless success needs none.
+and fields that you do not know, as the worker does. Every request gets one reply, `accepted` or `error`, unless success
+needs none; a job's events come after the reply.
 
 Every event of a job has a `cursor`. After a cut, send the same `create` again with `after`: the job goes on where you
 were, and no event is missed or seen twice. The same jobs can be followed over HTTP (see `/docs`).

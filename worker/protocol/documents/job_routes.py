@@ -103,9 +103,9 @@ ITEM: Value = {
 }
 SSE_URL = f"/v1/jobs/{corpus.ID}/stream"
 STREAM_TEXT = (
-    "Unnamed events, one frame each: `id` is the cursor, `data` the frame in JSON. After `end` the response ends. "
-    "A comment breaks long silences. If the cursor is of a log that is gone, the stream begins with `StreamReset` "
-    "and tells the job from its start."
+    "Unnamed events, one frame each: `id` is the cursor, `data` the frame in JSON, in one line. After `end` the "
+    "response ends. A comment breaks long silences. If the cursor is of a log that is gone, the stream begins with "
+    "`StreamReset` and tells the job from its start."
 )
 LEGACY_TEXT = (
     "A client whose `Accept` names neither JSON nor events is taken for one of the older worker, and gets that "
@@ -120,7 +120,8 @@ JOB_ROUTES: tuple[Route, ...] = (
         name="createJob",
         summary="Create a job",
         text="The body is what `create` is over a WebSocket, and the job can be followed there as well. With "
-        f"`Accept: text/event-stream` the answer is the stream itself. {LEGACY_TEXT}",
+        "`Accept: text/event-stream` the answer is the stream itself, and every event has the `job_id`. After a cut, "
+        f"repeat the request with `after`, or get the job's stream. {LEGACY_TEXT}",
         params=(IDEMPOTENCY_KEY, CORRELATION_ID),
         body="CreateBody",
         key=True,
@@ -215,7 +216,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         tag="Older clients",
         name="createLegacyJob",
         summary="Create a job, as clients of the older worker do",
-        text="Use `POST /v1/jobs`. Unknown fields are ignored.",
+        text="Use `POST /v1/jobs`. The body is the same, and unknown fields are ignored.",
         body="CreateBody",
         key=True,
         deprecated=True,
