@@ -14,6 +14,7 @@ import struct
 from typing import Any
 
 import hypercorn.protocol.h11 as h11_protocol
+from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.protocol.events import Data, EndBody, Event, Response, StreamClosed
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WSStream
 from wsproto.connection import ConnectionState
@@ -21,6 +22,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessag
 from wsproto.frame_protocol import CloseReason
 
 from worker.transports.direct import DirectStream, transport_of, write_now
+from worker.transports.inbox import spawn_app
 
 LAST_WORD_S = 3.0
 """How long a client may go on after it was told 1009. If nobody read on, a reset would overtake the close frame."""
@@ -33,6 +35,7 @@ HEAD_16, HEAD_64 = struct.Struct("!BBH"), struct.Struct("!BBQ")
 def install() -> None:
     """Let Hypercorn use it, from now on."""
     h11_protocol.WSStream = StrictStream  # type: ignore[assignment, attr-defined]  # not exported
+    TaskGroup.spawn_app = spawn_app  # type: ignore[assignment]
     h11_protocol.HTTPStream = DirectStream  # type: ignore[assignment, attr-defined]  # not exported
     h11_protocol.H11Protocol._check_protocol = _stay_with_http1  # type: ignore[method-assign, assignment]  # noqa: SLF001
 
