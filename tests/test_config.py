@@ -291,6 +291,24 @@ def test_an_unknown_key_in_the_file_is_refused_with_the_likeliest_one(toml: Path
     assert refusal(["--config", str(toml)]) == f"slot (a key in {toml}) is not a setting. Did you mean slots?"
 
 
+def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting() -> None:
+    environ = {
+        "JOBWIRE_SERVICE_HOST": "10.0.0.1",
+        "JOBWIRE_SERVICE_PORT": "80",
+        "JOBWIRE_SERVICE_PORT_HTTP": "80",
+        "JOBWIRE_PORT": "tcp://10.0.0.1:80",
+        "JOBWIRE_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "JOBWIRE_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    assert load([], environ) == load([], {})
+    assert refusal([], environ | {"JOBWIRE_SERVICES": "1"}).startswith("JOBWIRE_SERVICES (a variable")
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(toml: Path) -> None:
+    toml.write_bytes(b"\xef\xbb\xbfslots = 3\r\n")
+    assert load(["--config", str(toml)], {}).slots == 3
+
+
 def test_a_missing_or_broken_file_is_refused(toml: Path) -> None:
     assert refusal(["--config", str(toml)]) == (f"The settings file {toml} cannot be read: No such file or directory.")
     toml.write_text("port 80", encoding="utf-8")

@@ -238,8 +238,8 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> int:
 
     `announce` tells the operator a line. It neither waits nor fails.
     """
+    settings = listener.fit_open_files(settings)
     listening = listener.open_socket(settings)
-    listener.allow_open_files(settings)
     return await Worker(settings, announce).run(listening)
 
 

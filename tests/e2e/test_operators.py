@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,6 +21,8 @@ from tests.server import descendants, wait_until
 LINES = 500
 """More lines of the log than a pipe takes."""
 
+FILES = 96
+
 NOWHERE = {
     "no standard files": "<&- >&- 2>&-",
     "a full disk": ">/dev/full 2>/dev/full",
@@ -29,11 +32,11 @@ NOWHERE = {
 
 
 @contextmanager
-def _worker(around: str, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """Run a worker that a shell starts with `around` behind the command; its process, and a client."""
+def _worker(*flags: str, before: str = ":", after: str = "") -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """Run a worker that a shell starts, with such text before and after the command; its process, and a client."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    line = f'exec "$0" -m worker serve --port {port} "$@" {around}'
+    line = f'{before}; exec "$0" -m worker serve --port {port} "$@" {after}'
     command = ["bash", "-c", line, sys.executable, *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
@@ -60,9 +63,9 @@ def _count(client: httpx.Client) -> str:
     return "".join(frame["text"] for frame in frames if frame["type"] == "token")
 
 
-@pytest.mark.parametrize("around", NOWHERE.values(), ids=NOWHERE)
-def test_a_worker_that_cannot_print_serves_on(around: str) -> None:
-    with _worker(around, "--engine-restart-backoff-s", "0.05") as (process, client):
+@pytest.mark.parametrize("after", NOWHERE.values(), ids=NOWHERE)
+def test_a_worker_that_cannot_print_serves_on(after: str) -> None:
+    with _worker("--engine-restart-backoff-s", "0.05", after=after) as (process, client):
         for _ in range(LINES):
             client.get("/v1/jobs/there-is-no-such-job")
         assert _count(client) == expected_count(1, 9)
@@ -74,3 +77,28 @@ def test_a_worker_that_cannot_print_serves_on(around: str) -> None:
         assert _count(client) == expected_count(1, 9)
         process.terminate()
         assert process.wait(60) == 0
+
+
+def test_when_files_run_out_connections_wait_and_the_log_stays_short() -> None:
+    with _worker(before=f"ulimit -n {FILES}") as (process, client):
+        with ExitStack() as held:
+            for _ in range(FILES):
+                held.enter_context(socket.create_connection((client.base_url.host, client.base_url.port)))
+            wait_until("no file to be left", lambda: len(list(Path(f"/proc/{process.pid}/fd").iterdir())) >= FILES - 1)
+        assert _count(client) == expected_count(1, 9)
+        process.terminate()
+        assert process.wait(60) == 0
+        assert process.stdout is not None
+        lines = process.stdout.read().splitlines()
+    assert len(lines) < 20
+    assert sum(b"No connection can be accepted now: Too many open files" in line for line in lines) == 1
+    assert sum(b'"connections_max": 32' in line for line in lines) == 1
+
+
+def test_without_files_for_connections_it_does_not_start() -> None:
+    line = 'ulimit -n 64; exec "$0" -m worker serve --port 0'
+    done = subprocess.run(["bash", "-c", line, sys.executable], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        "jobwire: Only 64 files may be open here, of 4160 that are needed. Allow more: ulimit"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -14,6 +15,9 @@ from worker.config.settings import GROUPS, Settings
 from worker.errors import ConfigError
 
 CONFIG_FLAG, CONFIG_VARIABLE = "--config", "JOBWIRE_CONFIG"
+
+# What Kubernetes tells every pod of a service that is called jobwire. So it does by JOBWIRE_PORT, as an URL.
+SERVICE_LINK = re.compile(r"JOBWIRE_(SERVICE_(HOST|PORT)|PORT_\d+_)")
 
 # Flags of older launchers, with the setting that each sets now.
 LEGACY_FLAGS = {"--hive-url": "queen_url", "--model-ref": "model"}
@@ -127,6 +131,8 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Given]:
     variables = {setting.variable: name for name, setting in schema().items()}
     given = {}
     for variable, text in environ.items():
+        if SERVICE_LINK.match(variable) or (variable == schema()["port"].variable and "://" in text):
+            continue
         if variable in variables:
             given[variables[variable]] = Given(text, f"from the variable {variable}", textual=True)
         elif variable.startswith("JOBWIRE_") and variable != CONFIG_VARIABLE:
@@ -137,7 +143,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Given]:
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """Return the table in a file; `what` the file is called in errors. Raises ConfigError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"The {what} {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

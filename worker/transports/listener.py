@@ -7,10 +7,14 @@ the kernel buffers for a slow reader, cut a stalled one, and find a peer that va
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import math
 import resource
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
@@ -28,23 +32,27 @@ BACKLOG = 2048
 FILES_BESIDE_CONNECTIONS = 64
 """Files that the worker has open besides one per connection, rounded up."""
 
+FILES_TOLD_EVERY_S = 60.0
 LAST_WORD_S = 3.0
 """How much longer than a stalled client its socket lives: it may still read why it was given up."""
 
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 3
 
+logger = logging.getLogger(__name__)
+
 
 def open_socket(settings: Settings) -> socket.socket:
     """Bind and return the listening socket. Raises ConfigError if the address cannot be bound."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _set_inherited_options(listening, settings)
-        listening.bind((settings.host, settings.port))
-        listening.listen(BACKLOG)
+        with ExitStack() as on_error:
+            listening = on_error.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _set_inherited_options(listening, settings)
+            listening.bind((settings.host, settings.port))
+            listening.listen(BACKLOG)
+            on_error.pop_all()
     except OSError as error:
-        listening.close()
         raise ConfigError(
             f"Cannot listen on {settings.host} port {settings.port}: {error.strerror or error}. "
             "Choose another with --host and --port; --port 0 takes a free one."
@@ -73,13 +81,28 @@ def files_needed(settings: Settings) -> int:
     return settings.connections_max + FILES_BESIDE_CONNECTIONS
 
 
-def allow_open_files(settings: Settings) -> None:
-    """Raise the soft limit of open files to what the connections need, as far as the hard limit allows."""
+def fit_open_files(settings: Settings) -> Settings:
+    """Raise the soft limit of open files to what the connections need, as far as the hard limit allows.
+
+    Return the settings, with fewer connections if there are not files for all. Raises ConfigError if there are none.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = files_needed(settings)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    room = allowed - FILES_BESIDE_CONNECTIONS
+    if room < 1:
+        raise ConfigError(
+            f"Only {allowed} files may be open here, of {wanted} that are needed. "
+            f"Allow more: ulimit -n {wanted}, or LimitNOFILE={wanted} in a systemd unit."
+        )
+    if room < settings.connections_max:
+        logger.warning(
+            "files_scarce", extra={"files_allowed": allowed, "files_needed": wanted, "connections_max": room}
+        )
+    return replace(settings, connections_max=min(room, settings.connections_max))
 
 
 async def serve(
@@ -104,7 +127,7 @@ async def serve(
     config.graceful_timeout = 0.5
     config.shutdown_timeout = 2.0
     cut_connections = _remember_connections()
-    asyncio.get_running_loop().set_exception_handler(_report)
+    asyncio.get_running_loop().set_exception_handler(_Reporter())
 
     async def shut_down() -> None:
         await shutdown_trigger()
@@ -113,13 +136,25 @@ async def serve(
     await hypercorn_serve(app, config, shutdown_trigger=shut_down)
 
 
-def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Let asyncio report what goes wrong in a callback, but not that a connection's task was cancelled at shutdown.
+class _Reporter:
+    """Lets asyncio report what goes wrong in a callback, but for two things.
 
-    Streams of Python 3.11 ask a cancelled task for its exception, which raises.
+    Streams of Python 3.11 ask the task of a connection for its exception, which raises if it was cancelled at shutdown.
+    And when files run out, asyncio reports that for each connection that could be waiting, thousands of times per
+    second: it is told now and then.
     """
-    if not isinstance(context.get("exception"), asyncio.CancelledError):
-        loop.default_exception_handler(context)
+
+    def __init__(self) -> None:
+        self._told_s = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            if loop.time() - self._told_s > FILES_TOLD_EVERY_S:
+                self._told_s = loop.time()
+                logger.error("No connection can be accepted now: %s", error.strerror)
+        elif not isinstance(error, asyncio.CancelledError):
+            loop.default_exception_handler(context)
 
 
 def _remember_connections() -> Callable[[], None]:
