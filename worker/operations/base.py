@@ -125,8 +125,7 @@ def field_error(error: msgspec.ValidationError, pointer: str = "") -> FieldError
 def _in_words(reason: str) -> str:
     """Return what msgspec says in the words of JSON: "Expected `float` <= 2.0" is "Expected a number, at most 2"."""
     reason = re.sub("`([a-z]+(?: [|] [a-z]+)*)`", lambda found: _types(found[1]) or found[0], reason)
-    reason = re.sub(r" (of length )?([<>]=?) (\S+?)(?:\.0)?$", _bound, reason)
-    return reason
+    return re.sub(r" (of length )?([<>]=?) (\S+?)(?:\.0)?$", _bound, reason)
 
 
 def _types(names: str) -> str:
