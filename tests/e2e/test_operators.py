@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from socket import create_connection, create_server
 
 import httpx
 import pytest
 
-from tests.e2e.client import counting, expected_count
-from tests.server import descendants, wait_until
+from tests.e2e.client import Socket, counting, expected_count
+from tests.readme import sample
+from tests.server import alive, descendants, serving, wait_until
+from worker.cli import EXIT_USAGE
+from worker.config import Settings
+from worker.transports.listener import files_needed
 
 LINES = 500
 """More lines of the log than a pipe takes."""
@@ -34,7 +39,7 @@ NOWHERE = {
 @contextmanager
 def _worker(*flags: str, before: str = ":", after: str = "") -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
     """Run a worker that a shell starts, with such text before and after the command; its process, and a client."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     line = f'{before}; exec "$0" -m worker serve --port {port} "$@" {after}'
     command = ["bash", "-c", line, sys.executable, *flags]
@@ -83,7 +88,7 @@ def test_when_files_run_out_connections_wait_and_the_log_stays_short() -> None:
     with _worker(before=f"ulimit -n {FILES}") as (process, client):
         with ExitStack() as held:
             for _ in range(FILES):
-                held.enter_context(socket.create_connection((client.base_url.host, client.base_url.port)))
+                held.enter_context(create_connection((client.base_url.host, client.base_url.port)))
             wait_until("no file to be left", lambda: len(list(Path(f"/proc/{process.pid}/fd").iterdir())) >= FILES - 1)
         assert _count(client) == expected_count(1, 9)
         process.terminate()
@@ -102,3 +107,40 @@ def test_without_files_for_connections_it_does_not_start() -> None:
     assert done.stderr.startswith(
         "jobwire: Only 64 files may be open here, of 4160 that are needed. Allow more: ulimit"
     )
+
+
+# ---- systemd ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    unit = tmp_path / "jobwire.service"
+    text = sample("ini", "[Service]")
+    assert "/opt/jobwire/.venv/bin/jobwire serve" in text
+    unit.write_text(text.replace("/opt/jobwire/.venv/bin/jobwire", f"{sys.executable} -m worker"))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_unit_suits_the_defaults() -> None:
+    text, defaults = sample("ini", "[Service]"), Settings()
+    said = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    assert int(said["LimitNOFILE"]) >= files_needed(defaults)
+    # After the drain connections flush, and the engine is closed.
+    assert float(said["TimeoutStopSec"]) >= defaults.drain_timeout_s + 10
+    assert said["RestartPreventExitStatus"] == str(EXIT_USAGE)
+
+
+async def test_a_signal_to_all_processes_drains_too() -> None:
+    """Ctrl-C in a terminal, containers and other KillModes of systemd do that."""
+    with serving() as server:
+        async with Socket(server) as socket:
+            job_id = await socket.create(**counting(1, 290))
+            await socket.until(lambda: bool(socket.readings[job_id].tokens))
+            family = server.engine_pids()
+            for pid in (server.process.pid, *family):
+                os.kill(pid, signal.SIGTERM)
+            await socket.finish()
+        assert server.process.wait(60) == 0
+        assert not any(map(alive, family))
+    assert socket.readings[job_id].text() == expected_count(1, 290)
