@@ -15,6 +15,7 @@ from tests.server import Server
 
 Visit = Callable[..., Playground]
 COUNT = {"temperature": 0, "max_tokens": 1500}
+JSON = {"Accept": "application/json"}
 
 
 # ---- one job ---------------------------------------------------------------------------------------------------------
@@ -97,6 +98,23 @@ def test_changes_of_state_are_announced_and_tokens_are_not(visit: Visit, worker_
     at.run_many(6, count_prompt(1, 9), **COUNT)
     at.wait_summary("7 done")
     expect(at.page.locator("#announcer")).to_have_text("7 done")
+
+
+def test_a_job_that_fails_says_why_and_where_it_ended(visit: Visit, worker_url: str) -> None:
+    at = visit(worker_url)
+    at.run("fox " * 4000)
+    expect(at.badge()).to_have_text("Failed")
+    expect(at.card().locator(".note.error")).to_contain_text("The prompt has")
+    (end,) = at.frames("end")
+    expect(at.card().locator(".note.error .cursor")).to_have_attribute("data-at", end["cursor"].split("-")[1])
+
+
+def test_a_deadline_that_passes_is_told_as_such(visit: Visit, server: Server) -> None:
+    with server.frozen_engine():
+        answer = server.post("/v1/jobs", {"prompt": "Hi", "deadline_ms": 50, "detach": True}, headers=JSON).json()
+        at = visit(f"{server.url}/#watch={answer['sse_url']}")
+        expect(at.page.locator(".badge")).to_have_text("Expired")
+    expect(at.page.locator(".note.error")).to_contain_text("deadline")
 
 
 # ---- what can be done to a job ---------------------------------------------------------------------------------------

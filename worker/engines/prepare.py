@@ -106,4 +106,6 @@ def _check_healing(generation: Generation) -> None:
 
 
 def _refusal(pointer: str, detail: str) -> InvalidParams:
-    return InvalidParams(f"{pointer[1:]} {detail}.", errors=(FieldError(pointer, detail),))
+    # A prompt is a conversation of one message here: its author need not know.
+    subject = "The prompt" if pointer in ("/prompt", "/messages") else pointer[1:]
+    return InvalidParams(f"{subject} {detail}.", errors=(FieldError(pointer, detail),))

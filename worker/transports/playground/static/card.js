@@ -63,7 +63,8 @@ export class Card {
         if (state.state !== before) onchange();
       }
     } catch (error) {
-      if (state.live) state.fail(error); // else the end has told it already
+      if (job.end) state.take(job.end); // it says more than the error
+      if (state.live) state.fail(error);
       this.take(null);
       throw error;
     }
@@ -152,7 +153,7 @@ export class Card {
 
   #showError({code, detail}) {
     if (this.flow.querySelector(".error")) return;
-    this.flow.append(el("p", {className: "note error"}, `${detail ?? "It failed."} (${code})`));
+    this.flow.append(el("p", {className: "note error"}, `${detail ?? "It failed."} (${code})`, this.cursor));
   }
 
   #buttons() {
