@@ -13,9 +13,9 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-import regex
 
 from worker.engines.gguf import Gguf
+from worker.engines.names import finder
 from worker.engines.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from worker.errors import ModelError
 
@@ -85,9 +85,9 @@ class Bpe:
         self.token_text_max = max(len(data or tokens[i].encode()) for i, data in enumerate(self._bytes))
         self._byte_ids = self._bytes_to_ids()
         self._merges = self._pairs(merges)
-        self._names = {False: _names(tokens[i] for i in verbatim)}
+        self._names = {False: finder(tokens[i] for i in verbatim)}
         self.special_names = frozenset(tokens[i] for i in self.special_ids if types[i] != UNUSED)
-        self._names[True] = _names((*(tokens[i] for i in verbatim), *self.special_names))
+        self._names[True] = finder((*(tokens[i] for i in verbatim), *self.special_names))
         self._cached = lru_cache(WORDS_CACHED_MAX)(self._word)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
@@ -224,9 +224,3 @@ def _decoded(text: str) -> bytes:
         return bytes([BYTES[character] for character in text])
     except KeyError:
         return text.encode()
-
-
-def _names(texts: Iterable[str]) -> regex.Pattern[str] | None:
-    """An expression that finds any of these names, the longest first."""
-    names = sorted({text for text in texts if text}, key=len, reverse=True)
-    return regex.compile("|".join(map(regex.escape, names))) if names else None

@@ -7,12 +7,12 @@ names within a message are marked first, and the text is cut there before it is 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
 
+from worker.engines.names import finder
 from worker.events import Message
 
 QUOTED_ROLES = frozenset({"user", "tool"})
@@ -26,9 +26,8 @@ class Quoting:
     """Marks names of control tokens in messages. Names of one character cannot be cut, and are left alone."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
-        # Looked at from every character, because names can overlap; only the character itself is taken.
-        self._name = re.compile(f"(?s)(?=(?:{'|'.join(map(re.escape, longest_first))}))(.)") if longest_first else None
+        # Their first characters alone, because names can overlap.
+        self._name = finder((name for name in names if len(name) > 1), whole=False)
 
     def mark(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str | None]:
         """Return messages in which names are broken by a mark, and the mark; None where there was nothing to break."""
@@ -40,7 +39,7 @@ class Quoting:
         def broken(message: Message) -> Message:
             if not _is_quoted(message):
                 return message
-            return msgspec.structs.replace(message, content=name.sub(rf"\1{mark}", message.content))
+            return msgspec.structs.replace(message, content=name.sub(rf"\g<0>{mark}", message.content))
 
         return tuple(map(broken, messages)), mark
 
