@@ -107,6 +107,10 @@ def test_help_of_serve_fits_the_terminal() -> None:
 # ---- serve -----------------------------------------------------------------------------------------------------------
 
 
+def test_an_unknown_flag_leads_to_the_help_of_its_own_command() -> None:
+    assert refusal("bench", "--zzz") == "--zzz (a flag) is not a setting. `jobwire bench --help` lists all."
+
+
 def test_a_wrong_setting_is_refused_before_anything_starts() -> None:
     assert refusal("serve", "--prot", "1") == "--prot (a flag) is not a setting. Did you mean --port?"
     assert "must be a whole number" in refusal("serve", JOBWIRE_SLOTS="many")
@@ -279,6 +283,21 @@ def test_run_ends_quietly_when_nobody_reads() -> None:
     assert process.stderr.read() == b""
     assert process.wait(TIMEOUT_S) == EXIT_PIPE
     process.stderr.close()
+
+
+@pytest.mark.parametrize("command", ["--help", "run hello", "doctor", "schema openapi"])
+def test_a_full_disk_is_named(command: str) -> None:
+    line = [sys.executable, "-m", "worker", *command.split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            line, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False
+        )
+    assert done.returncode == EXIT_FAILED
+    assert done.stderr == "jobwire: The output cannot be written: No space left on device.\n"
+
+
+def test_a_character_that_the_terminal_lacks_is_spelt() -> None:
+    assert "a\\u20acb.gguf" in jobwire("doctor", "--model", "a\u20acb.gguf", PYTHONIOENCODING="ascii").stdout
 
 
 # ---- doctor ----------------------------------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ argument; 130 interrupted by Ctrl-C; 141 whoever read the output is gone (as in 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from difflib import get_close_matches
 from io import TextIOWrapper
 from typing import TypeAlias
@@ -43,17 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, `sys.argv` without `argv`; return the exit code."""
     _prepare_standard_files()
     try:
-        return _dispatch(sys.argv[1:] if argv is None else argv, os.environ)
+        with ExitStack() as at_end:
+            # Here, not when the interpreter ends: it may fail.
+            at_end.callback(sys.stdout.flush)
+            return _dispatch(sys.argv[1:] if argv is None else argv, os.environ)
     except (ConfigError, InvalidParams) as error:
         return _complain(error, EXIT_USAGE)
     except JobwireError as error:
         return _complain(error, EXIT_FAILED)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Nobody reads any more. The interpreter flushes once more at exit: let that go nowhere.
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+            raise
+        # The interpreter flushes once more when it ends: let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
+        if error.errno == errno.EPIPE:
+            return EXIT_PIPE
+        return _complain(JobwireError(f"The output cannot be written: {error.strerror}."), EXIT_FAILED)
 
 
 def _prepare_standard_files() -> None:
