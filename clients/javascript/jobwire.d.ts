@@ -40,7 +40,7 @@ export interface Credit {
 export interface WatchParams extends Credit {
   /** Go on from this cursor; never runs a job again. */
   after?: string;
-  /** Aborting cancels the job, and reading rejects with the signal's reason. */
+  /** Aborting cancels the job, unless it is closed, and reading rejects with the signal's reason. */
   signal?: AbortSignal;
   channels?: CreateBody["channels"];
 }
@@ -119,9 +119,9 @@ export interface Jobwire {
 /** Return a client for the worker at `url` (http, https, ws or wss; in a page by default its own origin). */
 export function connect(url?: string, options?: Options): Jobwire;
 
-export interface WatchOptions extends Omit<WatchParams, "channels">, Options {
-  /** A constructor like the browser's. Without one it is `fetch`. */
-  EventSource?: new (url: string) => any;
+export interface WatchOptions extends Omit<WatchParams, "channels" | "signal">, Omit<Options, "transport"> {
+  /** Aborting stops watching, and reading rejects with the signal's reason. The job goes on. */
+  signal?: AbortSignal;
 }
 
 /** Watch a job by its `sse_url`, which may carry a ticket in place of a key: a share link. It can be read only. */

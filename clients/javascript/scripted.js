@@ -59,14 +59,14 @@ export class Link {
     this.#write(TEXT, Buffer.from(text));
   }
 
-  /** Wait for the next frame, which must be of this type. */
+  /** Wait for the next frame, which must be of this type if one is given. */
   async receive(type) {
     while (!this.#frames.length) {
       await Promise.race([new Promise((resolve) => this.#waiting.push(resolve)), this.closed]);
       if (this.#socket.destroyed && !this.#frames.length) throw new Left();
     }
     const frame = this.#frames.shift();
-    assert.equal(frame.type, type, JSON.stringify(frame));
+    assert.equal(frame.type, type ?? frame.type, JSON.stringify(frame));
     return frame;
   }
 
@@ -124,10 +124,10 @@ export class Link {
 class Left extends Error {}
 
 /**
- * Serve until the test ends. WebSocket connections go to `sockets` in order, the last script serves all the rest; HTTP
- * requests go to `requests` in order. Each request is {method, url, headers, body, response}.
+ * Serve until the test ends. WebSocket connections go to `sockets` in order, the last script serves all the rest; the
+ * first `refuseSockets` are refused. HTTP requests go to `requests` in order, each is {method, url, headers, body, response}.
  */
-export async function scripted(test, {sockets = [], requests = [], hello = {}, greets = true, refuseSockets = false}) {
+export async function scripted(test, {sockets = [], requests = [], hello = {}, greets = true, refuseSockets = 0}) {
   const seen = {links: [], upgrades: [], requests: [], url: ""};
   const failures = [];
   const open = new Set();
@@ -150,7 +150,7 @@ export async function scripted(test, {sockets = [], requests = [], hello = {}, g
   server.on("connection", (socket) => open.add(socket.on("error", () => {})));
   server.on("upgrade", async (request, socket) => {
     seen.upgrades.push(request);
-    if (refuseSockets) return socket.end("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
+    if (seen.upgrades.length <= refuseSockets) return socket.end("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
     const accept = createHash("sha1").update(request.headers["sec-websocket-key"] + GUID).digest("base64");
     const head = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"];
     head.push(`Sec-WebSocket-Accept: ${accept}`, "Sec-WebSocket-Protocol: jobwire.v1", "", "");

@@ -6,7 +6,6 @@ import {suite, test} from "node:test";
 import {connect, watch} from "./jobwire.js";
 import {ID, NO_WEBSOCKET, OTHER, client, created, end, eventsOf, scripted, silent, sse, streams, token} from "./scripted.js";
 
-const NO_EVENTSOURCE = globalThis.EventSource ? false : "run it with --experimental-eventsource";
 const over = {transport: "sse"};
 
 /** A function for keys that counts: key-1, key-2 and so on. */
@@ -198,6 +197,21 @@ suite("Credit", {skip: NO_WEBSOCKET, timeout: 30_000}, () => {
     assert.equal(await text, "123");
   });
 
+  test("a page that is not seen is read by the clock, and no paints pile up", async (t) => {
+    const waiting = new Set();
+    Object.assign(globalThis, {
+      requestAnimationFrame: (callback) => waiting.add(callback).size,
+      cancelAnimationFrame: () => waiting.clear(),
+    });
+    t.after(() => {
+      delete globalThis.requestAnimationFrame;
+      delete globalThis.cancelAnimationFrame;
+    });
+    const peer = await scripted(t, {requests: [created, streams(token(1, "a"), end(2))]});
+    assert.equal(await client(t, peer.url, {...over, frames: "paint"}).run("Hi", {job_id: ID}).text(), "a");
+    assert.equal(waiting.size, 0);
+  });
+
   test("where nothing is painted, paint goes by the clock; over SSE too", async (t) => {
     const peer = await scripted(t, {requests: [created, streams(token(1, "a"), token(2, "b"), end(3))]});
     const jw = client(t, peer.url, {...over, frames: "paint"});
@@ -376,79 +390,63 @@ suite("Moving away", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
   });
 });
 
-for (const kind of ["EventSource", "fetch"]) {
-  suite(`A share link over ${kind}`, {skip: kind === "fetch" ? false : NO_EVENTSOURCE, timeout: 20_000}, () => {
-    const options = kind === "fetch" ? {EventSource: undefined, backoffMs: [1, 10]} : {};
-    const watched = (peer, more) => watch(`${peer.url}/v1/jobs/${ID}/stream?ticket=t%2B`, {...options, ...more});
-    const ask = ({url, headers}) => [new URL(url, "http://x").searchParams.get("ticket"), headers["last-event-id"]];
+suite("Share links", {timeout: 20_000}, () => {
+  const watched = (peer, more) => watch(`${peer.url}/v1/jobs/${ID}/stream?ticket=t%2B`, {backoffMs: [1, 10], ...more});
+  const ask = ({url, headers}) => [new URL(url, "http://x").searchParams.get("ticket"), headers["last-event-id"]];
 
-    test("is read to its end through a cut", async (t) => {
-      const peer = await scripted(t, {requests: [
-        streams({type: "narration", job_id: ID, cursor: "e-1", human: "First."}, token(2, "Hel")),
-        streams(token(3, "lo"), end(4)),
-      ]});
-      const job = watched(peer);
-      assert.equal((await job.waitAccepted()).id, ID);
-      assert.equal((await eventsOf(job))[0].human, "First.");
-      assert.deepEqual([await job.text(), job.cursor, job.end.status], ["Hello", "e-4", "completed"]);
-      assert.deepEqual(peer.requests.map(ask), [["t+", undefined], ["t+", "e-2"]]);
-    });
-
-    test("at the end already it has nothing to say", async (t) => {
-      const none = ({response}) => response.writeHead(204).end();
-      const peer = await scripted(t, {requests: [none, none]});
-      assert.deepEqual(await eventsOf(watched(peer, {after: "e-9"})), []);
-      const [first, last] = [peer.requests[0], peer.requests.at(-1)];
-      assert.equal(new URL(first.url, "http://x").searchParams.get("after"), kind === "fetch" ? null : "e-9");
-      assert.deepEqual(ask(last), ["t+", "e-9"]);
-    });
-
-    test("with a ticket that is refused it says so", async (t) => {
-      const body = JSON.stringify({code: "unauthorized", status: 401, detail: "No."});
-      const refuse = ({response}) => response.writeHead(401).end(body);
-      const peer = await scripted(t, {requests: [refuse, refuse]});
-      await assert.rejects(watched(peer).text(), {name: "Refused", code: "unauthorized"});
-    });
-
-    // Over fetch TCP holds the worker back: that is tested with SSE.
-    if (kind === "EventSource") test("is put down while nobody reads it", async (t) => {
-      let sent = 0;
-      const serve = async ({url, headers, response}) => {
-        const after = headers["last-event-id"] ?? new URL(url, "http://x").searchParams.get("after") ?? "e-0";
-        response.writeHead(200, {"Content-Type": "text/event-stream"});
-        for (let n = Number(after.slice(2)) + 1; n <= 3_000 && !response.destroyed; n++) {
-          const padding = "x".repeat(10_000); // more than any buffer between us takes
-          if (!response.write(sse(token(n, `${n} `, {padding})))) await Promise.race([once(response, "drain"), left(response)]);
-          sent = n;
-        }
-        response.end(sse(end(3_001)));
-      };
-      const left = (response) => once(response, "close");
-      const peer = await scripted(t, {requests: Array(1_000).fill(serve)});
-      const job = watched(peer, {unreadBytesMax: 20_000});
-      await job.waitAccepted();
-      await left(peer.requests[0].response);
-      assert(sent < 3_000, "everything was read though nobody asked");
-      const numbers = (await job.text()).trim().split(" ").map(Number);
-      assert.deepEqual(numbers, Array.from({length: 3_000}, (_, i) => i + 1));
-    });
-
-    test("is left when it is closed", async (t) => {
-      let left;
-      const peer = await scripted(t, {requests: [({response}) => {
-        left = once(response, "close");
-        response.writeHead(200, {"Content-Type": "text/event-stream"}).write(sse(token(1, "a")));
-      }]});
-      const job = watched(peer);
-      for await (const _ of job) break;
-      job.close();
-      await left;
-      assert.deepEqual(await eventsOf(job), []);
-    });
+  test("one is read to its end through a cut", async (t) => {
+    const peer = await scripted(t, {requests: [
+      streams({type: "narration", job_id: ID, cursor: "e-1", human: "First."}, token(2, "Hel")),
+      streams(token(3, "lo"), end(4)),
+    ]});
+    const job = watched(peer);
+    assert.equal((await job.waitAccepted()).id, ID);
+    assert.equal((await eventsOf(job))[0].human, "First.");
+    assert.deepEqual([await job.text(), job.cursor, job.end.status], ["Hello", "e-4", "completed"]);
+    assert.deepEqual(peer.requests.map(ask), [["t+", undefined], ["t+", "e-2"]]);
   });
-}
 
-suite("Share links", () => {
+  test("at the end already it has nothing to say", async (t) => {
+    const peer = await scripted(t, {requests: [({response}) => response.writeHead(204).end()]});
+    assert.deepEqual(await eventsOf(watched(peer, {after: "e-9"})), []);
+    assert.deepEqual(peer.requests.map(ask), [["t+", "e-9"]]);
+  });
+
+  test("with a ticket that is refused it says so", async (t) => {
+    const body = JSON.stringify({code: "unauthorized", status: 401, detail: "No."});
+    const peer = await scripted(t, {requests: [({response}) => response.writeHead(401).end(body)]});
+    await assert.rejects(watched(peer).text(), {name: "Refused", code: "unauthorized"});
+  });
+
+  test("one is left when it is closed", async (t) => {
+    let left;
+    const peer = await scripted(t, {requests: [({response}) => {
+      left = once(response, "close");
+      response.writeHead(200, {"Content-Type": "text/event-stream"}).write(sse(token(1, "a")));
+    }]});
+    const job = watched(peer);
+    for await (const _ of job) break;
+    job.close();
+    await left;
+    assert.deepEqual(await eventsOf(job), []);
+  });
+
+  test("an abort leaves it, and cancels nothing", async (t) => {
+    const controller = new AbortController();
+    let left;
+    const peer = await scripted(t, {requests: [({response}) => {
+      left = once(response, "close");
+      response.writeHead(200, {"Content-Type": "text/event-stream"}).write(sse(token(1, "a")));
+    }]});
+    const job = watched(peer, {signal: controller.signal});
+    for await (const _ of job) break;
+    controller.abort(new Error("enough"));
+    await assert.rejects(job.text(), /enough/);
+    await left;
+    await new Promise((resolve) => setTimeout(resolve, 50)); // a DELETE would be here by now
+    assert.equal(peer.requests.length, 1);
+  });
+
   test("only those of jobs are taken", () => {
     assert.throws(() => watch("http://127.0.0.1:1/elsewhere"), /Expected a URL/);
   });

@@ -37,10 +37,11 @@ def execute(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def run_javascript(text: str, folder: Path, page_url: str) -> str:
+def run_javascript(text: str, folder: Path) -> str:
     """Do what the comment on top says, then run the rest."""
-    assert text.startswith(f"// curl -so jobwire.mjs {page_url}/playground/jobwire.js\n")
-    shutil.copy(CLIENTS / "javascript/jobwire.js", folder / "jobwire.mjs")
+    assert text.startswith("// npm install ./clients/javascript\n")
+    (folder / "node_modules").mkdir(exist_ok=True)
+    shutil.copytree(CLIENTS / "javascript", folder / "node_modules/jobwire", dirs_exist_ok=True)
     (folder / "program.mjs").write_text(text, encoding="utf-8")
     return node("program.mjs", cwd=folder)
 
@@ -49,10 +50,10 @@ def test_the_javascript_runs(visit: Visit, worker_url: str, tmp_path: Path) -> N
     at = visit(worker_url)
     at.run(count_prompt(1, 20), **COUNT)
     at.wait_done()
-    assert run_javascript(code(at, "JavaScript"), tmp_path, worker_url) == expected_count(1, 20)
+    assert run_javascript(code(at, "JavaScript"), tmp_path) == expected_count(1, 20)
     at.run_many(3, count_prompt(2, 8), seed=7, priority=6, **COUNT)
     at.wait_summary("4 done")
-    assert run_javascript(code(at, "JavaScript"), tmp_path, worker_url).splitlines() == [expected_count(2, 8)] * 3
+    assert run_javascript(code(at, "JavaScript"), tmp_path).splitlines() == [expected_count(2, 8)] * 3
 
 
 def test_the_python_runs(visit: Visit, worker_url: str, tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_a_chat_is_code_too(visit: Visit, worker_url: str, tmp_path: Path) -> No
     at.run(count_prompt(1, 5), **COUNT)
     at.wait_done()
     assert execute([sys.executable, "-c", code(at, "Python")], tmp_path) == expected_count(1, 5)
-    assert run_javascript(code(at, "JavaScript"), tmp_path, worker_url) == expected_count(1, 5)
+    assert run_javascript(code(at, "JavaScript"), tmp_path) == expected_count(1, 5)
 
 
 def test_code_of_an_earlier_job_is_shown_and_copied(visit: Visit, worker_url: str) -> None:

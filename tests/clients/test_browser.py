@@ -1,5 +1,5 @@
-"""The JavaScript client in a real Chromium, in a page of another origin than the worker's: WebSocket, fetch and
-EventSource as browsers have them, with their CORS.
+"""The JavaScript client in a real Chromium, in a page of another origin than the worker's: WebSocket and fetch as
+browsers have them, with their CORS; and a share link in a plain EventSource.
 """
 
 from __future__ import annotations
@@ -32,8 +32,18 @@ BOTH_WAYS = """async ([url, transport]) => {
   const {connect, watch} = await import("./jobwire.js");
   const jw = connect(url, {token: () => "secret", transport, frames: "paint"});
   const job = await jw.create("Count from 1 to 60", {temperature: 0, max_tokens: 200});
-  const shared = watch(new URL(job.accepted.sse_url, url));
-  const texts = await Promise.all([job.text(), shared.text()]);
+  const link = new URL(job.accepted.sse_url, url);
+  const plain = new Promise((resolve, reject) => {
+    const source = new EventSource(link);
+    let text = "";
+    source.onerror = reject;
+    source.onmessage = ({data}) => {
+      const frame = JSON.parse(data);
+      if (frame.type === "token") text += frame.text;
+      if (frame.type === "end") resolve(text, source.close());
+    };
+  });
+  const texts = await Promise.all([job.text(), watch(link).text(), plain]);
   jw.close();
   return [jw.transport, job.id, ...texts];
 }"""
@@ -47,7 +57,8 @@ class Quiet(SimpleHTTPRequestHandler):
 @contextlib.contextmanager
 def site(folder: Path) -> Iterator[str]:
     """Serve a folder with the client in it; yield its origin."""
-    shutil.copy(CLIENTS / "javascript" / "jobwire.js", folder)
+    shutil.copy(CLIENTS / "javascript/jobwire.js", folder)
+    shutil.copytree(CLIENTS / "javascript/jobwire", folder / "jobwire")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
@@ -91,9 +102,9 @@ def test_a_job_with_a_key_and_its_share_link(browser: Browser, tmp_path: Path, t
         serving("--origins-allowed", origin, "--api-key", "secret") as server,
         page_of(browser, f"{origin}/page.html") as page,
     ):
-        carried, job_id, text, shared = page.evaluate(BOTH_WAYS, [server.url, transport])
+        carried, job_id, *texts = page.evaluate(BOTH_WAYS, [server.url, transport])
         assert carried == transport
-        assert text == shared == _when_ended(server, job_id, Authorization="Bearer secret")["text"]
+        assert texts == [_when_ended(server, job_id, Authorization="Bearer secret")["text"]] * 3
 
 
 def _when_ended(server: Server, job_id: str, **headers: str) -> Any:

@@ -19,7 +19,8 @@ from tests.node import node, npm
 
 FOLDER = CLIENTS / "javascript"
 TESTS = Path(__file__).parent
-FILES = {"jobwire.js", "jobwire.d.ts", "protocol.d.ts", "react.js", "react.d.ts", "package.json"}
+MODULES = {f"jobwire/{path.name}" for path in (FOLDER / "jobwire").iterdir()}
+FILES = {"jobwire.js", "jobwire.d.ts", "protocol.d.ts", "react.js", "react.d.ts", "package.json"} | MODULES
 PIP = (sys.executable, "-m", "pip")
 PIP_TIMEOUT_S = 60.0
 TYPED = (
@@ -67,7 +68,8 @@ def test_the_package_holds_its_files_and_no_other(project: Path) -> None:
     (tarball,) = project.glob("*.tgz")
     with tarfile.open(tarball) as packed:
         assert {name.removeprefix("package/") for name in packed.getnames()} == FILES
-    assert {path.name for path in (project / "node_modules" / "jobwire").iterdir()} == FILES
+    installed = project / "node_modules" / "jobwire"
+    assert {path.relative_to(installed).as_posix() for path in installed.rglob("*.*")} == FILES
 
 
 def test_a_fresh_project_runs_the_first_sample(project: Path, worker_url: str) -> None:

@@ -17,7 +17,7 @@ from worker.transports.playground import TYPES
 
 ROOT = Path(__file__).parents[2]
 STATIC = ROOT / "worker/transports/playground/static"
-FILES = sorted(path.name for path in STATIC.iterdir())
+FILES = sorted(path.relative_to(STATIC).as_posix() for path in [*STATIC.glob("*.*"), *STATIC.glob("jobwire/*.*")])
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 
 
@@ -101,13 +101,16 @@ def test_nothing_else_is_served(server: Server, path: str) -> None:
 
 def test_everything_the_page_and_its_modules_name_is_there(page: httpx.Response) -> None:
     named = set(re.findall(r'(?:src|href)="playground/([^"]+)"', page.text))
-    for path in STATIC.glob("*.js"):
-        named |= set(re.findall(r'^import .* from "\./([^"]+[.]js)";$', path.read_text(encoding="utf-8"), re.MULTILINE))
+    for name in FILES:
+        imports = re.findall(
+            r'^(?:im|ex)port .* from "\./([^"]+[.]js)";$', (STATIC / name).read_text("utf-8"), re.MULTILINE
+        )
+        named |= {(Path(name).parent / imported).as_posix() for imported in imports}
     assert named == {name for name in FILES if name != "index.html"}
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_is_inline(page: httpx.Response) -> None:
-    text = "".join(path.read_text(encoding="utf-8") for path in STATIC.iterdir() if path.suffix in (".html", ".css"))
+    text = "".join(path.read_text(encoding="utf-8") for path in STATIC.glob("*.*") if path.suffix in (".html", ".css"))
     assert not re.search(r"https?://|@import|url\(|\son\w+=|\sstyle=|<style|<script>", text)
 
 
@@ -122,9 +125,7 @@ def test_head_tells_what_get_would(server: Server) -> None:
 
 
 def test_modules_are_short() -> None:
-    lengths = {
-        name: len((STATIC / name).read_text(encoding="utf-8").splitlines()) for name in FILES if name != "jobwire.js"
-    }
+    lengths = {name: len((STATIC / name).read_text(encoding="utf-8").splitlines()) for name in FILES}
     assert {name: length for name, length in lengths.items() if name.endswith(".js") and length > 250} == {}
 
 
@@ -132,7 +133,7 @@ def test_a_wheel_has_all_files_and_the_client_itself(tmp_path: Path) -> None:
     """The client is a link in the repository: an installation must have its text."""
     copy = tmp_path / "source"
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    wanted = re.compile(r"worker/transports/|worker/[^/]+$|clients/javascript/jobwire\.js$|[^/]+$")
+    wanted = re.compile(r"worker/transports/|worker/[^/]+$|clients/javascript/jobwire(/.*)?\.js$|[^/]+$")
     for name in filter(wanted.match, listing.split("\0")):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)

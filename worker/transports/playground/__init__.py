@@ -7,7 +7,9 @@ sent with each file allows what this page needs and no more, so a text that a mo
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import NamedTuple
 
 from quart import Blueprint, Response, request
@@ -78,14 +80,22 @@ def blueprint(gateway: Gateway) -> Blueprint:  # noqa: ARG001 - every way in is 
 
 
 def _load() -> dict[str, _File]:
-    """Read the static files into memory, by name."""
+    """Read the static files into memory, by their path in the folder."""
     loaded = {}
-    for entry in files(__package__).joinpath("static").iterdir():
-        content_type = TYPES.get("." + entry.name.rpartition(".")[2])
+    for name, entry in _walk(files(__package__).joinpath("static")):
+        content_type = TYPES.get("." + name.rpartition(".")[2])
         if content_type is not None:
             content = entry.read_bytes()
-            loaded[entry.name] = _File(content, content_type, tag_of(content))
+            loaded[name] = _File(content, content_type, tag_of(content))
     return loaded
+
+
+def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _walk(entry, f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name, entry
 
 
 def _answer(file: _File) -> Response:

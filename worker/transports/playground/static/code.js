@@ -15,8 +15,8 @@ function javascript({base, params, copies, keyed}) {
   const options = Object.keys(rest).length ? `, {${Object.entries(rest).map(([name, value]) => `${name}: ${js(value)}`).join(", ")}}` : "";
   const run = `jw.run(${js(prompt ?? messages)}${options})`;
   const key = keyed ? `, {token: process.env.${KEY}}` : "";
-  const head = `// curl -so jobwire.mjs ${base}/playground/jobwire.js
-import {connect} from "./jobwire.mjs";
+  const head = `// npm install ./clients/javascript
+import {connect} from "jobwire";
 
 const jw = connect(${js(base)}${key});
 `;
