@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 
 from worker.config import Parser
@@ -18,8 +19,15 @@ def engine(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     )
     parser.add_argument("action", choices=["build"], help="compile it, unless that is done already")
     parser.parse_exactly(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     print("Building the extension of ExLlamaV2 ...", flush=True)
     seconds = build_extension(environ, lambda done, total: print(f"{done:3} of {total} files compiled", flush=True))
     done = f"Built in {seconds:.0f} s" if seconds else "It is there already"
     print(f"{done}. `jobwire serve --engine exllamav2 --model FOLDER` can use it.")
     return 0
+
+
+def _stop(number: int, _frame: object) -> None:
+    """End in order: compilers run in a session of their own, where no signal reaches them."""
+    raise SystemExit(128 + number)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -142,6 +144,26 @@ def test_two_do_not_build_at_once_and_nothing_goes_on_after_one_was_stopped(
     os.set_blocking(read, True)
     assert os.read(read, 1) == b"", "what it compiles with still runs"
     os.close(read)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_command_in_order(number: int) -> None:
+    code = (
+        "import sys, time; from worker.cli import engine, main\n"
+        "def build(environ, on_progress):\n"
+        "    on_progress(0, 47)\n"
+        "    try: time.sleep(600)\n"
+        "    finally: print('compilers stopped', flush=True)\n"
+        "engine.build_extension = build\n"
+        "sys.exit(main(['engine', 'build']))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "0 of 47" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        assert "compilers stopped" in process.stdout.read()
+    assert process.returncode == 128 + number
 
 
 @pytest.mark.usefixtures("packages")
