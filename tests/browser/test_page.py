@@ -30,6 +30,18 @@ let last = performance.now();
 """
 
 
+WATCH_POLLS = """() => {
+  const ask = window.fetch;
+  window.polls = {begun: 0, open: 0, most: 0};
+  window.fetch = (...request) => {
+    polls.begun += 1;
+    polls.most = Math.max(polls.most, ++polls.open);
+    return ask(...request).finally(() => (polls.open -= 1));
+  };
+  for (let i = 0; i < 10; i++) document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
 def luminance(page: Page) -> float:
     """How bright the page's paper is: 0 to 1."""
     script = """() => {
@@ -86,6 +98,14 @@ def test_old_cards_make_room(visit: Visit, server: Server) -> None:
     expect(at.page.locator("article")).to_have_count(300)
     expect(at.card(100)).to_have_count(0)
     expect(at.card(101)).to_have_count(1)
+
+
+def test_the_batch_is_asked_for_by_one_loop_however_often_the_page_is_looked_at(visit: Visit, worker_url: str) -> None:
+    at = visit(worker_url)
+    expect(at.page.locator("#slots i").first).to_be_attached()
+    at.page.evaluate(WATCH_POLLS)
+    at.page.wait_for_function("() => polls.begun >= 4")
+    assert at.page.evaluate("() => polls.most") == 1
 
 
 # ---- for everyone ----------------------------------------------------------------------------------------------------

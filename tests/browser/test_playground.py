@@ -186,9 +186,10 @@ def test_two_tabs_on_one_job(visit: Visit, server: Server) -> None:
         at.press("Share")
         link = at.page.locator("#share-link").input_value()
         assert at.page.locator("#share-open").get_attribute("href") == link
+        expect(at.page.locator("#share")).to_contain_text("for 5 min after its end")
         at.page.get_by_role("button", name="Close").click()
         other = at.context.new_page()
-        with other.expect_request(lambda request: request.resource_type == "eventsource"):
+        with other.expect_request(lambda request: request.url.endswith("/stream")):
             other.goto(link)
         expect(other.locator(".badge")).to_contain_text("Queued")
     expect(other.locator(".badge")).to_have_text("Done")

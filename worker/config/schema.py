@@ -142,8 +142,8 @@ def schema() -> dict[str, Setting]:
     return found
 
 
-def unknown(name: str, origin: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for a name that is no setting, with the likeliest one that was meant."""
+def unknown(name: str, origin: str, known: Iterable[str], command: str = "jobwire serve") -> ConfigError:
+    """Return the error for a name that is no setting of a command, with the likeliest one that was meant."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.6)
-    hint = f" Did you mean {close[0]}?" if close else " `jobwire serve --help` lists all."
+    hint = f" Did you mean {close[0]}?" if close else f" `{command} --help` lists all."
     return ConfigError(f"{name} ({origin}) is not a setting.{hint}")

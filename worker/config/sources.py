@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         namespace, extra = self.parse_known_args(argv)
         for argument in extra:
             if argument.startswith("--"):
-                raise unknown(argument.partition("=")[0], "a flag", self._option_string_actions)
+                raise unknown(argument.partition("=")[0], "a flag", self._option_string_actions, self.prog)
         if extra:
             raise ConfigError(f"{extra[0]!r} is one argument too many. `{self.prog} --help` shows what is allowed.")
         return namespace

@@ -25,7 +25,7 @@ MODERN = re.compile(r"text/event-stream|application/(problem\+)?json")
 API = "/v1/"
 
 WORDS = {
-    404: "There is nothing at this path. /docs lists what there is.",
+    404: "Nothing at this path answers such a request. /docs lists what there is.",
     405: "This path has no such method. /docs lists those that it has.",
 }
 """What to say in place of the framework's own sentences, which speak to readers of pages."""

@@ -159,7 +159,8 @@ function dress(cell) {
   element.title = owner ? `#${owner.number} ${owner.title}` : "";
 }
 
-function duration(s) {
+/** A duration, short. @param {number} s */
+export function duration(s) {
   const [minutes, hours] = [Math.floor(s / 60), Math.floor(s / 3600)];
   return hours ? `${hours} h ${minutes % 60} min` : minutes ? `${minutes} min` : `${Math.floor(s)} s`;
 }

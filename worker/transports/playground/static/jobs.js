@@ -3,6 +3,7 @@
 import {announce} from "./announcer.js";
 import {Card, labelOf} from "./card.js";
 import {beforePaint, byId, setText} from "./dom.js";
+import {duration} from "./engine.js";
 import {JobState} from "./job-state.js";
 import {watchLink} from "./watch.js";
 
@@ -128,7 +129,7 @@ export class Jobs {
       },
       priority: (step) => this.#setPriority(entry(), step),
       read: () => this.#read(entry()),
-      share: () => openShare(entry().state.sseUrl),
+      share: () => openShare(entry().state.sseUrl, this.#connection.hello?.limits.retention_s),
       code: () => this.#oncode(entry().state.params, true),
     };
   }
@@ -217,8 +218,9 @@ export class Jobs {
   }
 }
 
-function openShare(sseUrl) {
+function openShare(sseUrl, keptS) {
   const link = watchLink(sseUrl);
+  if (keptS) setText(byId("share-time"), `and for ${duration(keptS)} after its end`);
   byId("share-link").value = link;
   byId("share-open").href = link;
   byId("share").showModal();
