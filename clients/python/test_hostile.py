@@ -46,8 +46,12 @@ async def test_who_does_not_say_hello_is_no_worker(first: Frame) -> None:
         await link.wait_closed()
 
     async with scripted_worker(script, greets=False) as peer:
-        with pytest.raises(ConnectionFailed, match="hello"):
+        with pytest.raises(ConnectionFailed, match="hello") as failed:
             await connect(peer.url).__aenter__()
+    causes = [failed.value.__cause__]
+    while causes[-1] is not None:
+        causes.append(causes[-1].__cause__)
+        assert len(causes) < 9, "a cause of itself"
 
 
 @in_loop

@@ -176,6 +176,8 @@ async def dial(settings: Settings) -> tuple[ClientConnection, Frame]:
         except BaseException:
             await socket.close()
             raise
+    except Cut:
+        raise
     except (OSError, WebSocketException) as end:
         raise reason_of(end) from end
 
