@@ -139,6 +139,7 @@ def test_serve_announces_itself_and_ends_with_0_on_sigterm() -> None:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
         assert server.stop() == 0
     assert any("in a browser" in line for line in server.output)
+    assert "Shutting down." in server.output
     assert any("curl" in line for line in server.output)
 
 

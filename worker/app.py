@@ -195,10 +195,9 @@ class Worker:
         if self._shutdown.is_set():
             # The engine process ends with its parent, and nothing else outlives us.
             os._exit(EXIT_AT_ONCE)
-        self.announce(
-            f"Shutting down: {self.jobs.live} jobs may run for {self.settings.drain_timeout_s:g} s more. "
-            "A second signal exits at once."
-        )
+        live, most_s = self.jobs.live, self.settings.drain_timeout_s
+        waits = f": live jobs ({live}) may run for {most_s:g} s more. A second signal exits at once" if live else ""
+        self.announce(f"Shutting down{waits}.")
         self._shutdown.set()
 
     async def _tick(self) -> None:
