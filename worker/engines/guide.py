@@ -21,7 +21,7 @@ from worker.engines.vocabulary import Vocabulary
 from worker.errors import FieldError, InvalidParams
 from worker.events import ResponseFormat
 
-GRAMMARS_CACHED_MAX = 32
+GRAMMARS_CACHED_MAX = 16
 # An ambiguous grammar costs more with every token. With these limits it fails before a step takes some 20 ms, which all
 # sequences of the batch wait for; an object with 250 optional properties still fits.
 ROW_ITEMS_MAX = 1_000

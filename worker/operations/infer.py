@@ -17,8 +17,8 @@ STOPS_MAX = 16
 BANS_MAX = 256
 STOP_CHARS_MAX = 256
 LOGIT_BIASES_MAX = 4096
-# Compiling a grammar can cost the square of its size, and every sequence of the engine waits for it.
-FORM_BYTES_MAX = 1 << 15
+# Compiling a form can cost the square of its size, here up to a second for which all sequences wait, and 100 MiB.
+FORM_BYTES_MAX = 1 << 14
 INT_MAX = (1 << 31) - 1
 
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
@@ -150,11 +150,10 @@ def _check_limits(values: Params, limits: Limits) -> list[FieldError]:
     else:
         check(prompt is None, "/prompt", "Expected `prompt` or `messages`, not both")
         check(not values.get("raw"), "/raw", "Expected `raw` only with `prompt`")
-    size = len((prompt or "").encode(errors="replace")) + sum(
-        len(m.content.encode(errors="replace")) for m in messages or ()
-    )
-    check(size <= limits.prompt_bytes_max, "/prompt", f"Expected at most {limits.prompt_bytes_max} bytes, got {size}")
-    check(_is_unicode(prompt, messages), "/prompt", "Expected whole Unicode characters, got half a surrogate pair")
+    place, texts = ("/prompt", [prompt or ""]) if messages is None else ("/messages", [m.content for m in messages])
+    size = sum(len(text.encode(errors="replace")) for text in texts)
+    check(size <= limits.prompt_bytes_max, place, f"Expected at most {limits.prompt_bytes_max} bytes, got {size}")
+    check(_is_unicode(texts), place, "Expected whole Unicode characters, got half a surrogate pair")
     check(
         values.get("max_tokens", 0) <= limits.max_tokens_max,
         "/max_tokens",
@@ -184,10 +183,9 @@ def _packed(wanted: ResponseFormat) -> bytes | None:
         return None
 
 
-def _is_unicode(prompt: str | None, messages: list[Message] | None) -> bool:
+def _is_unicode(texts: list[str]) -> bool:
     try:
-        for text in (prompt or "", *(message.content for message in messages or ())):
-            text.encode()
+        "".join(texts).encode()
     except UnicodeEncodeError:
         return False
     return True
