@@ -182,14 +182,14 @@ def test_prompt_or_messages_and_not_both() -> None:
     assert list(wrong()) == ["/prompt"]
     assert list(wrong(prompt="Hi", messages=[message])) == ["/prompt"]
     assert list(wrong(messages=[message], raw=True)) == ["/raw"]
+    assert list(wrong(messages=[])) == ["/messages"]
+    assert list(wrong(messages=[{"role": "bot", "content": "Hi"}])) == ["/messages/0/role"]
+    assert list(wrong(messages=[message, {"role": "user"}])) == ["/messages/1"]
 
 
 @pytest.mark.parametrize("content", ["x" * 10_001, "half \ud800"])
 def test_what_is_wrong_with_all_messages_is_said_of_them(content: str) -> None:
     assert list(wrong(messages=[{"role": "user", "content": content}])) == ["/messages"]
-    assert list(wrong(messages=[])) == ["/messages"]
-    assert list(wrong(messages=[{"role": "bot", "content": "Hi"}])) == ["/messages/0/role"]
-    assert list(wrong(messages=[message, {"role": "user"}])) == ["/messages/1"]
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
