@@ -27,4 +27,3 @@ def test_the_playground_works_behind_a_proxy(visit: Callable[..., Playground], t
         proxy.restart()
         at.run(count_prompt(1, 30), temperature=0, max_tokens=1500)
         assert at.wait_done(2) == expected_count(1, 30)
-        at.complaints.clear()

@@ -79,7 +79,8 @@ class Settings:
         int, Meta(ge=1, le=30 * DAY_S, description="How long a token for a browser may be good.")
     ] = DAY_S
     hosts_allowed: Annotated[
-        tuple[str, ...], Meta(description="Host names that requests may address, besides the one listened on.")
+        tuple[str, ...],
+        Meta(description="Host names that requests may address, besides addresses and the one listened on."),
     ] = ()
     origins_allowed: Annotated[
         tuple[Annotated[str, Meta(pattern=ORIGIN)], ...],

@@ -10,6 +10,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
+from ipaddress import ip_address
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -176,14 +177,17 @@ class Access:
     # ---- hosts and origins -------------------------------------------------------------------------------------------
 
     def check_host(self, host: str | None) -> None:
-        """Raise Forbidden unless the Host header names this worker."""
+        """Raise Forbidden unless the Host header names this worker.
+
+        An address is always good: probes and scrapers use it, and only names can be made to lead a page here.
+        """
         settings, name = self._settings, _host_name(host or "")
         allowed = {*settings.hosts_allowed, settings.host.lower()}
         if settings.host in LOOPBACK_HOSTS:
             allowed |= LOOPBACK_HOSTS
         elif settings.host in WILDCARD_HOSTS and not settings.hosts_allowed:
             return
-        if name not in allowed:
+        if name not in allowed and not _is_address(name):
             raise Forbidden(f"This worker does not answer to the host {name!r}. Allow it with --hosts-allowed.")
 
     def check_origin(self, origin: str | None, host: str | None) -> None:
@@ -238,6 +242,15 @@ def _host_name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def _is_address(name: str) -> bool:
+    """Tell whether a host is an IP address."""
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _cookie(header: str | None) -> str | None:
