@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,12 +22,14 @@ from tests.readme import sample
 from tests.server import alive, descendants, serving, wait_until
 from worker.cli import EXIT_USAGE
 from worker.config import Settings
+from worker.engines import demo
 from worker.transports.listener import files_needed
 
 LINES = 500
 """More lines of the log than a pipe takes."""
 
 FILES = 96
+MODEL = Path(demo.__file__).with_name("model.gguf")
 
 NOWHERE = {
     "no standard files": "<&- >&- 2>&-",
@@ -82,6 +85,22 @@ def test_a_worker_that_cannot_print_serves_on(after: str) -> None:
         assert _count(client) == expected_count(1, 9)
         process.terminate()
         assert process.wait(60) == 0
+
+
+def test_it_asks_nothing_of_its_surroundings(tmp_path: Path) -> None:
+    """A folder that may not be written, with a name that is hard to quote; no home; a locale without UTF-8."""
+    folder = tmp_path / "my möde l's"
+    folder.mkdir()
+    model = folder / "the model.gguf"
+    model.symlink_to(MODEL)
+    folder.chmod(0o500)
+    bare = f"cd {shlex.quote(str(folder))}; unset HOME LANG; export LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0"
+    with _worker("--model", model.name, before=bare) as (_, client):
+        assert _count(client) == expected_count(1, 9)
+        assert client.get("/", headers={"Accept": "text/html"}).is_success
+        assert client.get("/docs").is_success
+    assert list(folder.iterdir()) == [model]
+    folder.chmod(0o700)
 
 
 def test_when_files_run_out_connections_wait_and_the_log_stays_short() -> None:
