@@ -63,7 +63,10 @@ class PacedSubscription(Subscription):
     first token is never held back by the floor, and narration and the end let go what was.
     """
 
-    __slots__ = ("_acked", "_coalesce_ms", "_flushed", "_full", "_next_ms", "_timed", "_timer", "_unacked", "_window")
+    __slots__ = (
+        "_acked", "_coalesce_ms", "_flushed", "_full", "_next_ms", "_part_ms", "_timed", "_timer",
+        "_unacked", "_window",
+    )  # fmt: skip
 
     def __init__(
         self, stream: EventStream, enqueue: Callable[[Subscription], None], window: int, coalesce_ms: int, timer: Timer
@@ -74,6 +77,7 @@ class PacedSubscription(Subscription):
         self._unacked: deque[int] = deque()
         self._full = False
         self._coalesce_ms = coalesce_ms
+        self._part_ms = max(coalesce_ms // FLOOR_PARTS, 1)
         self._timer = timer
         # From when on tokens may be sent, and up to which log number they may before that.
         self._next_ms = 0
@@ -89,16 +93,19 @@ class PacedSubscription(Subscription):
     def take(self, now_ms: float) -> Frame | None:
         """Take the next frame, if the window has room and the pause is over."""
         self.queued = False
-        self._full = self._window > 0 and len(self._unacked) >= self._window
-        if self._full or self._must_pause(now_ms):
+        if self._window and len(self._unacked) >= self._window:
+            self._full = True
+            return None
+        if now_ms >= self._next_ms:
+            self._flushed = self.stream.job.log.tail
+        elif self._must_pause():
             return None
         frame = self.stream.next()
         if frame is not None:
             if self._window:
                 self._unacked.append(frame.n)
             if self._coalesce_ms and not self.stream.flushes(frame.n - 1):
-                part_ms = max(self._coalesce_ms // FLOOR_PARTS, 1)
-                self._next_ms = math.ceil((now_ms + self._coalesce_ms) / part_ms) * part_ms
+                self._next_ms = math.ceil((now_ms + self._coalesce_ms) / self._part_ms) * self._part_ms
         return frame
 
     def ack(self, cursor: str) -> bool:
@@ -114,18 +121,18 @@ class PacedSubscription(Subscription):
         return True
 
     def _is_early(self) -> bool:
-        """Tell whether the log grew by nothing that is urgent, and too soon. Time lets it go then."""
-        if self._timer.monotonic_ms() >= self._next_ms or self.stream.flushes(self.stream.job.log.tail - 1):
+        """Tell whether the log grew too soon, and by nothing that is urgent. Time lets it go then."""
+        if not self._timed and self._timer.monotonic_ms() >= self._next_ms:
+            return False
+        if self.stream.flushes(self.stream.job.log.tail - 1):
             return False
         self._wait()
         return True
 
-    def _must_pause(self, now_ms: float) -> bool:
-        """Tell whether only tokens are pending, and too soon. Time lets them go then."""
+    def _must_pause(self) -> bool:
+        """Tell whether only tokens are pending, although it is too soon. Time lets them go then."""
         stream, tail = self.stream, self.stream.job.log.tail
-        if now_ms >= self._next_ms:
-            self._flushed = tail
-        elif stream.after >= self._flushed:
+        if stream.after >= self._flushed:
             urgent = filter(stream.flushes, range(tail - 1, stream.after - 1, -1))
             self._flushed = next(urgent, -1) + 1
         if stream.after < self._flushed or not stream.pending:

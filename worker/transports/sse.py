@@ -124,9 +124,11 @@ class _JobConnection:
                         sent += 1
                         if sent % YIELD_EVERY == 0:
                             await asyncio.sleep(0)
-                    elif reader.done or self._finishing:
+                    elif self._finishing:
                         return
-                    else:
+                    if reader.done:
+                        return
+                    if len(chunk) < self.chunk_bytes and not self._finishing:
                         await self._wake.wait_next()
         finally:
             jobs.unwatch(job, notify)

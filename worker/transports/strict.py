@@ -33,7 +33,7 @@ HEAD_16, HEAD_64 = struct.Struct("!BBH"), struct.Struct("!BBQ")
 
 
 def install() -> None:
-    """Let Hypercorn use it, from now on."""
+    """Let Hypercorn use it from now on, and the short way for event streams, and small inboxes."""
     h11_protocol.WSStream = StrictStream  # type: ignore[assignment, attr-defined]  # not exported
     TaskGroup.spawn_app = spawn_app  # type: ignore[assignment]
     h11_protocol.HTTPStream = DirectStream  # type: ignore[assignment, attr-defined]  # not exported
