@@ -1,4 +1,4 @@
-"""The log: compare-and-append, cursors, wakers."""
+"""The log: numbered records, cursors, wakers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.events import Cancelled, Note, Resumed, Token, Usage
-from worker.jobs.log import RECORD_BYTES, JobLog, StaleAppend
+from worker.jobs.log import RECORD_BYTES, JobLog
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=0, cached_tokens=0, queue_ms=0, total_ms=0)
 
@@ -16,7 +16,7 @@ def filled(texts: int, epoch: str = "k3f9") -> JobLog:
     """Return a log of so many tokens."""
     log = JobLog(epoch)
     for number in range(texts):
-        log.append(Token(f"t{number} "), at_ms=number, tail=number, attempt=1)
+        log.append(Token(f"t{number} "), at_ms=number)
     return log
 
 
@@ -27,32 +27,20 @@ def test_records_are_numbered_from_one() -> None:
     assert (log.tail, log.ended) == (3, False)
 
 
-@pytest.mark.parametrize(("tail", "attempt"), [(1, 1), (3, 1), (2, 2), (2, 0)])
-def test_an_append_that_believes_something_else_is_refused_and_writes_nothing(tail: int, attempt: int) -> None:
-    log = filled(2)
-    woken: list[int] = []
-    log.add_waker(lambda: woken.append(1))
-    with pytest.raises(StaleAppend, match="the log is at 2, attempt 1"):
-        log.append(Token("x"), at_ms=9, tail=tail, attempt=attempt)
-    assert (log.tail, woken) == (2, [])
-
-
-def test_a_resumed_record_fences_off_the_attempt_before() -> None:
+def test_a_resumed_record_opens_an_attempt() -> None:
     log = filled(1)
-    log.append(Resumed(2), at_ms=1, tail=1, attempt=1)
-    assert log.attempt == 2
-    with pytest.raises(StaleAppend):
-        log.append(Token("late"), at_ms=2, tail=2, attempt=1)
-    log.append(Token("new"), at_ms=2, tail=2, attempt=2)
-    assert log.tail == 3
+    assert log.attempt == 1
+    log.append(Resumed(2), at_ms=1)
+    assert (log.attempt, log.tail) == (2, 2)
 
 
 def test_nothing_follows_a_terminal_record() -> None:
     log = filled(1)
-    log.append(Cancelled("client", USAGE), at_ms=1, tail=1, attempt=1)
+    log.append(Cancelled("client", USAGE), at_ms=1)
     assert log.ended
-    with pytest.raises(StaleAppend):
-        log.append(Note(actor="a", action="b", human="c"), at_ms=2, tail=2, attempt=1)
+    with pytest.raises(AssertionError):
+        log.append(Note(actor="a", action="b", human="c"), at_ms=2)
+    assert log.tail == 2
 
 
 def test_read_returns_what_follows_a_position() -> None:
@@ -98,11 +86,11 @@ def test_wakers_are_called_after_every_append_until_removed() -> None:
         tails.append(log.tail)
 
     log.add_waker(wake)
-    log.append(Token("a"), at_ms=0, tail=0, attempt=1)
-    log.append(Token("b"), at_ms=0, tail=1, attempt=1)
+    log.append(Token("a"), at_ms=0)
+    log.append(Token("b"), at_ms=0)
     log.remove_waker(wake)
     log.remove_waker(wake)
-    log.append(Token("c"), at_ms=0, tail=2, attempt=1)
+    log.append(Token("c"), at_ms=0)
     assert tails == [1, 2]
 
 
@@ -110,7 +98,7 @@ def test_wakers_are_called_once_more_when_the_log_is_forgotten() -> None:
     log = filled(1)
     seen: list[tuple[int, bool]] = []
     log.add_waker(lambda: seen.append((log.tail, log.forgotten)))
-    log.append(Token("x"), at_ms=1, tail=1, attempt=1)
+    log.append(Token("x"), at_ms=1)
     log.forget()
     assert seen == [(2, False), (2, True)]
 
@@ -128,13 +116,13 @@ def test_a_waker_may_remove_itself_and_others() -> None:
 
     log.add_waker(first)
     log.add_waker(second)
-    log.append(Token("a"), at_ms=0, tail=0, attempt=1)
-    log.append(Token("b"), at_ms=0, tail=1, attempt=1)
+    log.append(Token("a"), at_ms=0)
+    log.append(Token("b"), at_ms=0)
     assert woken == ["first", "second"]
 
 
 def test_bytes_count_text_and_records() -> None:
     log = JobLog("k3f9")
-    log.append(Token("abcd"), at_ms=0, tail=0, attempt=1)
-    log.append(Note(actor="a", action="b", human="c"), at_ms=0, tail=1, attempt=1)
+    log.append(Token("abcd"), at_ms=0)
+    log.append(Note(actor="a", action="b", human="c"), at_ms=0)
     assert log.bytes == 2 * RECORD_BYTES + 4

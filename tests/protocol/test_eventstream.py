@@ -37,7 +37,7 @@ def one(stream: EventStream) -> Sent:
 
 def append(job: Job, token: Token) -> None:
     """Write what the scripted engine does not produce."""
-    job.log.append(token, at_ms=0, tail=job.log.tail, attempt=job.log.attempt)
+    job.log.append(token, at_ms=0)
 
 
 # ---- merging ---------------------------------------------------------------------------------------------------------

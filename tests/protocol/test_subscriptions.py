@@ -30,7 +30,7 @@ def following(**delivery: Any) -> tuple[Wire, Client, Job]:
 def say(job: Job, action: str = "remark") -> None:
     """Write a remark into the log."""
     note = Note(actor="test", action=action, human="Something happened")
-    job.log.append(note, at_ms=0, tail=job.log.tail, attempt=job.log.attempt)
+    job.log.append(note, at_ms=0)
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------
@@ -47,6 +47,23 @@ def test_a_full_window_lets_frames_grow_until_an_ack() -> None:
     assert client.wakes == wakes + 1
     [second] = client.pull_all()
     assert (second["text"], second["n"]) == ("bcd", 3)
+
+
+@pytest.mark.parametrize("delivery", [{"window": 1}, {"coalesce_ms": 11}, {"window": 1, "coalesce_ms": 11}])
+def test_a_connection_that_finishes_holds_nothing_back(delivery: dict[str, int]) -> None:
+    wire, client, job = following(**delivery)
+    wire.stage.tokens(job, "a")
+    [first] = client.pull_all()
+    wire.stage.tokens(job, "b", "c")
+    assert client.pull() is None
+    client.session.finish()
+    assert text(client.pull_all()) == "bc"
+    wire.stage.tokens(job, "d")
+    assert text(client.pull_all()) == "d"
+    if "window" in delivery:
+        # Its client still says what it has taken in, and is not told off for it.
+        client.send("ack", job_id=ID, cursor=first["cursor"])
+        assert client.pull_all() == []
 
 
 def test_one_ack_frees_all_before_it() -> None:
@@ -324,7 +341,7 @@ def test_a_floor_is_of_times_not_of_frames() -> None:
     wire.stage.tokens(job, "a")
     client.pull_all()
     for index in (1, 0, 1, 0):
-        job.log.append(Token(text="x", index=index), at_ms=0, tail=job.log.tail, attempt=job.log.attempt)
+        job.log.append(Token(text="x", index=index), at_ms=0)
     assert client.pull() is None
     wire.stage.clock.advance(20)
     assert types(client.pull_all()) == ["token"] * 4

@@ -1,4 +1,4 @@
-"""A job's ordered log: numbered records, compare-and-append, cursors that survive everything but the log itself.
+"""A job's ordered log: numbered records, and cursors that survive everything but the log itself.
 
 Plain data without lock, loop or clock: the owner writes, readers keep a number and read on from there. A cursor on the
 wire is `<epoch>-<n>`: the epoch is random for each incarnation of a log, so a cursor of a lost log is recognised.
@@ -13,10 +13,6 @@ from worker.events import TERMINAL, Event, Record, Resumed, Token
 RECORD_BYTES = 320
 LIKELY_BYTES = 180
 """Rough memory of a record besides its text, and of each likely token in it, for retention by bytes."""
-
-
-class StaleAppend(Exception):
-    """The writer's idea of the log (tail, attempt) is not true any more; nothing was written."""
 
 
 class JobLog:
@@ -42,14 +38,10 @@ class JobLog:
         """Number of the last record; 0 when empty."""
         return len(self.records)
 
-    def append(self, event: Event, *, at_ms: int, tail: int, attempt: int) -> Record:
-        """Append `event` if the log stands exactly where the writer believes, and wake the readers.
-
-        Raises StaleAppend if the tail or the attempt is another, or the log has ended.
-        """
-        if tail != self.tail or attempt != self.attempt or self.ended:
-            raise StaleAppend(f"the log is at {self.tail}, attempt {self.attempt}, not at {tail}, attempt {attempt}")
-        record = Record(tail + 1, at_ms, event)
+    def append(self, event: Event, at_ms: int) -> Record:
+        """Append `event` and wake the readers. Nothing follows a terminal event."""
+        assert not self.ended, f"{type(event).__name__} after the end"
+        record = Record(self.tail + 1, at_ms, event)
         self.records.append(record)
         self.bytes += RECORD_BYTES
         # Tokens first: nearly all events are.

@@ -357,7 +357,7 @@ class Jobs:
             count = self._admission.waits if job.state == "queued" else self._admission.waits_no_more
             count(job.request)
         log = job.log
-        record = log.append(event, at_ms=self._clock.wall_ms(), tail=log.tail, attempt=log.attempt)
+        record = log.append(event, self._clock.wall_ms())
         for observer in self._observers:
             observer(job, record)
         if first_token:
