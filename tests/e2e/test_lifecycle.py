@@ -180,6 +180,19 @@ async def test_an_idle_worker_ends_at_once(number: signal.Signals) -> None:
     assert not any(map(alive, family))
 
 
+async def test_a_window_keeps_nobody_from_what_came_before_the_goodbye() -> None:
+    """A client that acknowledges nothing, or not in time, still gets all of its job."""
+    with serving() as server:
+        async with Socket(server) as socket:
+            job_id = await socket.create(**counting(1, 60), window=1)
+            reading = socket.readings[job_id]
+            server.process.send_signal(signal.SIGTERM)
+            await socket.finish(job_id)
+            assert reading.text() == expected_count(1, 60)
+            assert reading.end["status"] == "completed"
+            assert await _closing_code(socket) == 1012
+
+
 async def test_what_does_not_finish_in_time_is_cancelled() -> None:
     with serving("--drain-timeout-s", "0.3") as server:
         async with Socket(server) as socket:

@@ -123,6 +123,10 @@ class Session:
             self._leaving = True
             self._reply(Goaway(reason="shutdown", retry_ms=GOAWAY_RETRY_MS))
 
+    def finish(self) -> None:
+        """Let go what windows hold back: its client could not ask for it any more."""
+        self._subscriptions.release()
+
     def pull(self, now_ms: float) -> bytes | None:
         """Take the next message to send at monotonic time `now_ms`, or None if there is nothing to say now."""
         return self._outbox.popleft() if self._outbox else self._subscriptions.pull(now_ms)

@@ -8,6 +8,7 @@ frames. Nothing is stored for either: what is held back stays in the log, and th
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -54,6 +55,9 @@ class Subscription:
     def ack(self, cursor: str) -> bool:  # noqa: ARG002 - there is no window
         """Make room up to this cursor; tell whether it is one that was sent here. Without a window none counts."""
         return False
+
+    def release(self) -> None:
+        """Let a window hold nothing back any more."""
 
 
 class PacedSubscription(Subscription):
@@ -119,6 +123,14 @@ class PacedSubscription(Subscription):
             self._full = False
             super().notify()
         return True
+
+    def release(self) -> None:
+        """Let the window hold nothing back any more. Acks are still taken, and a floor never holds an end."""
+        if self._window:
+            self._window = sys.maxsize
+        if self._full:
+            self._full = False
+            super().notify()
 
     def _is_early(self) -> bool:
         """Tell whether the log grew too soon, and by nothing that is urgent. Time lets it go then."""
@@ -204,6 +216,11 @@ class Subscriptions:
     def ack(self, job_id: str, cursor: str) -> bool:
         """Make room in the window of a job that is followed; tell whether the cursor is one that was sent here."""
         return self._by_id[job_id].ack(cursor)
+
+    def release(self) -> None:
+        """Let windows hold nothing back any more: the connection ends when there is nothing left to send."""
+        for subscription in self._by_id.values():
+            subscription.release()
 
     def pull(self, now_ms: float) -> bytes | None:
         """Take the next frame at monotonic time `now_ms`, or None if there is nothing to send now."""

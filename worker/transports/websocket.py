@@ -218,6 +218,7 @@ class WebSocketConnection:
 
     def finish(self) -> None:
         """Send what is there and close with 1012."""
+        self._session.finish()
         self._finishing = True
         self._wake.set()
 
