@@ -151,8 +151,7 @@ def test_a_signal_ends_the_command_in_order(number: int) -> None:
     code = (
         "import sys, time; from worker.cli import engine, main\n"
         "def build(environ, on_progress):\n"
-        "    on_progress(0, 47)\n"
-        "    try: time.sleep(600)\n"
+        "    try: on_progress(0, 47); time.sleep(600)\n"
         "    finally: print('compilers stopped', flush=True)\n"
         "engine.build_extension = build\n"
         "sys.exit(main(['engine', 'build']))\n"
