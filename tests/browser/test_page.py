@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.playground import Playground
 from tests.e2e.client import count_prompt, expected_count
-from tests.server import Server
+from tests.server import Server, serving
 
 Visit = Callable[..., Playground]
 COUNT = {"temperature": 0, "max_tokens": 1500}
@@ -106,6 +107,17 @@ def test_the_batch_is_asked_for_by_one_loop_however_often_the_page_is_looked_at(
     at.page.evaluate(WATCH_POLLS)
     at.page.wait_for_function("() => polls.begun >= 4")
     assert at.page.evaluate("() => polls.most") == 1
+
+
+def test_a_model_that_cannot_be_loaded_is_told_with_the_reason(visit: Visit, tmp_path: Path) -> None:
+    with serving("--model", str(tmp_path / "none.gguf"), ready=False) as server:
+        at = visit(server.url)
+        expect(at.page.locator("#model")).to_contain_text("No such file")
+        expect(at.page.locator("#engine-summary")).to_have_text("the model cannot be loaded: it is tried again")
+        at.run("Hi")
+        expect(at.page.locator("#complaint")).to_contain_text("No such file")
+        # Looking at /health is how it is known.
+        at.complaints = [line for line in at.complaints if "503" not in line]
 
 
 # ---- for everyone ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,11 @@ const IDLE_POLL_MS = 1000;
 const CELLS_MAX = 256;
 const TICKS_MAX = 96;
 const HISTORY = 120;
+/** What keeps the engine from working, by its phase. */
+const PHASES = {
+  loading: "the model is being loaded", restarting: "the engine is being started again",
+  failed: "the model cannot be loaded: it is tried again", closed: "the worker is shutting down",
+};
 
 const count = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
 
@@ -121,7 +126,7 @@ export class Engine {
     setText(byId("rate-now"), peak > 1 ? `${count.format(this.#rates.at(-1))} now, ${count.format(peak)} at the peak` : "");
     byId("kv").style.setProperty("--done", String(room ? used / room : 0));
     setText(byId("kv-text"), room ? `${count.format(used)} of ${count.format(room)} tokens, ${((100 * used) / room).toFixed(1)} %` : "");
-    const words = phase === "ready" ? `${running} of ${slots} slots busy, ${waiting} waiting` : phase ? `the engine is ${phase}` : "";
+    const words = phase === "ready" ? `${running} of ${slots} slots busy, ${waiting} waiting` : (PHASES[phase] ?? "");
     byId("gauges").classList.toggle("stale", Boolean(away));
     setText(byId("engine-summary"), away ? "the worker does not answer" : words);
     this.#paintFacts();

@@ -114,8 +114,8 @@ async function copy(text, button) {
 
 async function showModel() {
   const response = await fetch(`${BASE}/health`);
-  const {model, engine, device, version, context_tokens: context} = await response.json();
-  const words = model ? `${model} on ${engine}, ${device}, ${context.toLocaleString("en")} tokens of context` : "the model is being loaded";
+  const {model, engine, device, version, message, context_tokens: context} = await response.json();
+  const words = model ? `${model} on ${engine}, ${device}, ${context.toLocaleString("en")} tokens of context` : (message ?? "the model is being loaded");
   setText(byId("model"), `${words} · ${version}`);
   if (!model) setTimeout(showModel, 1000);
 }
