@@ -107,7 +107,7 @@ async def test_without_a_usable_model_the_worker_says_why(tmp_path: Path, kind: 
             reply = await socket.ask("create", **counting())
         assert reply["error"]["code"] == "model_unavailable"
         assert server.get("/v1/loading/progress").text.endswith("data: [DONE]\n\n")
-        assert any("Not ready" in line and path.name in line for line in server.output)
+        await _wait("the reason", lambda: any("Not ready" in line and path.name in line for line in server.output))
         assert server.stop() == 0
 
 
@@ -261,6 +261,5 @@ async def test_clients_that_do_nothing_do_not_hold_it_up() -> None:
 
 def test_the_banner_has_a_line_to_copy() -> None:
     with serving() as server:
-        output = "\n".join(server.output)
-    assert f"curl -N {server.url}/v1/jobs" in output
-    assert "Ready: " in output
+        wait_until("the banner", lambda: any(line.startswith("Ready: ") for line in server.output))
+    assert any(f"curl -N {server.url}/v1/jobs" in line for line in server.output)

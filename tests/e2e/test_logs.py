@@ -44,6 +44,11 @@ class Log:
         assert all(line.keys() >= {"time", "level", "logger", "event"} for line in found)
         return [line for line in found if event in ("", line["event"]) and having.items() <= line.items()]
 
+    def wait(self, event: str, count: int = 1, **having: Any) -> list[Line]:
+        """Wait for so many such lines, which are written a moment after what they tell; return them."""
+        wait_until(f"{count} lines {event}", lambda: len(self.lines(event, **having)) >= count)
+        return self.lines(event, **having)
+
 
 @contextmanager
 def logging_worker(path: Path, *arguments: str) -> Iterator[Log]:
@@ -62,7 +67,7 @@ async def test_the_end_of_a_job_is_told_with_its_ids_and_usage(log: Log) -> None
     async with http(log.server, headers={"X-Correlation-ID": "affair-7"}) as client:
         reading = await post_stream(client, **counting(1, 20))
     job_id = reading.frames[0]["job_id"]
-    (line,) = log.lines("job_ended", job_id=job_id)
+    (line,) = log.wait("job_ended", job_id=job_id)
     assert line["correlation_id"] == "affair-7"
     assert (line["status"], line["reason"], line["principal"]) == ("completed", "stop", "local")
     usage = reading.end["usage"]
@@ -79,8 +84,8 @@ async def test_jobs_of_a_socket_share_the_id_of_its_handshake(log: Log) -> None:
         assert socket.raw.response.headers["X-Correlation-ID"] == "page-3"
         for _ in range(2):
             await socket.run(**counting(1, 9))
-    assert len(log.lines("job_ended", correlation_id="page-3")) == 2
-    wait_until("the disconnect to be logged", lambda: bool(log.lines("disconnected", kind="websocket")))
+    assert len(log.wait("job_ended", 2, correlation_id="page-3")) == 2
+    assert log.wait("disconnected", kind="websocket")
     assert log.lines("connected", kind="websocket", level="debug")
 
 
@@ -96,6 +101,7 @@ async def test_refusals_are_told_with_their_code(log: Log) -> None:
     log.server.get("/v1/jobs", headers={"Host": "elsewhere.example", "X-Correlation-ID": "wrong-2"})
     async with Socket(log.server, additional_headers={"X-Correlation-ID": "wrong-3"}) as socket:
         await socket.ask("cancel", job_id="there-is-no-such-job")
+    assert log.wait("refused", correlation_id="wrong-3")
     told = {line["correlation_id"]: line for line in log.lines("refused")}
     wrong = told["wrong-1"]
     assert (wrong["code"], wrong["status"], wrong["path"]) == ("invalid_params", 422, "/v1/jobs")
@@ -115,9 +121,9 @@ async def test_what_is_asked_and_answered_is_not_told(log: Log) -> None:
         log.server.kill_engine()
         await socket.finish(job_id)
     log.server.post("/v1/jobs", {"prompt": CANARY, "temperature": 9}, headers=JSON)
-    log.server.post("/v1/jobs", {"prompt": CANARY, "max_tokens": 5}, headers=JSON)
+    last = log.server.post("/v1/jobs", {"prompt": CANARY, "max_tokens": 5}, headers=JSON).json()["job_id"]
     assert answer.text()
-    assert len(log.lines("job_ended")) >= 2
+    assert log.wait("job_ended", job_id=last)
     assert CANARY not in log.text
     assert answer.text().strip() not in log.text
 
@@ -135,7 +141,7 @@ async def test_prompts_are_told_when_asked_for(tmp_path: Path) -> None:
     with logging_worker(tmp_path / "log.json", "--log-prompts") as log:
         async with Socket(log.server) as socket:
             answer = await socket.run(prompt=f"Repeat: {CANARY}", temperature=0, max_tokens=40)
-        (line,) = log.lines("job_ended")
+        (line,) = log.wait("job_ended")
     assert line["prompt"] == f"user: Repeat: {CANARY}"
     assert line["output"] == answer.text()
 
@@ -144,7 +150,7 @@ async def test_pretty_lines_for_people(tmp_path: Path) -> None:
     with logging_worker(tmp_path / "log.txt", "--log-format", "pretty") as log:
         async with Socket(log.server) as socket:
             await socket.run(**counting(1, 9))
-        lines = [line for line in log.text.splitlines() if "job_ended" in line]
-    assert len(lines) == 1
-    assert "status=completed" in lines[0]
-    assert not lines[0].startswith("{")
+        wait_until("the line", lambda: "job_ended" in log.text)
+    (line,) = [line for line in log.text.splitlines() if "job_ended" in line]
+    assert "status=completed" in line
+    assert not line.startswith("{")
