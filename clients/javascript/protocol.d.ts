@@ -117,7 +117,7 @@ export interface CreateBody {
   banned_strings?: string[];
   /** What to add to the logits, by token id. */
   logit_bias?: Record<string, number>;
-  /** The form that the answer must have. */
+  /** The form that the answer must have. At most 16 KiB. */
   response_format?: ResponseFormat;
   /** Log-probabilities of the chosen tokens, and of so many likeliest. (integer; 0 to 20) */
   logprobs?: number;
@@ -190,7 +190,7 @@ export interface CreateFrame {
   banned_strings?: string[];
   /** What to add to the logits, by token id. */
   logit_bias?: Record<string, number>;
-  /** The form that the answer must have. */
+  /** The form that the answer must have. At most 16 KiB. */
   response_format?: ResponseFormat;
   /** Log-probabilities of the chosen tokens, and of so many likeliest. (integer; 0 to 20) */
   logprobs?: number;

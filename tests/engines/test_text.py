@@ -193,6 +193,10 @@ def test_case_is_ignored_and_nothing_else() -> None:
     assert TextAssembler(banned=("x",)).push("İİx".encode()).rewound == 1
 
 
+def test_a_banned_string_that_begins_in_what_was_shown_is_found_too() -> None:
+    assert TextAssembler(shown=b"ab", banned=("abc",)).push(b"c").rewound == 1
+
+
 def test_of_a_stop_string_and_a_banned_one_the_first_complete_wins() -> None:
     assert TextAssembler(("ab",), banned=("bc",)).push(b"xabc") == Piece(0, "x", "ab")
     assert TextAssembler(("bc",), banned=("ab",)).push(b"xabc").rewound == 1

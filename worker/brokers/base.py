@@ -40,7 +40,7 @@ class Sink(Protocol):
     """What a broker calls, on the event loop's thread, never concurrently."""
 
     def on_batch(self, batch: Batch) -> None:
-        """Take the events of one engine step."""
+        """Take the events of one engine step, or those of it so far."""
         ...
 
     def on_lost(self, reason: str) -> None:

@@ -61,7 +61,7 @@ class Params(TypedDict, total=False):
         Bans, Meta(description="Texts, in any case, that the answer must not contain. ExLlamaV2 alone can do this.")
     ]
     logit_bias: Annotated[dict[TokenId, Bias], Meta(description="What to add to the logits, by token id.")]
-    response_format: Annotated[ResponseFormat, Meta(description="The form that the answer must have.")]
+    response_format: Annotated[ResponseFormat, Meta(description="The form that the answer must have. At most 16 KiB.")]
     logprobs: Annotated[
         int, Meta(ge=0, le=20, description="Log-probabilities of the chosen tokens, and of so many likeliest.")
     ]
