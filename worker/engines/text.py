@@ -67,12 +67,10 @@ class TextAssembler:
         self._plain = not stop and not banned
         self._held: list[_Held] = []
         self._releasable = 0  # leading tokens of _held that no stop string can reach any more
-        self._end = 0  # characters decoded so far
-        if shown:
-            text = self._decoder.decode(shown)
-            self._end = len(text)
-            self._matcher.feed(text)
-            self._bans.feed(_folded(text))
+        self._end = 0  # of the text, in characters; where they are counted from does not matter
+        text = self._decoder.decode(shown)
+        self._matcher.feed(text)
+        self._bans.feed(_folded(text))
 
     def push(self, data: bytes) -> Piece:
         """Add the bytes of the next token; return what may be shown now. After a stop string, push no more."""
@@ -80,7 +78,6 @@ class TextAssembler:
         text = self._decoder.decode(data)
         whole = not self._decoder.getstate()[0]
         if whole and self._plain and not self._held:
-            self._end += len(text)
             return Piece(1, text)
         return self._add(_Held(text, self._end + len(text), whole, before))
 
