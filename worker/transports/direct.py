@@ -38,9 +38,8 @@ class DirectStream(HTTPStream):
 
     async def app_send(self, message: Any) -> None:
         """Take an ASGI message; None when the application is done."""
-        if self._chunked and message and (body := message.get("body")) and message.get("more_body"):
-            if not write_now(self._transport, b"%x\r\n%b\r\n" % (len(body), body)):
-                await super().app_send(message)
+        piece = self._chunked and message and message.get("more_body") and message.get("body")
+        if piece and write_now(self._transport, b"%x\r\n%b\r\n" % (len(piece), piece)):
             return
         await super().app_send(message)
         if message and message["type"] == "http.response.start":
