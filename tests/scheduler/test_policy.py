@@ -155,6 +155,26 @@ def test_update_moves_a_work_behind_those_of_its_new_priority(bench: Bench) -> N
     assert bench.take_all() == ["b", "a", "c"]
 
 
+def test_a_work_that_was_moved_ages_anew(bench: Bench) -> None:
+    bench.add("old", principal="a", priority=0)
+    bench.now_s = 100.0
+    bench.add("new", principal="b", priority=2)
+    assert bench.order() == ["old", "new"]
+    bench.policy.update("old", 1, bench.now_s)
+    assert bench.order() == ["new", "old"]
+
+
+def test_a_principal_whose_last_work_was_removed_is_gone(bench: Bench) -> None:
+    """A newcomer starts level with those who are here, not with one who was served nothing and left the queue."""
+    bench.add("a", principal="a")
+    bench.add("b1", principal="b")
+    bench.policy.ledger.charge("b", decoded=100)
+    bench.policy.remove("a")
+    bench.add("b2", principal="b")
+    bench.add("c", principal="c")
+    assert bench.policy.ledger.served("c") == bench.policy.ledger.served("b") > 0
+
+
 def test_every_change_of_the_order_is_a_revision(bench: Bench) -> None:
     revisions = [bench.policy.revision]
 
