@@ -161,7 +161,7 @@ def test_the_page_of_http_has_every_route_and_error(server: Server) -> None:
 
 def routes_served() -> set[str]:
     """Method and path of every route of the application."""
-    rules = Worker(Settings()).application().url_map.iter_rules()
+    rules = Worker(Settings(), print).application().url_map.iter_rules()
     return {
         f"{method} " + PLACE.sub(r"{\1}", rule.rule)
         for rule in rules
