@@ -283,8 +283,9 @@ def test_tokens_of_a_banned_string_are_taken_back_and_the_first_is_not_chosen_th
     assert (live.position, live.reshapes) == (1, True)
     row = wants(98)[0]
     live.reshape(row)
-    assert row[98] == -np.inf and np.isfinite(row[97])
-    # The model still wants it, and gets its second choice; the penalty counts what is there alone.
+    # The penalty counts what is there alone: a, and not the d that was taken back.
+    assert (row[98], row[97], row[100]) == (-np.inf, pytest.approx(-0.1), 0.0)
+    # The model still wants it, and gets its second choice.
     logits = wants(98)
     logits[0, 99] = 10.0
     (event,) = advance([live], logits)

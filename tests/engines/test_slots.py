@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.engines.base import Capacity
 from worker.engines.slots import SHARED_TOKENS_MIN, Placement, Slots, common_prefix
 
 LONG = list(range(100, 100 + 2 * SHARED_TOKENS_MIN))
@@ -22,6 +23,12 @@ def placed(held: dict[int, list[int]], tokens: list[int], busy: dict[int, list[i
     for slot, tokens_held in held.items():
         slots.give_back(slot, tokens_held)
     return slots.place(tokens, busy or {})
+
+
+def test_each_slot_has_the_cache_of_a_whole_context() -> None:
+    slots = Slots(3)
+    slots.place([1], {})
+    assert slots.capacity(50) == Capacity(2, 3, 100, 150, 50)
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.lists(st.integers(0, 2), max_size=40), st.integers(0, 40))
