@@ -121,7 +121,7 @@ class NumpyLlama:
         if not work:
             return []
         hidden = self._forward([row.chunk(count) for row, count in work])
-        sound = np.logical_and.reduce(np.isfinite(hidden), axis=1)
+        sound = np.all(np.isfinite(hidden), axis=1)
         events: list[StepEvent] = []
         ready: list[int] = []
         for number, (row, count) in enumerate(work):

@@ -93,7 +93,7 @@ def _reaching(weights: NDArray[np.float32], amounts: NDArray[np.float32] | None,
     """
     # What is not a number goes first.
     places = FIRST_PLACE - np.minimum(weights.view(np.uint32) >> PLACE_BITS, FIRST_PLACE).astype(np.intp)
-    sums = np.bincount(places, amounts).cumsum()
+    sums = np.cumsum(np.bincount(places, amounts))
     place = min(int(np.searchsorted(sums, wanted)), len(sums) - 1)
     before = sums[place - 1] if place else 0.0
     inside = np.sort(weights[places == place])[::-1]
