@@ -146,7 +146,7 @@ def test_serve_announces_itself_and_ends_with_0_on_sigterm() -> None:
 def test_serve_says_in_a_line_that_there_is_no_model_and_waits_for_it(tmp_path: Path) -> None:
     missing = tmp_path / "none.gguf"
     with serving("--model", str(missing), ready=False) as server:
-        wait_until("the reason", lambda: any(f"Not ready: {missing}" in line for line in server.output))
+        wait_until("the reason", lambda: any("Not ready: " in line and str(missing) in line for line in server.output))
         assert server.get("/health").status_code == 503
     assert not any("Traceback" in line for line in server.output)
 
