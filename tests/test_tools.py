@@ -12,6 +12,8 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
 
+# mypy reads everything anew, torch too where it is installed.
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "command",
     [
