@@ -1,7 +1,7 @@
 """One sequence in ExLlamaV2's batch: the library's job, with three things done our way.
 
 - Prompts: a step computes no more prompt tokens than the scheduler allows, in all jobs together.
-- Choosing: `worker.engines.sampling` draws the token, as in every engine, at a point that is a function of seed and
+- Choosing: `worker.engines.sampling` draws the token, as on numpy, at a point that is a function of seed and
   position, so that a sequence resumed elsewhere goes on as it would have here. The library's top_p keeps the likeliest
   tokens that fit into that mass, then unlikely ones where a likelier one did not fit: that is not what top_p means.
 - Text: what may be shown, stop and banned strings, guides and the end are `worker.engines.sequence`'s, as in every
