@@ -5,8 +5,6 @@ Needs no GPU, but a CUDA build of torch and `jobwire engine build`.
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import inspect
 import os
 import random
@@ -34,12 +32,7 @@ RANDOM = random.Random(1)
 @pytest.fixture(scope="module")
 def real() -> Any:
     """The extension, beside the stand-in that other tests may have put in its place."""
-    loader = importlib.machinery.ExtensionFileLoader(requirements.EXTENSION, str(FILE))
-    spec = importlib.util.spec_from_loader(requirements.EXTENSION, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return requirements.extension_module(FILE)
 
 
 @pytest.mark.parametrize("function", extension.FUNCTIONS, ids=lambda function: function.__name__)

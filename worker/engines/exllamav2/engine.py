@@ -104,11 +104,11 @@ class ExLlamaV2Engine:
         """Render, tokenize and check a generation, see `worker.engines.prepare`."""
         context, rewinds = self._info.context_tokens, not self._ahead
         prepared = prepare(generation, self._vocabulary, self._chat, self._guides, context, rewinds=rewinds)
-        prepared = msgspec.structs.replace(prepared, prompt_pages=page_names(prepared.prompt_ids))
-        if generation.sampling.banned_strings:
-            # Pages that it may have to take back are its own alone as long as it is never paused.
-            return prepared
-        return msgspec.structs.replace(prepared, slice_tokens=self._slice_tokens)
+        # Pages that it may have to take back are its own alone as long as it is never paused.
+        slice_tokens = 0 if generation.sampling.banned_strings else self._slice_tokens
+        return msgspec.structs.replace(
+            prepared, slice_tokens=slice_tokens, prompt_pages=page_names(prepared.prompt_ids)
+        )
 
     def fits(self, prepared: Prepared) -> bool:
         """Tell whether there are pages for a sequence. Pages of its prompt that others in the batch hold are shared."""

@@ -1,4 +1,4 @@
-"""One sequence in ExLlamaV2's batch: the library's job, with three things done our way.
+"""One sequence in ExLlamaV2's batch: the library's job, with four things done our way.
 
 - Prompts: a step computes no more prompt tokens than the scheduler allows, in all jobs together.
 - Choosing: `worker.engines.sampling` draws the token, as on numpy, at a point that is a function of seed and

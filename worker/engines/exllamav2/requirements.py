@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 from worker.engines.base import EngineSpec
 from worker.engines.exllamav2.options import Options
@@ -23,7 +24,7 @@ UNBUILT = "ExLlamaV2's CUDA extension is not built yet: run `jobwire engine buil
 
 def missing() -> str | None:
     """Say why this engine cannot run here, None if nothing speaks against it. Imports nothing of it."""
-    return lacking() or (None if built(os.environ) else UNBUILT)
+    return lacking() or _unbuilt()
 
 
 def lacking() -> str | None:
@@ -47,7 +48,7 @@ def extension(environ: Mapping[str, str]) -> Path:
 
 def open_library(spec: EngineSpec) -> None:
     """Make sure that `import exllamav2` will work, and quickly. Raises ModelError saying what is missing."""
-    reason = _absent() or (None if built(os.environ) else UNBUILT)
+    reason = _absent() or _unbuilt()
     if reason is not None:
         raise ModelError(f"{reason}.")
     _environment(spec)
@@ -71,9 +72,12 @@ def load_extension(environ: Mapping[str, str]) -> None:
     ExLlamaV2 takes what is loaded. Left to itself it would ask torch, which compiles anew when the GPUs are not those
     that it was built on, needs compilers for asking, and waits for ever for a build that was killed.
     """
-    if _packaged():
-        return
-    file = extension(environ)
+    if not _packaged():
+        sys.modules[EXTENSION] = extension_module(extension(environ))
+
+
+def extension_module(file: Path) -> ModuleType:
+    """Return the extension that is in a file, without making it the one that imports find. Raises ModelError."""
     loader = importlib.machinery.ExtensionFileLoader(EXTENSION, str(file))
     spec = importlib.util.spec_from_loader(EXTENSION, loader)
     assert spec is not None
@@ -83,7 +87,7 @@ def load_extension(environ: Mapping[str, str]) -> None:
     except ImportError as error:
         what = f"{file} cannot be loaded: {error}. Remove it and run `jobwire engine build` again."
         raise ModelError(what) from error
-    sys.modules[EXTENSION] = module
+    return module
 
 
 def sees_gpu() -> bool:
@@ -157,3 +161,7 @@ def unusable_flash_attn() -> str | None:
 def _packaged() -> bool:
     """Tell whether a package brought the extension, ready to be imported, or it is loaded already."""
     return EXTENSION in sys.modules or importlib.util.find_spec(EXTENSION) is not None
+
+
+def _unbuilt() -> str | None:
+    return None if built(os.environ) else UNBUILT
