@@ -72,32 +72,30 @@ async def test_kills_at_random_moments_under_counting_jobs(server: Server, tempe
     assert _restarts(server) == before + KILLS
 
 
-async def test_a_seeded_text_is_the_same_with_and_without_a_kill(server: Server) -> None:
-    job: Frame = {"prompt": "Tell me a story about an owl", "temperature": 0.9, "seed": 11, "max_tokens": 150}
+async def _with_and_without_a_kill(server: Server, job: Frame, tokens: int) -> tuple[Reading, Reading]:
+    """Run a job twice, the second time with an engine that dies after so many token frames: the text is the same."""
     async with Socket(server) as socket:
         undisturbed = await socket.run(**job)
         job_id = await socket.create(**job)
         reading = socket.readings[job_id]
-        await socket.until(lambda: len(reading.tokens) >= 20)
+        await socket.until(lambda: len(reading.tokens) >= tokens)
         _kill(server)
         await socket.finish(job_id)
     assert "resumed" in reading.actions
     assert reading.text() == undisturbed.text()
+    return undisturbed, reading
+
+
+async def test_a_seeded_text_is_the_same_with_and_without_a_kill(server: Server) -> None:
+    job: Frame = {"prompt": "Tell me a story about an owl", "temperature": 0.9, "seed": 11, "max_tokens": 150}
+    undisturbed, reading = await _with_and_without_a_kill(server, job, 20)
     assert reading.end["usage"]["completion_tokens"] == undisturbed.end["usage"]["completion_tokens"]
 
 
 async def test_a_healed_text_begins_once_with_and_without_a_kill(server: Server) -> None:
     job: Frame = {"prompt": "Once upon a time there was a f", "raw": True, "token_healing": True, "max_tokens": 200}
     job |= {"temperature": 0.5, "seed": 3, "ignore_eos": True}
-    async with Socket(server) as socket:
-        undisturbed = await socket.run(**job)
-        job_id = await socket.create(**job)
-        reading = socket.readings[job_id]
-        await socket.until(lambda: len(reading.tokens) >= 3)
-        _kill(server)
-        await socket.finish(job_id)
-    assert "resumed" in reading.actions
-    assert reading.text() == undisturbed.text()
+    undisturbed, reading = await _with_and_without_a_kill(server, job, 3)
     assert reading.end["usage"]["prompt_tokens"] == undisturbed.end["usage"]["prompt_tokens"]
     assert reading.end["usage"]["completion_tokens"] == 200
 
