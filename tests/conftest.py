@@ -14,7 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 # How long one example takes says more of the machine than of the code; pytest-timeout bounds whole tests.
 settings.register_profile("jobwire", deadline=None)
@@ -47,7 +47,7 @@ def worker_url(server: Server) -> str:
 @pytest.fixture(scope="session")
 def node_modules(request: pytest.FixtureRequest) -> Path:
     """Folder with the packages of tests/package-lock.json, kept in pytest's cache."""
-    from tests import node  # not on top: the tests of GPUs run where Node is not installed
+    from tests.support import node  # not on top: the tests of GPUs run where Node is not installed
 
     assert request.config.cache is not None
     return node.node_modules(request.config.cache.mkdir("npm"))

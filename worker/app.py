@@ -27,21 +27,26 @@ from worker.config import Settings
 from worker.errors import ConfigError
 from worker.jobs.service import Jobs
 from worker.observers.heartbeat import Heartbeats
-from worker.observers.logs import JobLog
+from worker.observers.logs import JobLines
 from worker.observers.metrics import Exposition, JobMetrics, Sources
 from worker.observers.narration import narrate
 from worker.operations.base import Limits, Operation
 from worker.operations.infer import Infer
 from worker.operations.status import Status
 from worker.operations.worker_check import WorkerCheck
-from worker.protocol.documents.errors import error_classes
-from worker.protocol.eventstream import FrameSource
-from worker.scheduler.host import calm_gc
-from worker.scheduler.messages import Batch
-from worker.transports import documents, http, listener, metrics, playground, sse, websocket
-from worker.transports.access import Access
-from worker.transports.base import Gateway
-from worker.transports.wheel import Wheel
+from worker.processes.gc import calm_gc
+from worker.protocol.describe.errors import error_classes
+from worker.protocol.reading import FrameSource
+from worker.scheduler.works import Batch
+from worker.transports.access.credentials import Access
+from worker.transports.front import eventstream as sse
+from worker.transports.front import listener, websocket
+from worker.transports.gateway import Gateway
+from worker.transports.pages import playground
+from worker.transports.pages import reference as documents
+from worker.transports.routes import jobs as http
+from worker.transports.routes import operators as metrics
+from worker.transports.timer import Wheel
 
 if TYPE_CHECKING:
     from worker.observers.tracing import Tracing
@@ -78,7 +83,7 @@ class Worker:
         self.broker = LocalBroker(settings)
         clock = SystemClock()
         self.metrics = JobMetrics(clock)
-        observers = [self.metrics.observe, JobLog(with_texts=settings.log_prompts).observe]
+        observers = [self.metrics.observe, JobLines(with_texts=settings.log_prompts).observe]
         self.tracing = _tracing(settings, lambda: self.broker.state)
         if self.tracing is not None:
             observers.append(self.tracing.observe)

@@ -1,4 +1,4 @@
-"""The words that every part shares: what can happen to a job, and what a job asks of an engine.
+"""What can happen to a job.
 
 Events are frozen nouns. A job's log is a list of `Record`, each an event with its number and time. All of them are
 msgspec structs, so the same definitions travel between processes as msgpack.
@@ -6,7 +6,7 @@ msgspec structs, so the same definitions travel between processes as msgpack.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -23,66 +23,6 @@ class TopLogprob(msgspec.Struct, frozen=True, array_like=True):
     id: int
     text: str
     logprob: float
-
-
-class ResponseFormat(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Constrains the output: JSON of a schema, any JSON object, a regular expression, or a Lark grammar."""
-
-    type: Annotated[
-        Literal["text", "json_object", "json_schema", "regex", "grammar"], Meta(description="What kind of constraint.")
-    ] = "text"
-    schema: Annotated[dict[str, Any] | None, Meta(description="With `json_schema`: the JSON Schema.")] = None
-    pattern: Annotated[str | None, Meta(description="With `regex`: the expression that the whole text matches.")] = None
-    grammar: Annotated[str | None, Meta(description="With `grammar`: in Lark's notation.")] = None
-
-
-class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How tokens are chosen. Every default is neutral: the model's own distribution, unchanged.
-
-    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off; the penalties count over prompt and output
-    (repetition, range > 0, 1 is off) or over output only (presence, frequency, -2 to 2, 0 is off). `seed` and the
-    token's position alone decide the random draw, so a resumed job goes on as it would have.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    # Whatever their case, the output never contains these: tokens that led to one are taken back.
-    banned_strings: tuple[str, ...] = ()
-    logit_bias: dict[int, float] = {}
-    response_format: ResponseFormat = ResponseFormat()
-    # None: no log-probabilities; 0: of the chosen token; k: and of the k likeliest.
-    logprobs: int | None = None
-    ignore_eos: bool = False
-    # The last token of the prompt is taken off, and chosen anew as the first of the output.
-    token_healing: bool = False
-
-    def with_seed(self, seed: int) -> Sampling:
-        """Return the same settings with another seed, modulo 2**64."""
-        return msgspec.structs.replace(self, seed=seed % (1 << 64))
-
-
-class Message(msgspec.Struct, frozen=True):
-    """One message of a conversation, for the model's chat template."""
-
-    role: Annotated[Literal["system", "user", "assistant", "tool"], Meta(description="Who speaks.")]
-    content: Annotated[str, Meta(description="What is said.")]
-
-
-class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What to continue: `messages` for the chat template, or without any, `text` exactly as it stands."""
-
-    messages: tuple[Message, ...] = ()
-    text: str = ""
-
-
-# ---- what happens to a job -------------------------------------------------------------------------------------------
 
 
 class Queued(msgspec.Struct, frozen=True, omit_defaults=True, tag="queued"):

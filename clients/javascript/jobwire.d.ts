@@ -4,7 +4,7 @@ import type {
 } from "./protocol.js";
 
 export type {
-  ClientFrame, ErrorCode, LikelyToken, Message, Problem, Queue, ResponseFormat, ServerFrame, Usage,
+  ClientFrame, ErrorCode, LikelyToken, Message, Problem, QueuePlace, ResponseFormat, ServerFrame, Usage,
 } from "./protocol.js";
 
 /** A piece of text: `n` (default 1) tokens of the choice `index` (default 0). */

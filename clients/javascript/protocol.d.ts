@@ -16,7 +16,7 @@ export interface AcceptedFrame {
   /** Where the job can be read as server-sent events. */
   sse_url: string;
   /** Where it waits, if it does. */
-  queue?: Queue;
+  queue?: QueuePlace;
   /** The job was there before: this `create` has attached to it. (default false) */
   replayed?: boolean;
   /** The cursor is of a log that is gone: the job is told from its start. (default false) */
@@ -221,7 +221,7 @@ export interface Created {
   /** Where the job stands. */
   state: "ended" | "queued" | "running";
   /** Where it waits, if it does. */
-  queue?: Queue;
+  queue?: QueuePlace;
 }
 
 /** The one last event of a job, whatever happened. */
@@ -353,7 +353,7 @@ export interface JobDetail {
   /** Where it can be read as server-sent events. */
   sse_url: string;
   /** Where it waits, if it does. */
-  queue?: Queue;
+  queue?: QueuePlace;
   /** How it ended: completed, cancelled, failed or expired. */
   status?: string;
   /** Whose it is, where an admin lists all. */
@@ -377,7 +377,7 @@ export interface JobItem {
   /** When it was created. (RFC 3339) */
   created_at: string;
   /** Where it waits, if it does. */
-  queue?: Queue;
+  queue?: QueuePlace;
   /** How it ended: completed, cancelled, failed or expired. */
   status?: string;
   /** Whose it is, where an admin lists all. */
@@ -441,7 +441,7 @@ export interface NarrationFrame {
   /** Where the job is: queued, prefill, decode, recovery, done or note. */
   phase: string;
   /** Where the job waits. */
-  queue?: Queue;
+  queue?: QueuePlace;
   /** Share of the prompt that is read, 0 to 1. */
   progress?: number;
   /** Numbers that belong to the sentence. */
@@ -511,7 +511,7 @@ export interface Problem {
 }
 
 /** Where a job waits. */
-export interface Queue {
+export interface QueuePlace {
   /** Counts from 1. (integer) */
   position: number;
   /** Estimate of the wait that is left, in ms. (integer) */

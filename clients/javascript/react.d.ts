@@ -1,5 +1,5 @@
 /** Hooks for React >= 18. */
-import type {EndEvent, Jobwire, Message, NarrationEvent, Options, Queue, RunParams} from "./jobwire.js";
+import type {EndEvent, Jobwire, Message, NarrationEvent, Options, QueuePlace, RunParams} from "./jobwire.js";
 
 /** A client for as long as the component lives: null at first, and a new one when `url` changes. */
 export function useClient(url?: string, options?: Options): Jobwire | null;
@@ -13,7 +13,7 @@ export interface ShownJob {
   readonly texts: readonly string[];
   readonly narration: readonly NarrationEvent[];
   /** Where the job waits, while it does. */
-  readonly queue: Queue | null;
+  readonly queue: QueuePlace | null;
   readonly end: EndEvent | null;
   /** Why it failed; the end does not say it of a job that was refused or lost. */
   readonly error: Error | null;

@@ -12,17 +12,19 @@ from pathlib import Path
 
 from tests.engines.models import unheard
 from worker.engines.base import Delta, EngineSpec, Generation
-from worker.engines.numpy_llama import NumpyLlama, load
-from worker.events import Prompt, Sampling
+from worker.engines.numpy_llama.engine import NumpyLlama, load
+from worker.requests import Prompt, Sampling
 
-BUNDLED = Path(__file__).parents[2] / "worker/engines/demo/model.gguf"
+BUNDLED = Path(__file__).parents[2] / "worker/bundled/model.gguf"
 PREFILL_TOKENS = 512
 STORY = "Tell me a story about a fox who finds a lantern in the old mill by the river. "
 
 
 def generation(number: int, prompt: str, tokens: int, temperature: float) -> Generation:
     sampling = Sampling(temperature=temperature, seed=number, ignore_eos=True)
-    return Generation(id=str(number), prompt=Prompt(text=f"{number}. {prompt}"), sampling=sampling, max_tokens=tokens)
+    return Generation(
+        lease=str(number), prompt=Prompt(text=f"{number}. {prompt}"), sampling=sampling, max_tokens=tokens
+    )
 
 
 def throughput(engine: NumpyLlama, count: int, tokens: int, temperature: float) -> float:
@@ -51,7 +53,7 @@ def join(engine: NumpyLlama, chunk: int, others: int = 16) -> tuple[float, float
         before = time.process_time()
         events = engine.step(chunk)
         longest = max(longest, time.process_time() - before)
-        ended = any(isinstance(event, Delta) and event.id == str(others) for event in events)
+        ended = any(isinstance(event, Delta) and event.lease == str(others) for event in events)
     waited = time.process_time() - started
     for number in range(others):
         engine.leave(str(number))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tests.benchmarks import paced_engine
 from tests.benchmarks.reader import Result, Task
-from tests.server import descendants, serving
+from tests.support.server import descendants, serving
 
 OPEN_FILES = 8192
 IDLE_CONNECTIONS = 1000

@@ -26,7 +26,7 @@ from worker.engines.base import (
     Prepared,
     StepEvent,
 )
-from worker.scheduler import host
+from worker.processes import engine as host
 
 ROOT = Path(__file__).resolve().parents[2]
 _CODE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.benchmarks import paced_engine as e; e.%s()"
@@ -83,7 +83,7 @@ class PacedEngine:
 
     def admit(self, prepared: Prepared) -> int:
         """Let a sequence in; nothing was cached."""
-        self._new[prepared.id] = prepared
+        self._new[prepared.lease] = prepared
         return 0
 
     def step(self, prefill_tokens_max: int) -> list[StepEvent]:  # noqa: ARG002 - a prompt is one token
@@ -91,19 +91,19 @@ class PacedEngine:
         self._wait()
         text = stamp()
         events: list[StepEvent] = []
-        for sequence_id, prepared in self._new.items():
-            events.append(Prefilled(sequence_id, 1, 1))
-            self._live[sequence_id] = (prepared, len(prepared.generation.generated))
+        for lease, prepared in self._new.items():
+            events.append(Prefilled(lease, 1, 1))
+            self._live[lease] = (prepared, len(prepared.generation.generated))
         self._new.clear()
-        for sequence_id, (prepared, position) in list(self._live.items()):
+        for lease, (prepared, position) in list(self._live.items()):
             if not _per_s(prepared):
                 continue
             last = position + 1 >= prepared.max_tokens
             if last:
-                del self._live[sequence_id]
+                del self._live[lease]
             else:
-                self._live[sequence_id] = (prepared, position + 1)
-            events.append(Delta(sequence_id, (position,), text, finish="length" if last else None))
+                self._live[lease] = (prepared, position + 1)
+            events.append(Delta(lease, (position,), text, finish="length" if last else None))
         return events
 
     def _wait(self) -> None:
@@ -114,10 +114,10 @@ class PacedEngine:
         self._next_s = max(self._next_s + (1 / per_s if per_s else IDLE_S), now_s)
         time.sleep(self._next_s - now_s)
 
-    def leave(self, sequence_id: str) -> None:
+    def leave(self, lease: str) -> None:
         """Let a sequence go."""
-        self._new.pop(sequence_id, None)
-        self._live.pop(sequence_id, None)
+        self._new.pop(lease, None)
+        self._live.pop(lease, None)
 
     def close(self) -> None:
         """Nothing to free."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from worker.brokers.base import Broker, EngineState
 from worker.engines.base import Delta
-from worker.scheduler.messages import Batch, Started, WorkEvent
+from worker.scheduler.works import Batch, Started, WorkEvent
 
 WAIT_S = 30.0
 
@@ -48,19 +48,19 @@ class Recorder:
         phases = [state.phase for state in self.states]
         return [phase for n, phase in enumerate(phases) if n == 0 or phases[n - 1] != phase]
 
-    def ids(self, work_id: str) -> list[int]:
+    def ids(self, lease: str) -> list[int]:
         return [
-            token for event in self.events if isinstance(event, Delta) and event.id == work_id for token in event.ids
+            token for event in self.events if isinstance(event, Delta) and event.lease == lease for token in event.ids
         ]
 
-    def text(self, work_id: str) -> str:
-        return "".join(event.text for event in self.events if isinstance(event, Delta) and event.id == work_id)
+    def text(self, lease: str) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, Delta) and event.lease == lease)
 
     def started(self) -> list[str]:
-        return [event.id for event in self.events if isinstance(event, Started)]
+        return [event.lease for event in self.events if isinstance(event, Started)]
 
-    def finished(self, work_id: str) -> bool:
-        return any(isinstance(e, Delta) and e.id == work_id and e.finish is not None for e in self.events)
+    def finished(self, lease: str) -> bool:
+        return any(isinstance(e, Delta) and e.lease == lease and e.finish is not None for e in self.events)
 
     async def until(self, what: str, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds; it is asked after every call."""
@@ -77,7 +77,7 @@ class Recorder:
         return self.states[-1]
 
     async def until_finished(self, *work_ids: str) -> None:
-        await self.until(f"the end of {work_ids}", lambda: all(self.finished(work_id) for work_id in work_ids))
+        await self.until(f"the end of {work_ids}", lambda: all(self.finished(lease) for lease in work_ids))
 
 
 @contextlib.asynccontextmanager

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.brokers.recorder import Recorder, running
+from tests.processes.hosts import ROOT, command
 from tests.scheduler.engine import make_work
-from tests.scheduler.hosts import ROOT, command
-from tests.server import alive, descendants, wait_until
+from tests.support.server import alive, descendants, wait_until
 from worker.brokers import local
 from worker.brokers.base import EngineState
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
 from worker.engines.base import Delta, LoadProgress
-from worker.scheduler.messages import Placed
+from worker.scheduler.works import Placed
 
 SETTINGS = Settings(slots=4, engine_restart_backoff_s=0.05, engine_restart_backoff_max_s=0.2, queue_news_ms=0)
 
@@ -47,7 +47,7 @@ async def test_work_submitted_before_ready_runs_in_order() -> None:
         broker.submit(make_work(name, max_tokens=3))
     broker.submit(make_work("unwanted"))
     broker.cancel("unwanted")
-    broker.update("c", 9)
+    broker.prioritize("c", 9)
     async with running(broker, sink):
         await sink.until_finished("a", "b", "c")
     # The engine process may begin with the first before it has read of the others.
@@ -82,7 +82,7 @@ async def test_commands_reach_a_running_engine() -> None:
         for name in "abc":
             broker.submit(make_work(name, max_tokens=1))
         await sink.until("places", lambda: sum(isinstance(event, Placed) for event in sink.events) == 3)
-        broker.update("c", 9)
+        broker.prioritize("c", 9)
         broker.cancel("a")
         broker.cancel("long")
         broker.cancel("never heard of")

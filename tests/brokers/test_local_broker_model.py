@@ -16,17 +16,18 @@ from worker.brokers.local import LocalBroker
 from worker.config import Settings
 from worker.engines.base import Delta, Engine, Generation
 from worker.engines.choose import choose
-from worker.events import Message, Prompt, Sampling
+from worker.processes.messages import Open
+from worker.requests import Message, Prompt, Sampling
 from worker.scheduler.loop import Loop
-from worker.scheduler.messages import Open, Work
+from worker.scheduler.works import Work
 
 SETTINGS = Settings(slots=4, engine_restart_backoff_s=0.05, engine_restart_backoff_max_s=0.2)
 PROMPTS = {f"Count from {first} to {first + 40}": 200 for first in (1, 7, 20)} | {"Tell me a story about a fox.": 60}
 
 
-def work(work_id: str, prompt: str, temperature: float, generated: tuple[int, ...] = ()) -> Work:
+def work(lease: str, prompt: str, temperature: float, generated: tuple[int, ...] = ()) -> Work:
     generation = Generation(
-        id=work_id,
+        lease=lease,
         prompt=Prompt(messages=(Message("user", prompt),)),
         sampling=Sampling(temperature=temperature, seed=11),
         max_tokens=PROMPTS[prompt],

@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from tests.browser.playground import Playground
 from tests.e2e.client import count_prompt, expected_count
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 Visit = Callable[..., Playground]
 KEY = "a-key-with-ümlaut".encode().hex()

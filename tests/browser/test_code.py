@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 
 from tests.browser.playground import Playground
 from tests.e2e.client import count_prompt, expected_count
-from tests.node import node
+from tests.support.node import node
 
 Visit = Callable[..., Playground]
 CLIENTS = Path(__file__).parents[2] / "clients"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from tests.server import Server
+from tests.support.server import Server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

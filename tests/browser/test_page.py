@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.playground import Playground
 from tests.e2e.client import count_prompt, expected_count
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 Visit = Callable[..., Playground]
 COUNT = {"temperature": 0, "max_tokens": 1500}

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from tests.browser.playground import Playground
 from tests.e2e.client import count_prompt, expected_count
-from tests.server import Server
+from tests.support.server import Server
 
 Visit = Callable[..., Playground]
 COUNT = {"temperature": 0, "max_tokens": 1500}

@@ -9,8 +9,8 @@ from playwright.sync_api import expect
 
 from tests.browser.playground import Playground
 from tests.e2e.client import count_prompt, expected_count
-from tests.nginx import NAME, needs_nginx, nginx
-from tests.server import serving
+from tests.support.nginx import NAME, needs_nginx, nginx
+from tests.support.server import serving
 
 pytestmark = needs_nginx
 

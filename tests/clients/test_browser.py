@@ -21,7 +21,7 @@ pytest.importorskip("playwright.sync_api")
 from tests.browser.conftest import browser
 from tests.clients.conftest import CLIENTS
 from tests.clients.test_readme import at, samples
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -8,8 +8,8 @@ import pytest
 
 from tests.clients.conftest import CLIENTS
 from tests.clients.cutting import cutting
-from tests.node import node
-from tests.server import serving
+from tests.support.node import node
+from tests.support.server import serving
 
 FOLDER = CLIENTS / "javascript"
 RUN = ("--test", "--test-reporter=tap")

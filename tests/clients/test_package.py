@@ -15,7 +15,7 @@ import pytest
 
 from tests.clients.conftest import CLIENTS
 from tests.clients.test_readme import at, samples
-from tests.node import node, npm
+from tests.support.node import node, npm
 
 FOLDER = CLIENTS / "javascript"
 TESTS = Path(__file__).parent

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.clients.cutting import cutting
 from tests.e2e.client import count_prompt, expected_count
-from tests.node import node
-from tests.server import Server
+from tests.support.node import node
+from tests.support.server import Server
 
 README = Path(__file__).parents[2] / "worker/protocol/README.md"
 

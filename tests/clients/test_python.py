@@ -33,7 +33,7 @@ from jobwire_client import (
 
 from tests.clients.conftest import CLIENTS
 from tests.clients.cutting import cutting
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 COUNT: dict[str, Any] = {"temperature": 0, "max_tokens": 200}
 LONG: dict[str, Any] = {"temperature": 0, "max_tokens": 1500}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.conftest import CLIENTS
-from tests.node import node
+from tests.support.node import node
 
 README = (CLIENTS / "README.md").read_text(encoding="utf-8")
 ADDRESS = "127.0.0.1:8080"

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tests.server import Server
+from tests.support.server import Server
 
 
 @dataclass(frozen=True)

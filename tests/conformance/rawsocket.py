@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tests.e2e.client import PATIENCE_S, Frame
 from tests.e2e.raw import read_head
-from tests.server import Server
+from tests.support.server import Server
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 MASK = b"\x37\xfa\x21\x3d"

@@ -16,7 +16,7 @@ import pytest
 from tests.conformance.rawsocket import RawSocket, closing, handshake, text
 from tests.e2e.client import PATIENCE_S, Frame, Reading, Socket, counting, expected_count, http, new_id
 from tests.e2e.raw import exchange, read_head, request
-from tests.server import Server, serving, wait_until
+from tests.support.server import Server, serving, wait_until
 
 FLOOD, QUEUE_JOBS_MAX, LAST = 1300, 500, 3
 SOCKETS, ONE_IN = 2000, 40

@@ -17,7 +17,7 @@ from tests.conformance.cutting import Cut, CuttingProxy, proxied
 from tests.conformance.rawsocket import TEXT, RawSocket, encode, handshake
 from tests.e2e.client import PATIENCE_S, Frame, Reading, Socket, counting, expected_count, new_id
 from tests.e2e.raw import read_head
-from tests.server import Server
+from tests.support.server import Server
 
 LAST = 4
 HELLO_BYTES = 400

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.conformance.rawsocket import BINARY, CLOSE, TEXT, RawSocket, encode, raw_connection, raw_socket, text
 from tests.e2e.client import PATIENCE_S, Frame, Socket, counting, expected_count
 from tests.e2e.raw import exchange, request
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 FRAME_BYTES_MAX = 65_536
 FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])

@@ -14,7 +14,7 @@ import pytest
 from tests.conformance.rawsocket import PING, encode, handshake, text
 from tests.e2e.client import Reading, Socket, counting, expected_count, http, new_id, read_sse, split_cursor
 from tests.e2e.test_slow_reader import _prove_blocked, _unsent_bytes
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 READERS, JOBS, LAST = 24, 16, 150
 

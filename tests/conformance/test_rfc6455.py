@@ -32,7 +32,7 @@ from tests.conformance.rawsocket import (
 )
 from tests.e2e.client import PATIENCE_S, Socket, counting, expected_count
 from tests.e2e.raw import exchange, read_head
-from tests.server import Server, serving, wait_until
+from tests.support.server import Server, serving, wait_until
 
 FRAME_BYTES_MAX = 16_384
 PROTOCOL_ERROR, BAD_DATA, TOO_BIG = 1002, 1007, 1009

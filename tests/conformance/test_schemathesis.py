@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.protocol.documents.renew import LIBRARY
-from tests.server import Server, serving
+from tests.protocol.describe.renew import LIBRARY
+from tests.support.server import Server, serving
 
 CHECKS = [
     not_a_server_error,

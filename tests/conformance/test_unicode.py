@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.e2e.client import PATIENCE_S, Frame, Reading, Socket, http, new_id, post_stream, read_sse
-from tests.server import Server
+from tests.support.server import Server
 
 TEXTS = {
     "family with joiners": "👩‍👩‍👧‍👦👨🏽‍🚀",

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import msgspec
 
-import worker.engines.demo
+import worker.bundled
 from tests.engines.exllamav2 import cpu
 from worker.engines.base import (
     Broke,
@@ -31,13 +31,14 @@ from worker.engines.base import (
     Prepared,
     StepEvent,
 )
-from worker.engines.llama_library import missing
-from worker.events import Message, Prompt, Sampling, TopLogprob
+from worker.engines.llama_cpp.library import missing
+from worker.events import TopLogprob
+from worker.requests import Message, Prompt, Sampling
 
 EXLLAMAV2_VARIABLE = "JOBWIRE_TEST_EXLLAMAV2"
 """JSON: the model, the options and the device (cuda) of ExLlamaV2, which the suites then run on alone."""
 
-MODEL = Path(worker.engines.demo.__file__).with_name("model.gguf")
+MODEL = Path(worker.bundled.__file__).with_name("model.gguf")
 GREEDY = Sampling(temperature=0.0)
 SLOTS = 4
 CONTEXT = 256
@@ -121,9 +122,9 @@ class Driver:
         self._paused: list[Prepared] = []
 
     def admit(self, generation: Generation) -> Outcome:
-        prepared = self._prepared[generation.id] = self.engine.prepare(generation)
+        prepared = self._prepared[generation.lease] = self.engine.prepare(generation)
         assert self.engine.fits(prepared)
-        outcome = self.outcomes[generation.id] = Outcome()
+        outcome = self.outcomes[generation.lease] = Outcome()
         outcome.cached = self.engine.admit(prepared)
         assert 0 <= outcome.cached < prepared.tokens_present
         return outcome
@@ -133,7 +134,7 @@ class Driver:
             self.engine.admit(self._paused.pop(0))
         events = self.engine.step(prefill_tokens_max)
         for event in events:
-            outcome = self.outcomes[event.id]
+            outcome = self.outcomes[event.lease]
             assert not outcome.ended, "an event after the end"
             if isinstance(event, Prefilled):
                 outcome.prefilled.append(event)
@@ -142,7 +143,7 @@ class Driver:
             elif isinstance(event, Paused):
                 outcome.pauses += 1
                 outcome.prefilled.clear()
-                again = msgspec.structs.replace(self._prepared[event.id], produced=event.produced)
+                again = msgspec.structs.replace(self._prepared[event.lease], produced=event.produced)
                 self._paused.append(again)
             else:
                 self._add(outcome, event)
@@ -189,12 +190,12 @@ def generation(
 ) -> Generation:
     """A question for the model, or a prompt as it is."""
     whole = chat(prompt) if isinstance(prompt, str) else prompt
-    return Generation(id=name, prompt=whole, sampling=sampling, max_tokens=max_tokens, generated=generated)
+    return Generation(lease=name, prompt=whole, sampling=sampling, max_tokens=max_tokens, generated=generated)
 
 
 def run_one(engine: Engine, wanted: Generation, prefill_tokens_max: int = 64) -> Outcome:
     """Run one sequence alone, to its end."""
-    return Driver(engine).run([wanted], prefill_tokens_max)[wanted.id]
+    return Driver(engine).run([wanted], prefill_tokens_max)[wanted.lease]
 
 
 def assert_alike(first: Outcome, other: Outcome) -> None:

@@ -31,7 +31,7 @@ from tests.contracts.engines import (
 )
 from worker.engines.base import Broke, Delta, Engine, EngineSpec, Generation, LoadProgress, Prefilled
 from worker.errors import InvalidParams, ModelError
-from worker.events import Prompt, ResponseFormat, Sampling
+from worker.requests import Prompt, ResponseFormat, Sampling
 
 RANKED = Sampling(temperature=0.0, logprobs=5)
 QUESTIONS = [
@@ -72,8 +72,8 @@ def loaded(name: str) -> Iterator[Engine]:
 def engine(loaded: Engine) -> Iterator[Engine]:
     assert loaded.capacity().slots_free == SLOTS, "an earlier test left a sequence behind"
     yield loaded
-    for sequence_id in ["s", *map(str, range(100))]:
-        loaded.leave(sequence_id)
+    for lease in ["s", *map(str, range(100))]:
+        loaded.leave(lease)
     assert loaded.capacity().slots_free == SLOTS
 
 
@@ -166,11 +166,11 @@ def test_a_step_computes_no_more_prompt_tokens_than_allowed(engine: Engine, budg
         computed = 0
         for event in driver.step(budget):
             if isinstance(event, Prefilled):
-                assert event.total == totals[event.id] and done[event.id] < event.done <= event.total
-                computed += event.done - done[event.id]
-                done[event.id] = event.done
+                assert event.total == totals[event.lease] and done[event.lease] < event.done <= event.total
+                computed += event.done - done[event.lease]
+                done[event.lease] = event.done
             else:
-                assert done[event.id] == totals[event.id], "a token before the prompt was computed"
+                assert done[event.lease] == totals[event.lease], "a token before the prompt was computed"
         assert computed <= budget
     assert done == totals
 
@@ -186,7 +186,7 @@ def test_a_long_prompt_does_not_hold_up_those_in_decode(engine: Engine) -> None:
     steps = 0
     while not driver.outcomes["1"].ids:
         events = driver.step(8)
-        assert [event.id for event in events if isinstance(event, Delta)].count("0") == 1
+        assert [event.lease for event in events if isinstance(event, Delta)].count("0") == 1
         steps += 1
     assert steps >= prompt_tokens(engine, Prompt(text=LONG)) // 8
 
@@ -478,7 +478,7 @@ def test_a_sequence_that_fails_breaks_alone(engine: Engine) -> None:
     while not broken.ended:
         last = driver.step()
     assert broken.broke is not None and "structured output" in broken.broke
-    assert [type(event) for event in last if event.id == "0"] == [Broke]
+    assert [type(event) for event in last if event.lease == "0"] == [Broke]
     driver.run()
     assert_alike(expected, other)
 

@@ -23,7 +23,7 @@ from tests.contracts.engines import (
     run_one,
 )
 from worker.engines.base import Engine, EngineSpec
-from worker.events import Prompt, ResponseFormat, Sampling
+from worker.requests import Prompt, ResponseFormat, Sampling
 
 if len(found_for_gguf()) < 2:
     pytest.skip("only one engine is installed here", allow_module_level=True)

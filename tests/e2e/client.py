@@ -18,7 +18,7 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from tests.server import Server
+from tests.support.server import Server
 
 Frame: TypeAlias = dict[str, Any]
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from tests.e2e.client import PATIENCE_S
-from tests.server import Server
+from tests.support.server import Server
 
 
 @dataclass(frozen=True)

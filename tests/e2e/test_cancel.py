@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.client import Frame, Reading, Socket, counting, expected_count, http, new_id, post_job, read_sse
-from tests.server import Server, serving, wait_until
+from tests.support.server import Server, serving, wait_until
 
 ORPHAN_TTL_S = 1.0
 LONG: Frame = {"prompt": "Count from 1 to 300", "temperature": 0, "max_tokens": 1500, "ignore_eos": True}

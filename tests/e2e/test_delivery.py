@@ -21,7 +21,7 @@ from tests.e2e.client import (
     post_job,
     sse_frames,
 )
-from tests.server import Server, serving, wait_until
+from tests.support.server import Server, serving, wait_until
 
 LAST = 100
 KEY = "correct-horse-battery-staple"

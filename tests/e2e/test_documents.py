@@ -10,8 +10,8 @@ from urllib.parse import urljoin
 
 import pytest
 
-from tests.protocol.documents.renew import LIBRARY
-from tests.server import Server, serving
+from tests.protocol.describe.renew import LIBRARY
+from tests.support.server import Server, serving
 from worker.app import Worker
 from worker.config import Settings
 
@@ -175,5 +175,5 @@ def test_every_route_is_documented_and_every_documented_route_is_served() -> Non
         f"{method.upper()} {path}" for path, methods in LIBRARY.openapi["paths"].items() for method in methods
     }
     served = routes_served()
-    assert served - documented == set(), "served, and not in worker/protocol/documents/routes.py"
-    assert documented - served == set(), "in worker/protocol/documents/routes.py, and not served"
+    assert served - documented == set(), "served, and not in worker/protocol/describe/routes.py"
+    assert documented - served == set(), "in worker/protocol/describe/routes.py, and not served"

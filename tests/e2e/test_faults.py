@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from tests.e2e.client import Frame, Reading, Socket, counting, expected_count, http, post_job, read_sse
-from tests.server import Server, alive, serving, wait_until
+from tests.support.server import Server, alive, serving, wait_until
 
 JOBS, LAST, KILLS = 32, 100, 4
 LONG_PROMPT = "Repeat after me: " + "one two three four five six seven eight nine ten " * 25

@@ -12,9 +12,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from tests.e2e.client import PATIENCE_S, counting, new_id
-from tests.protocol.documents.validity import check
-from tests.server import Server
-from worker.protocol.documents.schemas import SERVER, tag_of
+from tests.protocol.describe.validity import check
+from tests.support.server import Server
+from worker.protocol.describe.schemas import SERVER, tag_of
 
 MODERN = {"Accept": "application/json"}
 

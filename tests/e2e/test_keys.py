@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.client import Frame, Reading, Socket, counting, expected_count, http, post_job, read_sse, sse_frames
 from tests.e2e.raw import exchange, request
-from tests.server import Server, serving, wait_until
+from tests.support.server import Server, serving, wait_until
 
 ANN, BOB, ROOT, OWN = "ann-has-this-secret", "bob-has-this-secret", "root-has-this-secret", "own-secret"
 SECRETS = (ANN, BOB, ROOT, OWN)

@@ -12,8 +12,8 @@ import pytest
 
 from tests.e2e.client import PATIENCE_S, Frame, expected_count, http, new_id
 from tests.e2e.raw import Answer, exchange, read_head, read_request, request
-from tests.server import Server
-from worker.engines import demo
+from tests.support.server import Server
+from worker import bundled as demo
 
 JOB_ID = re.compile(r"job-[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 COUNT = "Count from 1 to 60"

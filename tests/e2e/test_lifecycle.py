@@ -14,8 +14,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.client import Socket, counting, expected_count, http, post_job, read_sse
-from tests.server import Server, alive, serving, wait_until
-from worker.engines import demo
+from tests.support.server import Server, alive, serving, wait_until
+from worker import bundled as demo
 
 MODEL = Path(demo.__file__).with_name("model.gguf")
 ATTEMPTS = 5

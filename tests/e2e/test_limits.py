@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.e2e.client import Frame, Socket, counting, expected_count, http, new_id, post_job, read_sse
 from tests.e2e.raw import exchange, request
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 FRAME_BYTES_MAX = 16_384
 SLOTS, QUEUE_JOBS_MAX, JOBS_MAX, CONNECTIONS_MAX = 2, 3, 5, 5

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from tests.e2e.client import Socket, counting, http, post_stream
-from tests.server import Server, serving, wait_until
+from tests.support.server import Server, serving, wait_until
 
 JSON = {"Accept": "application/json"}
 CANARY = "canary-5e1f"

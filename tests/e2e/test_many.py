@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from tests.e2e.client import Socket, counting, expected_count, http, new_id, post_stream
-from tests.server import Server
+from tests.support.server import Server
 
 JOBS = 64
 

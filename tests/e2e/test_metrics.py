@@ -12,9 +12,9 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-import worker.observers
+import worker.deploy
 from tests.e2e.client import Socket, counting, http, post_stream, sse
-from tests.server import Server, serving, wait_until
+from tests.support.server import Server, serving, wait_until
 
 JSON = {"Accept": "application/json"}
 KEY = {"JOBWIRE_API_KEY": "a-key-of-the-test"}
@@ -196,7 +196,7 @@ def test_the_names_are_those_of_the_field(server: Server) -> None:
 
 
 def _expressions() -> list[str]:
-    dashboard = json.loads(files(worker.observers).joinpath("grafana.json").read_text(encoding="utf-8"))
+    dashboard = json.loads(files(worker.deploy).joinpath("grafana.json").read_text(encoding="utf-8"))
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids))
     return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]

@@ -18,12 +18,12 @@ import httpx
 import pytest
 
 from tests.e2e.client import Socket, counting, expected_count
-from tests.readme import sample
-from tests.server import alive, descendants, serving, wait_until
+from tests.support.readme import sample
+from tests.support.server import alive, descendants, serving, wait_until
+from worker import bundled as demo
 from worker.cli import EXIT_USAGE
 from worker.config import Settings
-from worker.engines import demo
-from worker.transports.listener import files_needed
+from worker.transports.front.listener import files_needed
 
 LINES = 500
 """More lines of the log than a pipe takes."""

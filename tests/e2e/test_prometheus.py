@@ -15,10 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-import worker.observers
+import worker.deploy
 from tests.e2e.client import Socket, counting, http, post_job, read_sse
-from tests.readme import sample
-from tests.server import Server, serving, wait_until
+from tests.support.readme import sample
+from tests.support.server import Server, serving, wait_until
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="Prometheus is not installed (apt-get install prometheus)"
@@ -95,7 +95,7 @@ async def _see_everything(server: Server) -> None:
 
 
 def _expressions() -> list[str]:
-    dashboard = json.loads(files(worker.observers).joinpath("grafana.json").read_text(encoding="utf-8"))
+    dashboard = json.loads(files(worker.deploy).joinpath("grafana.json").read_text(encoding="utf-8"))
     return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
 
 

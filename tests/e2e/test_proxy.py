@@ -10,8 +10,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.client import Reading, Socket, counting, expected_count, http, post_job, read_sse, sse
-from tests.nginx import NAME, Nginx, needs_nginx, nginx
-from tests.server import Server, serving
+from tests.support.nginx import NAME, Nginx, needs_nginx, nginx
+from tests.support.server import Server, serving
 
 pytestmark = needs_nginx
 

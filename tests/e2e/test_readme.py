@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.e2e.client import expected_count
-from tests.readme import README, sample
+from tests.support.readme import README, sample
 
 ADDRESS = "127.0.0.1:8080"
 TIMEOUT_S = 60.0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.client import Reading, Socket, counting, expected_count, http, new_id, post_stream
-from tests.server import Server
+from tests.support.server import Server
 
 SCHEMA = {
     "type": "object",

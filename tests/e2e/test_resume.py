@@ -20,7 +20,7 @@ from tests.e2e.client import (
     split_cursor,
     sse,
 )
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 CUTS = 12
 TRANSPORTS = {"websocket": ("websocket",), "sse": ("sse",), "both": ("websocket", "sse")}

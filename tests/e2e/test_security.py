@@ -16,7 +16,7 @@ from websockets.typing import Subprotocol
 
 from tests.e2e.client import Socket, counting, expected_count, http, post_stream
 from tests.e2e.raw import exchange, request
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 KEY = "correct-horse-battery-staple"
 JSON = {"Accept": "application/json", "Content-Type": "application/json"}

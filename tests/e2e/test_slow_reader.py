@@ -19,7 +19,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.client import PATIENCE_S, Reading, Socket, counting, expected_count, http, read_sse
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 JOBS, STALLED, LAST = 16, 32, 150
 STALL_TIMEOUT_S = 2.0

@@ -17,7 +17,7 @@ from tests.e2e.client import (
     read_sse,
     sse,
 )
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 STORY = {"prompt": "Tell me a story about a fox", "temperature": 0, "max_tokens": 120}
 

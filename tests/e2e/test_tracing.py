@@ -9,7 +9,7 @@ import time
 
 from tests.e2e.client import Socket, counting, http, post_stream
 from tests.observers.collector import collecting
-from tests.server import serving
+from tests.support.server import serving
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}

@@ -17,8 +17,8 @@ from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
 from worker.engines.base import LoadProgress
-from worker.engines.bpe import CHARACTERS
 from worker.engines.machine import has_avx512
+from worker.engines.prompt.bpe import CHARACTERS
 
 Weights = dict[str, NDArray[np.float32]]
 

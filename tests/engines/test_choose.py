@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from worker.engines import exllamav2, llama_library
+from worker.engines import exllamav2
 from worker.engines.base import EngineSpec
 from worker.engines.choose import bundled_model, choose
+from worker.engines.llama_cpp.engine import library as llama_library
 from worker.errors import ModelError
 
 
@@ -23,7 +24,7 @@ def missing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_bundled_model_runs_on_numpy(missing: str | None) -> None:
     load, spec, why = choose(EngineSpec(slots=3))
-    assert load.__module__ == "worker.engines.numpy_llama"
+    assert load.__module__ == "worker.engines.numpy_llama.engine"
     assert (spec.engine, spec.model, spec.slots) == ("numpy", bundled_model(), 3)
     assert "bundled model" in why
     assert Path(bundled_model()).is_file()

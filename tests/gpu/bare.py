@@ -18,9 +18,9 @@ import msgspec
 from tests.gpu.machine import load_engine
 from worker.cli.bench.bare import generate
 from worker.engines.base import Broke, EngineSpec, Generation
-from worker.events import Prompt, Sampling
+from worker.requests import Prompt, Sampling
 from worker.scheduler.loop import Loop
-from worker.scheduler.messages import Refused, Schedule, Work
+from worker.scheduler.works import Refused, Schedule, Work
 
 WORDS = "Tell me a story about a fox, a lighthouse and the sea. "
 
@@ -58,7 +58,7 @@ def run(task: Task) -> Iterator[dict[str, float]]:
 def wanted(number: int, tokens: int) -> Generation:
     """A sequence of exactly so many tokens, with a prompt of its own."""
     sampling = Sampling(temperature=0.0, ignore_eos=True)
-    return Generation(id=str(number), prompt=Prompt(text=f"{number}. {WORDS}"), sampling=sampling, max_tokens=tokens)
+    return Generation(lease=str(number), prompt=Prompt(text=f"{number}. {WORDS}"), sampling=sampling, max_tokens=tokens)
 
 
 def of_generator(engine: Any, streams: int, tokens: int) -> float:
@@ -101,7 +101,7 @@ def soak(engine: Any, seconds: float, seed: int = 0) -> dict[str, float]:
             text = name + WORDS * dice.choice([0, 1, 5, context // 30])
             sampling = Sampling(temperature=dice.choice([0.0, 1.0]), ignore_eos=dice.random() < 0.5)
             budget = dice.choice([1, 20, 200, context])
-            generation = Generation(id=name, prompt=Prompt(text=text), sampling=sampling, max_tokens=budget)
+            generation = Generation(lease=name, prompt=Prompt(text=text), sampling=sampling, max_tokens=budget)
             loop.submit(Work(generation=generation, principal=dice.choice("abc"), priority=dice.randrange(10)))
             live.add(name)
         if live and dice.random() < 0.1:
@@ -116,7 +116,7 @@ def soak(engine: Any, seconds: float, seed: int = 0) -> dict[str, float]:
             counts["paused"] += type(event).__name__ == "Paused"
             if getattr(event, "finish", None) is not None:
                 counts["finished"] += 1
-                live.discard(event.id)
+                live.discard(event.lease)
     while loop.step() is not None:
         pass
     room = engine.capacity()

@@ -19,7 +19,7 @@ from tests.contracts.engines import EXLLAMAV2_VARIABLE
 from tests.gpu import bare, report
 from tests.gpu.machine import Device, watching
 from tests.gpu.report import percentiles
-from tests.server import Server
+from tests.support.server import Server
 from worker.cli.bench.load import Gathered, over_ws
 from worker.engines.base import EngineSpec
 

@@ -10,7 +10,7 @@ import pytest
 from tests.gpu import measure
 from tests.gpu.bare import Task
 from tests.gpu.report import Report, speeds
-from tests.server import serving
+from tests.support.server import serving
 from worker.engines.base import EngineSpec
 
 STREAMS = (1, 16, 64)

@@ -12,11 +12,11 @@ from worker.engines.base import Delta, EngineInfo, Prefilled
 from worker.errors import EngineFailed
 from worker.events import FinishReason, TopLogprob
 from worker.jobs.job import Job
-from worker.jobs.principals import Principal
+from worker.jobs.limits.principals import Principal
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits
 from worker.operations.infer import Infer
-from worker.scheduler.messages import Batch, Placed, Refused, Started, Stats, Work, WorkEvent
+from worker.scheduler.works import Batch, Placed, Refused, Started, Stats, Work, WorkEvent
 
 INFO = EngineInfo(
     engine="scripted",
@@ -91,13 +91,13 @@ class ScriptedBroker:
         """Note the work."""
         self.submitted.append(work)
 
-    def cancel(self, work_id: str) -> None:
+    def cancel(self, lease: str) -> None:
         """Note the cancel."""
-        self.cancelled.append(work_id)
+        self.cancelled.append(lease)
 
-    def update(self, work_id: str, priority: int) -> None:
+    def prioritize(self, lease: str, priority: int) -> None:
         """Note the priority."""
-        self.updated.append((work_id, priority))
+        self.updated.append((lease, priority))
 
     async def run(self, sink: Sink) -> None:
         """Nothing runs by itself here."""

@@ -29,7 +29,7 @@ def test_a_new_job_is_queued_and_handed_to_the_broker() -> None:
     job = stage.create(ID, prompt="Hi", max_tokens=7, priority=8, seed=11, n=1)
     assert (job.state, job.position, kinds(job)) == ("queued", 1, ["Queued"])
     [work] = stage.broker.submitted
-    assert (work.principal, work.priority, work.solo) == ("ann", 8, False)
+    assert (work.account, work.priority, work.solo) == ("ann", 8, False)
     assert (work.generation.max_tokens, work.generation.generated, work.generation.sampling.seed) == (7, (), 11)
     assert work.generation.prompt.messages[0].content == "Hi"
     assert stage.jobs.live == 1
@@ -215,7 +215,7 @@ def test_what_an_engine_refuses_fails_with_its_reason() -> None:
     end = job.log.records[-1].event
     assert isinstance(end, Failed)
     assert end.error.detail == "The prompt is too long."
-    assert sorted(stage.broker.cancelled) == sorted(work.generation.id for work in stage.broker.submitted)
+    assert sorted(stage.broker.cancelled) == sorted(work.generation.lease for work in stage.broker.submitted)
 
 
 # ---- cancel ----------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_a_cancel_ends_a_live_job_at_once_and_frees_its_slot(reached: str) -> No
     end = job.log.records[-1].event
     assert isinstance(end, Cancelled)
     assert (end.reason, end.usage.completion_tokens) == ("client", 2 if reached == "decoding" else 0)
-    assert stage.broker.cancelled == [stage.broker.submitted[0].generation.id]
+    assert stage.broker.cancelled == [stage.broker.submitted[0].generation.lease]
     before = job.log.tail
     stage.start(job)
     stage.tokens(job, "late")

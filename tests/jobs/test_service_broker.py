@@ -6,13 +6,13 @@ import pytest
 
 from tests.brokers.recorder import Recorder, running
 from tests.jobs.scripted import ANN, LIMITS, ManualClock
-from tests.scheduler.hosts import command
+from tests.processes.hosts import command
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
 from worker.jobs.job import Job
 from worker.jobs.service import Jobs
 from worker.operations.infer import Infer
-from worker.scheduler.messages import Batch
+from worker.scheduler.works import Batch
 
 SETTINGS = Settings(engine_restart_backoff_s=0.01, engine_restart_backoff_max_s=0.01, engine_stall_timeout_s=0.5)
 

@@ -10,7 +10,7 @@ from worker.errors import ModelError
 from worker.events import Failed, Finished, Note, Resumed, Token
 from worker.jobs.job import Job
 from worker.jobs.service import SOLO_AFTER_DEATHS
-from worker.scheduler.messages import Batch, Started
+from worker.scheduler.works import Batch, Started
 
 
 def error_code(job: Job) -> str:
@@ -28,7 +28,7 @@ def test_a_lost_job_goes_on_from_its_own_tokens_under_a_new_lease() -> None:
     old = job.choices[0].lease
     stage.jobs.on_lost("the engine was killed by signal 9")
     work = stage.broker.submitted[-1]
-    assert work.generation.id == job.choices[0].lease != old
+    assert work.generation.lease == job.choices[0].lease != old
     assert work.generation.generated == (4, 4, 6)
     assert (work.generation.max_tokens, work.generation.sampling.seed, work.solo) == (9, 5, False)
     assert kinds(job)[-2:] == ["Note", "Resumed"]

@@ -20,11 +20,11 @@ from worker.config import Settings
 from worker.errors import JobwireError
 from worker.events import TERMINAL, Finished
 from worker.jobs.job import Job
-from worker.jobs.principals import Allowance, Principal
+from worker.jobs.limits.principals import Allowance, Principal
 from worker.jobs.service import Jobs
 from worker.operations.infer import Infer
 from worker.scheduler.loop import Loop
-from worker.scheduler.messages import Batch, Schedule, Work
+from worker.scheduler.works import Batch, Schedule, Work
 
 
 class Died(BaseException):
@@ -44,20 +44,20 @@ class Wires:
 
     def submit(self, work: Work) -> None:
         if self.loop is None:
-            self._held[work.generation.id] = work
+            self._held[work.generation.lease] = work
         else:
             self.down.append(lambda loop: loop.submit(work))
 
-    def cancel(self, work_id: str) -> None:
-        if self._held.pop(work_id, None) is None and self.loop is not None:
-            self.down.append(lambda loop: loop.cancel(work_id))
+    def cancel(self, lease: str) -> None:
+        if self._held.pop(lease, None) is None and self.loop is not None:
+            self.down.append(lambda loop: loop.cancel(lease))
 
-    def update(self, work_id: str, priority: int) -> None:
-        held = self._held.get(work_id)
+    def prioritize(self, lease: str, priority: int) -> None:
+        held = self._held.get(lease)
         if held is not None:
-            self._held[work_id] = msgspec.structs.replace(held, priority=priority)
+            self._held[lease] = msgspec.structs.replace(held, priority=priority)
         elif self.loop is not None:
-            self.down.append(lambda loop: loop.update(work_id, priority))
+            self.down.append(lambda loop: loop.prioritize(lease, priority))
 
     async def run(self, sink: Sink) -> None:
         """Nothing runs by itself here."""
@@ -119,9 +119,9 @@ class Simulation(RuleBasedStateMachine):
     def cancel_or_update(self, data: st.DataObject, priority: int | None) -> None:
         job = data.draw(st.sampled_from(self.all[-8:]))
         if priority is None:
-            self.jobs.cancel(job.principal, job.id)
+            self.jobs.cancel(job.owner_name, job.id)
         else:
-            self.jobs.prioritize(job.principal, job.id, priority)
+            self.jobs.prioritize(job.owner_name, job.id, priority)
 
     @rule(ms=st.sampled_from([1, 50, 1000]))
     def time_passes(self, ms: int) -> None:

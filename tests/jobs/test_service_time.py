@@ -35,7 +35,7 @@ def test_a_deadline_ends_a_job_in_every_live_state(state: str) -> None:
     end = job.log.records[-1].event
     assert isinstance(end, Expired)
     assert (job.state, end.error.code) == ("expired", "deadline_exceeded")
-    assert stage.broker.cancelled == [stage.broker.submitted[0].generation.id]
+    assert stage.broker.cancelled == [stage.broker.submitted[0].generation.lease]
 
 
 def test_an_unwatched_job_is_abandoned_after_its_time() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.server import wait_until
+from tests.support.server import wait_until
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` is not installed")
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-import worker.observers
+import worker.deploy
 
 pytestmark = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="Prometheus is not installed (apt-get install prometheus)"
 )
 
-ALERTS = files(worker.observers).joinpath("alerts.yml")
+ALERTS = files(worker.deploy).joinpath("alerts.yml")
 # What a worker shows, a number a minute: promtool's "from+step x times".
 CALM = {
     'up{job="jobwire"}': "1x30",

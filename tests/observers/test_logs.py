@@ -13,8 +13,8 @@ import pytest
 from tests.jobs.scripted import LIMITS
 from tests.observers.stage import watched
 from worker.config import Settings
-from worker.jobs.origin import Origin
-from worker.observers.logs import JobLog, JsonFormatter, PrettyFormatter, configure, given
+from worker.jobs.correlation import Correlation
+from worker.observers.logs import JobLines, JsonFormatter, PrettyFormatter, configure, given
 from worker.operations.infer import Infer
 
 
@@ -113,17 +113,17 @@ def test_the_format_follows_the_setting_or_the_stream(log_format: Any, stream: i
 def ended(caplog: pytest.LogCaptureFixture, *, with_texts: bool = False, end: str = "finish") -> dict[str, Any]:
     """Run a job to its end, and return what its last line holds."""
     caplog.set_level(logging.INFO)
-    stage = watched(lambda _: JobLog(with_texts=with_texts).observe)
+    stage = watched(lambda _: JobLines(with_texts=with_texts).observe)
     request = Infer().parse({"messages": [{"role": "user", "content": "a secret"}]}, LIMITS)
     owner = stage.create().owner
-    job, _ = stage.jobs.create(owner, "job-of-this-test", request, origin=Origin("corr-1"))
+    job, _ = stage.jobs.create(owner, "job-of-this-test", request, correlation=Correlation("corr-1"))
     stage.start(job, prompt_tokens=9)
     stage.clock.advance(25)
     stage.tokens(job, "an ", "answer")
     if end == "finish":
         stage.finish(job, "length")
     elif end == "cancel":
-        stage.jobs.cancel(job.principal, job.id)
+        stage.jobs.cancel(job.owner_name, job.id)
     else:
         stage.refuse(job, "no room for a secret")
     (line,) = [one for one in caplog.records if one.message == "job_ended"]

@@ -10,8 +10,8 @@ import pytest
 from tests.jobs.scripted import LIMITS, WALL_START_MS, Stage
 from tests.observers.collector import Collector, Received, collecting
 from tests.observers.stage import watched
+from worker.jobs.correlation import Correlation
 from worker.jobs.job import Job
-from worker.jobs.origin import Origin
 from worker.observers.tracing import Tracing
 from worker.operations.infer import Infer
 
@@ -31,7 +31,7 @@ class Traced:
         """Create a job with an origin."""
         owner = self.stage.create().owner
         request = Infer().parse(body, LIMITS)
-        return self.stage.jobs.create(owner, None, request, origin=Origin("corr-1", traceparent))[0]
+        return self.stage.jobs.create(owner, None, request, correlation=Correlation("corr-1", traceparent))[0]
 
     def spans(self, job: Job) -> tuple[Received, dict[str, Received]]:
         """Return the job's span and its children. Nothing is traced afterwards."""
@@ -132,7 +132,7 @@ def test_a_failed_job_is_an_error(traced: Traced) -> None:
 def test_a_cancelled_job_is_none_but_says_why(traced: Traced) -> None:
     job = traced.create({"prompt": "Hi"})
     traced.stage.start(job)
-    traced.stage.jobs.cancel(job.principal, job.id)
+    traced.stage.jobs.cancel(job.owner_name, job.id)
     whole, phases = traced.spans(job)
     assert not whole.is_error
     assert whole.attributes["jobwire.cancelled.reason"] == "client"

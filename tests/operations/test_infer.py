@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.jobs.scripted import LIMITS
 from worker.errors import InvalidParams
-from worker.events import Message, Prompt, ResponseFormat
 from worker.operations.base import JobRequest, field_error, fingerprint
 from worker.operations.infer import FIELDS, FORM_BYTES_MAX, Infer
+from worker.requests import Message, Prompt, ResponseFormat
 
 
 def parse(**body: Any) -> JobRequest:

@@ -75,7 +75,7 @@ STRUCTS = [
     *frames.CLIENT_FRAMES.values(),
     *SERVER_TYPES.values(),
     frames.ServerLimits,
-    frames.Queue,
+    frames.QueuePlace,
     frames.LikelyToken,
     Problem,
     FieldError,

@@ -295,7 +295,7 @@ USAGE = Usage(
     ("frame", "wire"),
     [
         (
-            frames.Accepted(job_id=ID, state="queued", queue=frames.Queue(2), sse_url=f"/v1/jobs/{ID}/stream"),
+            frames.Accepted(job_id=ID, state="queued", queue=frames.QueuePlace(2), sse_url=f"/v1/jobs/{ID}/stream"),
             f'{{"type":"accepted","job_id":"{ID}","state":"queued","queue":{{"position":2}},"sse_url":"/v1/jobs/{ID}/stream"}}',
         ),
         (

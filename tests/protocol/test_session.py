@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.jobs.scripted import LIMITS
 from tests.protocol.wire import ID, OTHER, Client, Wire, number, parsed, text, types
-from worker.protocol.closing import Close, CloseCode
+from worker.protocol.closing import CloseCode, CloseConnection
 from worker.protocol.session import BAD_FRAMES_MAX, FEATURES
 
 IDS = [f"job-number-{number_:08d}" for number_ in range(64)]
@@ -344,7 +344,7 @@ def test_a_cancel_acts_although_the_client_reads_nothing() -> None:
     wire.stage.tokens(job, *["word "] * 100)
     client.send("cancel", job_id=ID)
     assert job.state == "cancelled"
-    assert wire.stage.broker.cancelled == [wire.stage.broker.submitted[0].generation.id]
+    assert wire.stage.broker.cancelled == [wire.stage.broker.submitted[0].generation.lease]
 
 
 def test_an_update_reaches_the_queue() -> None:
@@ -353,7 +353,7 @@ def test_an_update_reaches_the_queue() -> None:
     client.pull_all()
     accepted = client.ask("update", job_id=ID, priority=9)
     assert (accepted["type"], accepted["queue"]) == ("accepted", {"position": 1})
-    assert wire.stage.broker.updated == [(wire.stage.broker.submitted[0].generation.id, 9)]
+    assert wire.stage.broker.updated == [(wire.stage.broker.submitted[0].generation.lease, 9)]
 
 
 # ---- turns -----------------------------------------------------------------------------------------------------------
@@ -433,7 +433,7 @@ def test_a_client_that_reads_no_replies_is_cut_off() -> None:
     _, client = connected(outbox_replies_max=10)
     for _ in range(10):
         client.send("ping")
-    with pytest.raises(Close) as close:
+    with pytest.raises(CloseConnection) as close:
         client.send("ping")
     assert close.value.code == 4400
     assert len(client.session._outbox) == 10
@@ -455,7 +455,7 @@ def test_ten_bad_frames_within_ten_seconds_end_the_connection() -> None:
     for _ in range(BAD_FRAMES_MAX - 1):
         client.send_text("{")
         wire.stage.clock.advance(1111)
-    with pytest.raises(Close) as close:
+    with pytest.raises(CloseConnection) as close:
         client.send_text("{")
     assert close.value.code == 4400
 
@@ -483,7 +483,7 @@ def test_what_a_bad_frame_calls_itself_is_echoed_only_if_it_is_short_text() -> N
 
 
 def test_the_reason_of_a_close_fits_its_frame() -> None:
-    close = Close(CloseCode.ABUSE, "ä" * 100)
+    close = CloseConnection(CloseCode.ABUSE, "ä" * 100)
     assert len(close.reason.encode()) <= 123
     assert close.reason == "ä" * 61
 

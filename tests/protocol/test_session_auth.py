@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.protocol.wire import ID, Client, Wire, types
-from worker.jobs.principals import Allowance, Grant, Principal
-from worker.protocol.closing import Close
+from worker.jobs.limits.principals import Allowance, Grant, Principal
+from worker.protocol.closing import CloseConnection
 from worker.protocol.session import BAD_FRAMES_MAX
 
 ANN = Principal(name="ann")
@@ -31,7 +31,7 @@ def knocking(expires_in_ms: float | None = None) -> tuple[Wire, Client]:
 
 def closes(client: Client, kind: str, **fields: object) -> int:
     """Send a frame that ends the connection, and return the code."""
-    with pytest.raises(Close) as close:
+    with pytest.raises(CloseConnection) as close:
         client.send(kind, **fields)
     assert close.value.reason
     return close.value.code
@@ -101,7 +101,7 @@ def test_a_client_that_shows_no_key_in_time_is_sent_away() -> None:
     wire.stage.clock.advance(4999)
     client.session.check_time(wire.stage.clock.monotonic_ms())
     wire.stage.clock.advance(1)
-    with pytest.raises(Close) as close:
+    with pytest.raises(CloseConnection) as close:
         client.session.check_time(wire.stage.clock.monotonic_ms())
     assert close.value.code == 4408
     # Before the worker has looked at the time, a frame makes it do so.

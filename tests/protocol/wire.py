@@ -9,13 +9,13 @@ from typing import Any, TypeAlias
 from tests.jobs.scripted import LIMITS, Stage
 from worker.errors import Unauthorized
 from worker.jobs.job import Job
-from worker.jobs.principals import Grant, Principal
+from worker.jobs.limits.principals import Grant, Principal
 from worker.observers.narration import narrate
 from worker.operations.base import Operation
 from worker.operations.infer import Infer
 from worker.operations.status import Status
 from worker.operations.worker_check import WorkerCheck
-from worker.protocol.eventstream import EventStream, Frame, FrameSource
+from worker.protocol.reading import Frame, FrameSource, LogReader
 from worker.protocol.session import Session
 
 Sent: TypeAlias = dict[str, Any]
@@ -118,7 +118,7 @@ def _has_null(value: object) -> bool:
     return value is None
 
 
-def drain(stream: EventStream) -> list[Frame]:
+def drain(stream: LogReader) -> list[Frame]:
     """Take all frames that a stream has now."""
     found = []
     while (frame := stream.next()) is not None:

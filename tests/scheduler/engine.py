@@ -18,8 +18,8 @@ from worker.engines.base import (
     StepEvent,
 )
 from worker.errors import InvalidParams
-from worker.events import Prompt, Sampling
-from worker.scheduler.messages import Work
+from worker.requests import Prompt, Sampling
+from worker.scheduler.works import Work
 
 STEP_S, TOKEN_S = 0.001, 0.0001
 
@@ -92,7 +92,7 @@ class CountingEngine:
         )
 
     def prepare(self, generation: Generation) -> Prepared:
-        self.watch("prepare", generation.id)
+        self.watch("prepare", generation.lease)
         text = generation.prompt.text
         if text.startswith("refuse"):
             raise InvalidParams("this prompt is refused")
@@ -118,16 +118,16 @@ class CountingEngine:
         return sum(sequence.left for sequence in self.sequences.values())
 
     def admit(self, prepared: Prepared) -> int:
-        self.watch("admit", prepared.id)
+        self.watch("admit", prepared.lease)
         assert self.fits(prepared), "overbooked"
-        assert prepared.id not in self.sequences, "admitted twice"
+        assert prepared.lease not in self.sequences, "admitted twice"
         assert self.prefill_tokens_max is None or self.pending < self.prefill_tokens_max, "too many prompts at once"
-        done = self.paused.pop(prepared.id, len(prepared.generation.generated))
+        done = self.paused.pop(prepared.lease, len(prepared.generation.generated))
         total = len(prepared.prompt_ids) + done
         assert prepared.tokens_present == total
         cached = min(self.cached, total - 1)
         reserved = prepared.tokens_reserved
-        self.sequences[prepared.id] = CountingSequence(prepared, total, total - cached, done, reserved)
+        self.sequences[prepared.lease] = CountingSequence(prepared, total, total - cached, done, reserved)
         return cached
 
     def step(self, prefill_tokens_max: int) -> list[StepEvent]:
@@ -135,16 +135,16 @@ class CountingEngine:
         self.prefill_tokens_max = prefill_tokens_max
         events: list[StepEvent] = []
         budget, decoded = prefill_tokens_max, 0
-        for sequence_id, sequence in list(self.sequences.items()):
+        for lease, sequence in list(self.sequences.items()):
             if sequence.left:
                 chunk = min(sequence.left, budget)
                 budget -= chunk
                 sequence.left -= chunk
                 if chunk:
-                    events.append(Prefilled(sequence_id, sequence.total - sequence.left, sequence.total))
+                    events.append(Prefilled(lease, sequence.total - sequence.left, sequence.total))
                 if sequence.left:
                     continue
-            events.append(self.decode(sequence_id, sequence))
+            events.append(self.decode(lease, sequence))
             decoded += 1
         if self.on_step is not None:
             self.on_step(prefill_tokens_max - budget + decoded)
@@ -153,43 +153,43 @@ class CountingEngine:
     def pause(self) -> list[StepEvent]:
         """Give those at the end of their slice another block, or take them out."""
         events: list[StepEvent] = []
-        for sequence_id, sequence in list(self.sequences.items()):
+        for lease, sequence in list(self.sequences.items()):
             tokens = len(sequence.prepared.prompt_ids) + sequence.position
             if tokens < self.blocks(sequence.reserved) * self.block:
                 continue
             if self.capacity().kv_tokens_free:
                 sequence.reserved = tokens + 1
             else:
-                del self.sequences[sequence_id]
-                self.paused[sequence_id] = sequence.position
-                events.append(Paused(sequence_id, sequence.position))
+                del self.sequences[lease]
+                self.paused[lease] = sequence.position
+                events.append(Paused(lease, sequence.position))
         return events
 
-    def decode(self, sequence_id: str, sequence: CountingSequence) -> StepEvent:
+    def decode(self, lease: str, sequence: CountingSequence) -> StepEvent:
         text = sequence.prepared.generation.prompt.text
         if text.startswith("explode"):
             raise RuntimeError("the engine exploded")
         if text.startswith("break"):
-            del self.sequences[sequence_id]
-            return Broke(sequence_id, "broken prompt")
+            del self.sequences[lease]
+            return Broke(lease, "broken prompt")
         number = sequence.position
         sequence.position += 1
         last = sequence.position >= sequence.prepared.max_tokens
         if last:
-            del self.sequences[sequence_id]
-        return Delta(sequence_id, (number,), f"{number} ", finish="length" if last else None)
+            del self.sequences[lease]
+        return Delta(lease, (number,), f"{number} ", finish="length" if last else None)
 
-    def leave(self, sequence_id: str) -> None:
-        self.sequences.pop(sequence_id, None)
-        self.paused.pop(sequence_id, None)
+    def leave(self, lease: str) -> None:
+        self.sequences.pop(lease, None)
+        self.paused.pop(lease, None)
 
     def close(self) -> None:
         self.closed = True
 
 
 def make_work(
-    work_id: str,
-    principal: str = "p",
+    lease: str,
+    account: str = "p",
     priority: int = 5,
     prompt: str | int = 4,
     max_tokens: int = 3,
@@ -198,10 +198,10 @@ def make_work(
 ) -> Work:
     """Return a work; a number as prompt is a prompt of so many tokens."""
     generation = Generation(
-        id=work_id,
+        lease=lease,
         prompt=Prompt(text="x" * prompt if isinstance(prompt, int) else prompt),
         sampling=Sampling(),
         max_tokens=max_tokens,
         generated=tuple(generated),
     )
-    return Work(generation=generation, principal=principal, priority=priority, solo=solo)
+    return Work(generation=generation, account=account, priority=priority, solo=solo)

@@ -113,18 +113,18 @@ def test_counters_never_fall_and_newcomers_are_never_below_the_least(
     operations: list[tuple[str, str, int]],
 ) -> None:
     ledger, present, before = Ledger(), dict.fromkeys("abcd", 0), dict.fromkeys("abcd", 0)
-    for operation, principal, tokens in operations:
-        others = [ledger.served(other) for other in present if present[other] and other != principal]
+    for operation, account, tokens in operations:
+        others = [ledger.served(other) for other in present if present[other] and other != account]
         if operation == "enter":
-            ledger.enter(principal)
-            present[principal] += 1
-            if present[principal] == 1 and others:
-                assert ledger.served(principal) >= min(others)
-        elif present[principal] and operation == "leave":
-            ledger.leave(principal)
-            present[principal] -= 1
-        elif present[principal]:
-            ledger.charge(principal, prefilled=tokens)
-        if present[principal]:
-            assert ledger.served(principal) >= before[principal]
-            before[principal] = ledger.served(principal)
+            ledger.enter(account)
+            present[account] += 1
+            if present[account] == 1 and others:
+                assert ledger.served(account) >= min(others)
+        elif present[account] and operation == "leave":
+            ledger.leave(account)
+            present[account] -= 1
+        elif present[account]:
+            ledger.charge(account, prefilled=tokens)
+        if present[account]:
+            assert ledger.served(account) >= before[account]
+            before[account] = ledger.served(account)

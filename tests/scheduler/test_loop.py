@@ -5,7 +5,7 @@ import pytest
 from tests.scheduler.engine import STEP_S, Clock, CountingEngine, make_work
 from worker.engines.base import Broke, Delta, Generation, Prefilled, Prepared
 from worker.scheduler.loop import BARREN_STEPS_MAX, Loop
-from worker.scheduler.messages import Batch, Placed, Refused, Schedule, Started, WorkEvent
+from worker.scheduler.works import Batch, Placed, Refused, Schedule, Started, WorkEvent
 
 SCHEDULE = Schedule(prefill_tokens_per_step=16, ageing_s=10.0, skips_max=2, news_ms=0)
 
@@ -38,11 +38,11 @@ class Bench:
 
 
 def started(events: list[WorkEvent]) -> list[str]:
-    return [event.id for event in events if isinstance(event, Started)]
+    return [event.lease for event in events if isinstance(event, Started)]
 
 
-def ids_of(events: list[WorkEvent], work_id: str) -> list[int]:
-    return [token for event in events if isinstance(event, Delta) and event.id == work_id for token in event.ids]
+def ids_of(events: list[WorkEvent], lease: str) -> list[int]:
+    return [token for event in events if isinstance(event, Delta) and event.lease == lease for token in event.ids]
 
 
 def test_one_work_from_submission_to_its_end() -> None:
@@ -83,7 +83,7 @@ def test_those_who_wait_hear_their_position_and_those_who_start_at_once_do_not()
     assert [event for event in first if isinstance(event, Placed)] == [Placed("b", 1), Placed("c", 2)]
     later = bench.run()
     moved = [event for event in later if isinstance(event, Placed)]
-    assert [(event.id, event.position) for event in moved] == [("c", 1)]
+    assert [(event.lease, event.position) for event in moved] == [("c", 1)]
     assert moved[0].eta_ms is not None
     assert started(later) == ["b", "c"]
 
@@ -120,7 +120,7 @@ def test_a_work_that_cannot_be_prepared_is_refused_alone(prompt: str, code: str)
     bench.loop.submit(make_work("good", max_tokens=2))
     events = bench.run()
     refused = [event for event in events if isinstance(event, Refused)]
-    assert [(event.id, event.error.code) for event in refused] == [("bad", code)]
+    assert [(event.lease, event.error.code) for event in refused] == [("bad", code)]
     assert ids_of(events, "good") == [0, 1]
 
 
@@ -129,7 +129,7 @@ def test_a_work_larger_than_the_whole_engine_is_refused_at_once() -> None:
     bench.loop.submit(make_work("large", prompt=32, max_tokens=33))
     bench.loop.submit(make_work("fits", prompt=32, max_tokens=32))
     events = bench.run()
-    assert [type(event) for event in events if event.id == "large"] == [Refused]
+    assert [type(event) for event in events if event.lease == "large"] == [Refused]
     assert len(ids_of(events, "fits")) == 32
 
 
@@ -138,7 +138,7 @@ def test_a_sequence_that_breaks_leaves_the_others_alone() -> None:
     bench.loop.submit(make_work("bad", prompt="break"))
     bench.loop.submit(make_work("good", max_tokens=3))
     events = bench.run()
-    assert [event for event in events if event.id == "bad"][-1] == Broke("bad", "broken prompt")
+    assert [event for event in events if event.lease == "bad"][-1] == Broke("bad", "broken prompt")
     assert ids_of(events, "good") == [0, 1, 2]
 
 
@@ -162,7 +162,7 @@ def test_an_empty_engine_without_room_is_broken_and_says_so() -> None:
 
 def test_which_work_is_handled_is_told_before_it_is_prepared_and_before_it_is_admitted() -> None:
     bench, told = Bench(), list[Batch]()
-    bench.engine.watch = lambda call, work_id: deeds.append((call, work_id, told[-1].handling if told else ""))
+    bench.engine.watch = lambda call, lease: deeds.append((call, lease, told[-1].handling if told else ""))
     deeds: list[tuple[str, str, str]] = []
     for name in "ab":
         bench.loop.submit(make_work(name, prompt=4))
@@ -196,7 +196,7 @@ def test_cancel_frees_the_slot_before_the_next_step(steps: int) -> None:
     assert not bench.engine.sequences
     events = bench.step()
     assert started(list(events)) == ["b"]
-    assert not any(event.id == "a" for event in events)
+    assert not any(event.lease == "a" for event in events)
 
 
 def test_cancel_in_the_queue() -> None:
@@ -207,7 +207,7 @@ def test_cancel_in_the_queue() -> None:
     bench.loop.cancel("b")
     events = bench.run()
     assert started(events) == ["c"]
-    assert not any(event.id == "b" for event in events)
+    assert not any(event.lease == "b" for event in events)
 
 
 def test_a_cancelled_id_may_be_used_again() -> None:
@@ -236,12 +236,12 @@ def test_an_id_cannot_be_here_twice() -> None:
 
 def test_a_solo_work_starts_alone_and_shares_after_its_first_token() -> None:
     bench = Bench()
-    bench.loop.submit(make_work("a", principal="a", max_tokens=3))
+    bench.loop.submit(make_work("a", account="a", max_tokens=3))
     bench.step()
-    bench.loop.submit(make_work("solo", principal="b", prompt=20, max_tokens=9, solo=True))
+    bench.loop.submit(make_work("solo", account="b", prompt=20, max_tokens=9, solo=True))
     assert started(list(bench.step())) == []
     assert bench.step()[-1] == Delta("a", (2,), "2 ", finish="length")
-    bench.loop.submit(make_work("c", principal="c", max_tokens=1))
+    bench.loop.submit(make_work("c", account="c", max_tokens=1))
     assert started(list(bench.step())) == ["solo"]
     assert bench.step() == (Prefilled("solo", 20, 20), Delta("solo", (0,), "0 "))
     assert started(list(bench.step())) == ["c"]
@@ -265,11 +265,11 @@ def test_update_changes_the_order_of_those_who_wait_and_of_those_who_just_arrive
     bench = Bench(slots=1)
     for name in "abcd":
         bench.loop.submit(make_work(name, max_tokens=2))
-    bench.loop.update("d", 9)
+    bench.loop.prioritize("d", 9)
     events = list(bench.step())
-    bench.loop.update("c", 8)
-    bench.loop.update("a", 9)
-    bench.loop.update("unknown", 9)
+    bench.loop.prioritize("c", 8)
+    bench.loop.prioritize("a", 9)
+    bench.loop.prioritize("unknown", 9)
     events += bench.run()
     assert started(events) == ["d", "a", "c", "b"]
 
@@ -282,21 +282,21 @@ def test_the_told_positions_are_the_order_of_service() -> None:
         bench.loop.submit(
             make_work(f"w{number}", f"p{number % 4}", priority=number % 3, prompt=1 + number * 7 % 13, max_tokens=1)
         )
-    placed = sorted((event.position, event.id) for event in bench.step() if isinstance(event, Placed))
+    placed = sorted((event.position, event.lease) for event in bench.step() if isinstance(event, Placed))
     bench.engine.slots = 100
-    assert started(list(bench.step())) == [work_id for _, work_id in placed]
+    assert started(list(bench.step())) == [lease for _, lease in placed]
 
 
 def test_principals_share_by_tokens_not_by_works() -> None:
     bench = Bench(slots=2)
     for number in range(60):
-        bench.loop.submit(make_work(f"short{number}", principal="short", prompt=2, max_tokens=2))
-        bench.loop.submit(make_work(f"long{number}", principal="long", prompt=8, max_tokens=16))
+        bench.loop.submit(make_work(f"short{number}", account="short", prompt=2, max_tokens=2))
+        bench.loop.submit(make_work(f"long{number}", account="long", prompt=8, max_tokens=16))
     tokens = {"short": 0, "long": 0}
     for _ in range(60):
         for event in bench.step():
             if isinstance(event, Delta):
-                tokens[event.id.rstrip("0123456789")] += 1
+                tokens[event.lease.rstrip("0123456789")] += 1
     assert tokens["short"] == pytest.approx(tokens["long"], rel=0.35)
 
 
@@ -304,17 +304,17 @@ def test_principals_share_by_tokens_not_by_works() -> None:
 def test_a_principal_whose_works_are_gone_counts_no_more(end: str) -> None:
     """A newcomer starts level with b, who was served much, and not with a, who was served little and is gone."""
     bench = Bench(slots=1)
-    bench.loop.submit(make_work("a", principal="a", prompt="break" if end == "break" else 5, max_tokens=2))
+    bench.loop.submit(make_work("a", account="a", prompt="break" if end == "break" else 5, max_tokens=2))
     bench.step()
     if end == "cancel":
         bench.loop.cancel("a")
     bench.run()
-    bench.loop.submit(make_work("b1", principal="b", max_tokens=52))
+    bench.loop.submit(make_work("b1", account="b", max_tokens=52))
     for _ in range(50):
         bench.step()
-    bench.loop.submit(make_work("b2", principal="b"))
+    bench.loop.submit(make_work("b2", account="b"))
     for name in ("c1", "c2"):
-        bench.loop.submit(make_work(name, principal="c", max_tokens=20))
+        bench.loop.submit(make_work(name, account="c", max_tokens=20))
     assert started(bench.run()) == ["c1", "b2", "c2"]
 
 

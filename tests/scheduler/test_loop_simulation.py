@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.scheduler.engine import Clock, CountingEngine, make_work
 from worker.engines.base import Broke, Delta, Paused, Prefilled
 from worker.scheduler.loop import Loop
-from worker.scheduler.messages import Placed, Refused, Schedule, Started, Work, WorkEvent
+from worker.scheduler.works import Placed, Refused, Schedule, Started, Work, WorkEvent
 
 BUDGET = 12
 
@@ -91,10 +91,10 @@ class Simulation(RuleBasedStateMachine):
         self.clock.now_s += 0.001 * (1 + tokens)
 
     def here(self, *states: str) -> list[str]:
-        return [work_id for work_id, story in self.stories.items() if story.state in states]
+        return [lease for lease, story in self.stories.items() if story.state in states]
 
     @rule(
-        principal=st.sampled_from("abc"),
+        account=st.sampled_from("abc"),
         priority=st.integers(0, 9),
         kind=st.sampled_from(["", "", "", "", "break", "refuse", "stumble"]),
         prompt=st.integers(1, 60),
@@ -103,36 +103,36 @@ class Simulation(RuleBasedStateMachine):
         solo=st.booleans(),
     )
     def submit(
-        self, principal: str, priority: int, kind: str, prompt: int, max_tokens: int, generated: int, solo: bool
+        self, account: str, priority: int, kind: str, prompt: int, max_tokens: int, generated: int, solo: bool
     ) -> None:
         work = make_work(
             f"w{len(self.stories) + len(self.gone)}",
-            principal,
+            account,
             priority,
             kind + "x" * prompt,
             max_tokens,
             solo,
             range(min(generated, max_tokens - 1)),
         )
-        self.stories[work.generation.id] = Story(work)
+        self.stories[work.generation.lease] = Story(work)
         self.loop.submit(work)
         self.commands += 1
 
     @precondition(lambda self: self.here("waiting", "prefill", "decode"))
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        work_id = data.draw(st.sampled_from(self.here("waiting", "prefill", "decode")))
-        self.loop.cancel(work_id)
+        lease = data.draw(st.sampled_from(self.here("waiting", "prefill", "decode")))
+        self.loop.cancel(lease)
         self.commands += 1
-        assert work_id not in self.engine.sequences, "its slot is free before the next step"
-        assert work_id not in self.engine.paused, "it is kept for nothing"
-        del self.stories[work_id]
-        self.gone.add(work_id)
+        assert lease not in self.engine.sequences, "its slot is free before the next step"
+        assert lease not in self.engine.paused, "it is kept for nothing"
+        del self.stories[lease]
+        self.gone.add(lease)
 
     @precondition(lambda self: self.stories)
     @rule(data=st.data(), priority=st.integers(0, 9))
     def update(self, data: st.DataObject, priority: int) -> None:
-        self.loop.update(data.draw(st.sampled_from(list(self.stories))), priority)
+        self.loop.prioritize(data.draw(st.sampled_from(list(self.stories))), priority)
         self.commands += 1
 
     @rule(seconds=st.floats(0, 2))
@@ -151,8 +151,8 @@ class Simulation(RuleBasedStateMachine):
             return
         self.check_starts(batch.events)
         for event in batch.events:
-            assert event.id not in self.gone, "an event of a cancelled work"
-            self.stories[event.id].tell(event)
+            assert event.lease not in self.gone, "an event of a cancelled work"
+            self.stories[event.lease].tell(event)
         assert batch.heard == self.commands
         assert batch.stats.running == len(self.here("prefill", "decode")) == len(self.engine.sequences)
         assert batch.stats.waiting == len(self.here("waiting"))
@@ -162,13 +162,13 @@ class Simulation(RuleBasedStateMachine):
         running = self.here("prefill", "decode")
         for event in events:
             if isinstance(event, Started):
-                assert not (self.suspected(event.id) and running)
+                assert not (self.suspected(event.lease) and running)
                 assert not any(self.suspected(r) and self.stories[r].state != "decode" for r in running)
-                running.append(event.id)
+                running.append(event.lease)
 
-    def suspected(self, work_id: str) -> bool:
+    def suspected(self, lease: str) -> bool:
         """A solo work is one until it has been paused: then it has had its steps."""
-        return self.stories[work_id].work.solo and not self.stories[work_id].ids
+        return self.stories[lease].work.solo and not self.stories[lease].ids
 
     @invariant()
     def the_engine_holds_what_it_can(self) -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.scheduler.engine import make_work
 from worker.engines.base import Capacity, Prepared
-from worker.scheduler.messages import Schedule
 from worker.scheduler.policy import LOOK_PAST_MAX, Policy, Room
+from worker.scheduler.works import Schedule
 
 SCHEDULE = Schedule(prefill_tokens_per_step=64, ageing_s=10.0, skips_max=2)
 
@@ -30,30 +30,30 @@ class Bench:
 
     def add(
         self,
-        work_id: str,
-        principal: str = "p",
+        lease: str,
+        account: str = "p",
         priority: int = 5,
         prompt: int = 4,
         max_tokens: int = 4,
         solo: bool = False,
     ) -> None:
-        work = make_work(work_id, principal, priority, prompt, max_tokens, solo)
+        work = make_work(lease, account, priority, prompt, max_tokens, solo)
         self.policy.add(work, Prepared(work.generation, tuple(range(prompt)), max_tokens), self.now_s)
 
     def take(self, where: Room | None = None) -> str | None:
         waiting = self.policy.take(self.policy.turn(self.now_s), where or room())
-        return None if waiting is None else waiting.id
+        return None if waiting is None else waiting.lease
 
     def take_all(self, where: Room | None = None) -> list[str]:
         """Take all in one turn, charging like the loop does."""
         turn, ids = self.policy.turn(self.now_s), []
         while (waiting := self.policy.take(turn, where or room())) is not None:
-            self.policy.ledger.charge(waiting.work.principal, prefilled=waiting.prefill_tokens)
-            ids.append(waiting.id)
+            self.policy.ledger.charge(waiting.work.account, prefilled=waiting.prefill_tokens)
+            ids.append(waiting.lease)
         return ids
 
     def order(self) -> list[str]:
-        return [waiting.id for waiting in self.policy.order(self.now_s)]
+        return [waiting.lease for waiting in self.policy.order(self.now_s)]
 
 
 @pytest.fixture
@@ -74,47 +74,47 @@ def test_first_in_first_out_within_a_principal(bench: Bench) -> None:
 
 def test_higher_priority_first(bench: Bench) -> None:
     bench.add("low", priority=0)
-    bench.add("high", principal="q", priority=9)
+    bench.add("high", account="q", priority=9)
     bench.add("middle")
     assert bench.take_all() == ["high", "middle", "low"]
 
 
 def test_least_served_principal_first(bench: Bench) -> None:
     for number in range(3):
-        bench.add(f"many{number}", principal="many", prompt=10)
-    bench.add("few", principal="few", prompt=10)
+        bench.add(f"many{number}", account="many", prompt=10)
+    bench.add("few", account="few", prompt=10)
     assert bench.take_all() == ["many0", "few", "many1", "many2"]
 
 
 def test_a_principal_with_small_works_gets_more_of_them(bench: Bench) -> None:
     for number in range(4):
-        bench.add(f"s{number}", principal="small", prompt=10)
-        bench.add(f"L{number}", principal="large", prompt=20)
+        bench.add(f"s{number}", account="small", prompt=10)
+        bench.add(f"L{number}", account="large", prompt=20)
     assert bench.take_all() == ["s0", "L0", "s1", "L1", "s2", "s3", "L2", "L3"]
 
 
 def test_ageing_lifts_a_line_by_one_level_per_period(bench: Bench) -> None:
-    bench.add("old", principal="a", priority=4)
+    bench.add("old", account="a", priority=4)
     bench.now_s = 9.9
-    bench.add("young", principal="b", priority=5)
+    bench.add("young", account="b", priority=5)
     assert bench.order() == ["young", "old"]
     bench.now_s = 10.0
     assert bench.order() == ["old", "young"]
 
 
 def test_a_line_that_was_served_ages_anew(bench: Bench) -> None:
-    bench.add("old1", principal="a", priority=4)
-    bench.add("old2", principal="a", priority=4)
+    bench.add("old1", account="a", priority=4)
+    bench.add("old2", account="a", priority=4)
     bench.now_s = 15.0
-    bench.add("young", principal="b", priority=5)
+    bench.add("young", account="b", priority=5)
     assert bench.take() == "old1"
     assert bench.order() == ["young", "old2"]
 
 
 def test_under_a_flood_of_the_highest_priority_the_lowest_is_served_in_time(bench: Bench) -> None:
-    bench.add("patient", principal="a", priority=0)
+    bench.add("patient", account="a", priority=0)
     for number in range(1000):
-        bench.add(f"flood{number}", principal=f"f{number % 7}", priority=9)
+        bench.add(f"flood{number}", account=f"f{number % 7}", priority=9)
         bench.now_s += 1.0
         if bench.take() == "patient":
             break
@@ -123,13 +123,13 @@ def test_under_a_flood_of_the_highest_priority_the_lowest_is_served_in_time(benc
 
 def test_ageing_goes_on_above_the_highest_priority(bench: Bench) -> None:
     """Newcomers enter level with the least served; without ageing beyond 9 they would always be first."""
-    bench.add("charged0", principal="charged", priority=9)
-    bench.add("charged1", principal="charged", priority=9)
+    bench.add("charged0", account="charged", priority=9)
+    bench.add("charged1", account="charged", priority=9)
     bench.take()
     bench.policy.ledger.charge("charged", decoded=1_000_000)
-    bench.add("anchor", principal="anchor", priority=0, prompt=10_000)
+    bench.add("anchor", account="anchor", priority=0, prompt=10_000)
     for number in range(100):
-        bench.add(f"new{number}", principal=f"n{number}", priority=9)
+        bench.add(f"new{number}", account=f"n{number}", priority=9)
         bench.now_s += 1.0
         if bench.take(room(kv=1000)) == "charged1":
             break
@@ -150,28 +150,28 @@ def test_update_moves_a_work_behind_those_of_its_new_priority(bench: Bench) -> N
     bench.add("a")
     bench.add("b", priority=7)
     bench.add("c")
-    bench.policy.update("a", 7, bench.now_s)
-    bench.policy.update("unknown", 7, bench.now_s)
+    bench.policy.prioritize("a", 7, bench.now_s)
+    bench.policy.prioritize("unknown", 7, bench.now_s)
     assert bench.take_all() == ["b", "a", "c"]
 
 
 def test_a_work_that_was_moved_ages_anew(bench: Bench) -> None:
-    bench.add("old", principal="a", priority=0)
+    bench.add("old", account="a", priority=0)
     bench.now_s = 100.0
-    bench.add("new", principal="b", priority=2)
+    bench.add("new", account="b", priority=2)
     assert bench.order() == ["old", "new"]
-    bench.policy.update("old", 1, bench.now_s)
+    bench.policy.prioritize("old", 1, bench.now_s)
     assert bench.order() == ["new", "old"]
 
 
 def test_a_principal_whose_last_work_was_removed_is_gone(bench: Bench) -> None:
     """A newcomer starts level with those who are here, not with one who was served nothing and left the queue."""
-    bench.add("a", principal="a")
-    bench.add("b1", principal="b")
+    bench.add("a", account="a")
+    bench.add("b1", account="b")
     bench.policy.ledger.charge("b", decoded=100)
     bench.policy.remove("a")
-    bench.add("b2", principal="b")
-    bench.add("c", principal="c")
+    bench.add("b2", account="b")
+    bench.add("c", account="c")
     assert bench.policy.ledger.served("c") == bench.policy.ledger.served("b") > 0
 
 
@@ -184,11 +184,11 @@ def test_every_change_of_the_order_is_a_revision(bench: Bench) -> None:
 
     bench.add("a")
     assert changed()
-    bench.policy.update("a", 5, 0.0)
+    bench.policy.prioritize("a", 5, 0.0)
     bench.policy.remove("unknown")
     bench.order()
     assert not changed()
-    bench.policy.update("a", 6, 0.0)
+    bench.policy.prioritize("a", 6, 0.0)
     assert changed()
     bench.take()
     assert changed()
@@ -210,9 +210,9 @@ def test_nothing_starts_in_a_closed_room(bench: Bench, closed: Room) -> None:
 
 
 def test_a_work_that_does_not_fit_is_passed_a_bounded_number_of_times(bench: Bench) -> None:
-    bench.add("large", principal="a", prompt=1000)
+    bench.add("large", account="a", prompt=1000)
     for number in range(5):
-        bench.add(f"small{number}", principal=f"p{number}")
+        bench.add(f"small{number}", account=f"p{number}")
     tight = room(kv=160, running=1)
     taken = [bench.take(tight) for _ in range(5)]
     assert taken == ["small0", "small1", None, None, None]
@@ -221,9 +221,9 @@ def test_a_work_that_does_not_fit_is_passed_a_bounded_number_of_times(bench: Ben
 
 
 def test_skips_are_counted_within_one_turn_too(bench: Bench) -> None:
-    bench.add("large", principal="a", prompt=1000)
+    bench.add("large", account="a", prompt=1000)
     for number in range(5):
-        bench.add(f"small{number}", principal=f"p{number}")
+        bench.add(f"small{number}", account=f"p{number}")
     assert bench.take_all(room(kv=160, running=1)) == ["small0", "small1"]
 
 
@@ -235,15 +235,15 @@ def test_within_a_line_nobody_passes(bench: Bench) -> None:
 
 def test_the_search_for_something_that_fits_is_bounded(bench: Bench) -> None:
     for number in range(LOOK_PAST_MAX + 1):
-        bench.add(f"large{number}", principal=f"a{number}", prompt=1000)
-    bench.add("small", principal="z")
+        bench.add(f"large{number}", account=f"a{number}", prompt=1000)
+    bench.add("small", account="z")
     assert bench.take(room(kv=160, running=1)) is None
 
 
 def test_solo_waits_for_an_empty_engine_and_is_passed_a_bounded_number_of_times(bench: Bench) -> None:
-    bench.add("solo", principal="a", solo=True)
+    bench.add("solo", account="a", solo=True)
     for number in range(4):
-        bench.add(f"other{number}", principal=f"p{number}")
+        bench.add(f"other{number}", account=f"p{number}")
     assert [bench.take(room(running=1)) for _ in range(3)] == ["other0", "other1", None]
     assert bench.take(room(running=0)) == "solo"
     assert bench.take(room(running=1)) == "other2"
@@ -260,22 +260,22 @@ class Model:
 
     def order(self, works: list[tuple[str, str, int, int, float]]) -> list[str]:
         left, result = list(works), []
-        charged = {principal: 0 for _, principal, _, _, _ in works}
+        charged = {account: 0 for _, account, _, _, _ in works}
         last: dict[tuple[str, int], float] = {}
         while left:
             heads: dict[tuple[str, int], int] = {}
-            for index, (_, principal, priority, _, _) in enumerate(left):
-                heads.setdefault((principal, priority), index)
+            for index, (_, account, priority, _, _) in enumerate(left):
+                heads.setdefault((account, priority), index)
 
             def key(index: int) -> tuple[int, int, int]:
-                _, principal, priority, _, since_s = left[index]
-                unserved_s = self.now_s - max(since_s, last.get((principal, priority), since_s))
-                return -(priority + int(unserved_s / SCHEDULE.ageing_s)), charged[principal], index
+                _, account, priority, _, since_s = left[index]
+                unserved_s = self.now_s - max(since_s, last.get((account, priority), since_s))
+                return -(priority + int(unserved_s / SCHEDULE.ageing_s)), charged[account], index
 
             best = min(heads.values(), key=key)
-            name, principal, priority, prompt, _ = left.pop(best)
-            charged[principal] += prompt
-            last[principal, priority] = self.now_s
+            name, account, priority, prompt, _ = left.pop(best)
+            charged[account] += prompt
+            last[account, priority] = self.now_s
             result.append(name)
         return result
 
@@ -288,10 +288,10 @@ queues = st.lists(
 @given(queues)
 def test_the_order_is_that_of_the_model_and_that_of_taking(queue: list[tuple[str, int, int, int]]) -> None:
     bench, works = Bench(Policy(SCHEDULE)), []
-    for number, (principal, priority, prompt, pause_s) in enumerate(queue):
+    for number, (account, priority, prompt, pause_s) in enumerate(queue):
         bench.now_s += pause_s
-        bench.add(f"w{number}", principal, priority, prompt)
-        works.append((f"w{number}", principal, priority, prompt, bench.now_s))
+        bench.add(f"w{number}", account, priority, prompt)
+        works.append((f"w{number}", account, priority, prompt, bench.now_s))
     order = bench.order()
     assert order == Model(bench.now_s).order(works)
     assert bench.order() == order, "looking changes nothing"

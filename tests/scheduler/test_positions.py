@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from tests.scheduler.engine import make_work
 from worker.engines.base import Prepared
-from worker.scheduler.messages import Placed
 from worker.scheduler.policy import Waiting
 from worker.scheduler.positions import FAR_MOVE, NEAR_POSITIONS, WORKS_PER_INTERVAL, Positions
 from worker.scheduler.rates import Rates
+from worker.scheduler.works import Placed
 
 
 def queue(*names: str, max_tokens: int = 10) -> list[Waiting]:
@@ -72,7 +72,7 @@ def test_far_back_only_large_moves_are_told() -> None:
 def test_a_work_on_its_way_to_the_front_hears_few_times() -> None:
     teller, works, heard = Teller(), queue(*(str(n) for n in range(1000))), 0
     for gone in range(0, 1000, 2):
-        heard += any(placed.id == "999" for placed in teller.tell(gone * 100.0, works[gone:]))
+        heard += any(placed.lease == "999" for placed in teller.tell(gone * 100.0, works[gone:]))
     # In 500 rounds: 16 near the front, and one per tenth of the way before that.
     assert heard < 60
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.scheduler.engine import Clock, CountingEngine, make_work
 from worker.engines.base import Delta, Paused
 from worker.scheduler.loop import Loop
-from worker.scheduler.messages import Placed, Schedule, Started, Work, WorkEvent
+from worker.scheduler.works import Placed, Schedule, Started, Work, WorkEvent
 
 BLOCK = 8
 
@@ -42,12 +42,12 @@ def outputs(events: list[WorkEvent]) -> dict[str, list[int]]:
     ids: dict[str, list[int]] = {}
     for event in events:
         if isinstance(event, Delta):
-            ids.setdefault(event.id, []).extend(event.ids)
+            ids.setdefault(event.lease, []).extend(event.ids)
     return ids
 
 
 def pauses(events: list[WorkEvent]) -> Counter[str]:
-    return Counter(event.id for event in events if isinstance(event, Paused))
+    return Counter(event.lease for event in events if isinstance(event, Paused))
 
 
 def test_two_long_works_take_turns_in_a_cache_for_one() -> None:
@@ -63,8 +63,8 @@ def test_no_room_is_held_for_tokens_that_may_never_come() -> None:
     asked = [make_work(str(number), prompt=4, max_tokens=76) for number in range(8)]
     events = run(works, slice_tokens=4, kv_blocks=16)
     assert not pauses(events)
-    first = [event.id for event in run(asked, slice_tokens=0, kv_blocks=16)[:2] if isinstance(event, Started)]
-    sliced = [event.id for event in run(asked, slice_tokens=4, kv_blocks=16)[:9] if isinstance(event, Started)]
+    first = [event.lease for event in run(asked, slice_tokens=0, kv_blocks=16)[:2] if isinstance(event, Started)]
+    sliced = [event.lease for event in run(asked, slice_tokens=4, kv_blocks=16)[:9] if isinstance(event, Started)]
     assert len(first) == 1 and len(sliced) > 2
 
 
@@ -74,14 +74,14 @@ def test_a_paused_work_is_first_in_its_line_again_and_hears_its_place() -> None:
     paused = next(event for event in events if isinstance(event, Paused))
     after = events[events.index(paused) + 1 :]
     place = next(event for event in after if isinstance(event, Placed))
-    assert (place.id, place.position) == (paused.id, 1)
-    assert next(event.id for event in after if isinstance(event, Started)) == paused.id
+    assert (place.lease, place.position) == (paused.lease, 1)
+    assert next(event.lease for event in after if isinstance(event, Started)) == paused.lease
 
 
 def test_the_short_are_not_starved_by_the_long() -> None:
     long = [make_work(f"long {number}", "greedy", prompt=8, max_tokens=150) for number in range(4)]
     events = run([*long, make_work("short", "modest", prompt=8, max_tokens=8)], slice_tokens=8, kv_blocks=20)
-    ends = [event.id for event in events if isinstance(event, Delta) and event.finish]
+    ends = [event.lease for event in events if isinstance(event, Delta) and event.finish]
     assert ends[0] == "short" and len(ends) == 5
 
 
@@ -99,8 +99,8 @@ def test_whatever_is_asked_everything_ends_as_without_slices(
     asked: list[tuple[str, int, int, int, int]], slice_tokens: int, kv_blocks: int, slots: int
 ) -> None:
     works = [
-        make_work(str(number), principal, priority, prompt, budget, generated=range(min(generated, budget - 1)))
-        for number, (principal, priority, prompt, budget, generated) in enumerate(asked)
+        make_work(str(number), account, priority, prompt, budget, generated=range(min(generated, budget - 1)))
+        for number, (account, priority, prompt, budget, generated) in enumerate(asked)
     ]
     sliced, whole = (run(works, size, kv_blocks, slots) for size in (slice_tokens, 0))
     assert outputs(sliced) == outputs(whole)

@@ -13,13 +13,13 @@ from tests.scheduler.engine import Clock, CountingEngine, make_work
 from worker.engines.base import Delta
 from worker.scheduler.fairness import DECODE_WEIGHT, PREFILL_WEIGHT
 from worker.scheduler.loop import Loop
-from worker.scheduler.messages import Schedule, Started
+from worker.scheduler.works import Schedule, Started
 
 PROMPT_MAX, TOKENS_MAX = 8, 12
 
 
 def served(weights: dict[str, float], slots: int, steps: int, sizes: list[tuple[int, int]]) -> Counter[str]:
-    """Return what each principal was served, in the scheduler's measure, while each always has works waiting.
+    """Return what each account was served, in the scheduler's measure, while each always has works waiting.
 
     `sizes` are the prompts and budgets of all works in turn.
     """
@@ -29,21 +29,21 @@ def served(weights: dict[str, float], slots: int, steps: int, sizes: list[tuple[
     here: Counter[str] = Counter()
     shapes = itertools.cycle(sizes)
     for _ in range(steps):
-        for principal, weight in weights.items():
-            while here[principal] < 2 * slots:
+        for account, weight in weights.items():
+            while here[account] < 2 * slots:
                 prompt, budget = next(shapes)
-                work = make_work(f"w{len(owners)}", principal, prompt=prompt, max_tokens=budget)
+                work = make_work(f"w{len(owners)}", account, prompt=prompt, max_tokens=budget)
                 loop.submit(msgspec.structs.replace(work, weight=weight))
-                owners[work.generation.id] = principal
-                here[principal] += 1
+                owners[work.generation.lease] = account
+                here[account] += 1
         batch = loop.step()
         assert batch is not None
         for event in batch.events:
             if isinstance(event, Started):
-                served[owners[event.id]] += PREFILL_WEIGHT * event.prompt_tokens
+                served[owners[event.lease]] += PREFILL_WEIGHT * event.prompt_tokens
             elif isinstance(event, Delta):
-                served[owners[event.id]] += DECODE_WEIGHT * len(event.ids)
-                here[owners[event.id]] -= event.finish is not None
+                served[owners[event.lease]] += DECODE_WEIGHT * len(event.ids)
+                here[owners[event.lease]] -= event.finish is not None
     return served
 
 

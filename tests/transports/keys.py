@@ -11,10 +11,11 @@ from worker.observers.narration import narrate
 from worker.operations.base import Limits
 from worker.operations.infer import Infer
 from worker.operations.worker_check import WorkerCheck
-from worker.protocol.eventstream import FrameSource
-from worker.transports import http, sse
-from worker.transports.access import Access
-from worker.transports.base import Gateway
+from worker.protocol.reading import FrameSource
+from worker.transports.access.credentials import Access
+from worker.transports.front import eventstream as sse
+from worker.transports.gateway import Gateway
+from worker.transports.routes import jobs as http
 
 ANN, BOB, ROOT, OWN = "ann-has-this-secret", "bob-has-this-secret", "root-has-this-secret", "own-secret"
 KEYS = f"""

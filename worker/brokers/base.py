@@ -14,7 +14,7 @@ import msgspec
 
 from worker.engines.base import EngineInfo, LoadProgress
 from worker.errors import Problem
-from worker.scheduler.messages import Batch, Stats, Work
+from worker.scheduler.works import Batch, Stats, Work
 
 Phase: TypeAlias = Literal["loading", "ready", "restarting", "failed", "closed"]
 
@@ -64,11 +64,11 @@ class Broker(Protocol):
         """Hand over work; kept here in order until an engine is ready."""
         ...
 
-    def cancel(self, work_id: str) -> None:
+    def cancel(self, lease: str) -> None:
         """Take work back; no event of it follows once the engine has heard it. Unknown ids are ignored."""
         ...
 
-    def update(self, work_id: str, priority: int) -> None:
+    def prioritize(self, lease: str, priority: int) -> None:
         """Change the priority of waiting work. Unknown ids are ignored."""
         ...
 

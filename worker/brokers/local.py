@@ -17,22 +17,10 @@ import msgspec
 from worker.brokers.base import EngineState, Sink
 from worker.config import Settings
 from worker.errors import ModelError, Problem
-from worker.scheduler import wire
-from worker.scheduler.launch import HOST_COMMAND, Child
-from worker.scheduler.messages import (
-    Batch,
-    Cancel,
-    Close,
-    Down,
-    Loading,
-    Open,
-    Ready,
-    Submit,
-    Unready,
-    Up,
-    Update,
-    Work,
-)
+from worker.processes import wire
+from worker.processes.child import HOST_COMMAND, Child
+from worker.processes.messages import Cancel, Close, Down, Loading, Open, Prioritize, Ready, Submit, Unready, Up
+from worker.scheduler.works import Batch, Work
 
 READ_BYTES = 1 << 18
 # An engine that dies while loading may have been unlucky; so often in a row, something is wrong with it.
@@ -67,22 +55,22 @@ class LocalBroker:
     def submit(self, work: Work) -> None:
         """Hand over work; held until an engine is ready."""
         if self._engine is None:
-            self._held[work.generation.id] = work
+            self._held[work.generation.lease] = work
         else:
             self._engine.command(Submit(work))
 
-    def cancel(self, work_id: str) -> None:
+    def cancel(self, lease: str) -> None:
         """Take work back. Unknown ids are ignored."""
-        if self._held.pop(work_id, None) is None and self._engine is not None:
-            self._engine.command(Cancel(work_id))
+        if self._held.pop(lease, None) is None and self._engine is not None:
+            self._engine.command(Cancel(lease))
 
-    def update(self, work_id: str, priority: int) -> None:
+    def prioritize(self, lease: str, priority: int) -> None:
         """Change the priority of waiting work. Unknown ids are ignored."""
-        held = self._held.get(work_id)
+        held = self._held.get(lease)
         if held is not None:
-            self._held[work_id] = msgspec.structs.replace(held, priority=priority)
+            self._held[lease] = msgspec.structs.replace(held, priority=priority)
         elif self._engine is not None:
-            self._engine.command(Update(work_id, priority))
+            self._engine.command(Prioritize(lease, priority))
 
     async def run(self, sink: Sink) -> None:
         """Keep an engine process running until cancelled; then close it and leave no process behind."""
@@ -194,7 +182,7 @@ class _Life:
         """Say something. How much may wait to be sent is bounded by what the queue limits let in."""
         self._writer.write(wire.frame(message))
 
-    def command(self, message: Submit | Cancel | Update) -> None:
+    def command(self, message: Submit | Cancel | Prioritize) -> None:
         """Say something that a batch is owed for."""
         self._sent += 1
         self.send(message)

@@ -19,10 +19,11 @@ from typing import Literal
 from worker.cli import EXIT_FAILED
 from worker.config import Parser, Settings, add_flags, given_flags, resolve
 from worker.config.keys import KeySource
-from worker.engines.choose import choose, gpu_memory, gpu_shortcomings
+from worker.engines.choose import choose
+from worker.engines.gpu import gpu_memory, gpu_shortcomings
 from worker.errors import ConfigError, JobwireError, ModelError
-from worker.scheduler.messages import Open
-from worker.transports import listener
+from worker.processes.messages import Open
+from worker.transports.front import listener
 
 PYTHON_FIRST, PYTHON_AFTER = (3, 11), (3, 14)
 LLAMA_CPP_PYTHON_FIRST = (3, 12)

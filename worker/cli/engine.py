@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from worker.config import Parser
-from worker.engines.choose import build_extension
+from worker.engines.gpu import build_extension
 
 
 def engine(argv: Sequence[str], environ: Mapping[str, str]) -> int:

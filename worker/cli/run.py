@@ -22,9 +22,10 @@ from worker.engines.choose import choose
 from worker.errors import ConfigError, EngineFailed, FieldError, InvalidParams, Problem
 from worker.operations.base import JobRequest, Limits
 from worker.operations.infer import Infer
-from worker.scheduler.launch import environment
+from worker.processes.child import environment
+from worker.processes.messages import Open
 from worker.scheduler.loop import Loop
-from worker.scheduler.messages import Open, Refused, Started, Work, WorkEvent
+from worker.scheduler.works import Refused, Started, Work, WorkEvent
 
 # Fields of the operation "infer" that are flags here: name, type, what it does.
 _FIELDS: tuple[tuple[str, type, str], ...] = (

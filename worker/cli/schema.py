@@ -9,7 +9,7 @@ from worker.config import Parser
 from worker.operations.infer import Infer
 from worker.operations.status import Status
 from worker.operations.worker_check import WorkerCheck
-from worker.protocol.documents.library import NAMES, Library
+from worker.protocol.describe.library import NAMES, Library
 
 OPERATIONS = (Infer, Status, WorkerCheck)
 

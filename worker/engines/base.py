@@ -12,7 +12,8 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from worker.events import FinishReason, Prompt, Sampling, TopLogprob
+from worker.events import FinishReason, TopLogprob
+from worker.requests import Prompt, Sampling
 
 
 class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -23,7 +24,7 @@ class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     `generated`. `index` is the choice that it is of its job, for the reader's eyes only.
     """
 
-    id: str
+    lease: str
     prompt: Prompt
     sampling: Sampling
     max_tokens: int
@@ -50,9 +51,9 @@ class Prepared(msgspec.Struct, frozen=True):
     prompt_pages: tuple[bytes, ...] = ()
 
     @property
-    def id(self) -> str:
-        """The generation's id."""
-        return self.generation.id
+    def lease(self) -> str:
+        """The generation's lease."""
+        return self.generation.lease
 
     @property
     def tokens_max(self) -> int:
@@ -73,7 +74,7 @@ class Prepared(msgspec.Struct, frozen=True):
 class Prefilled(msgspec.Struct, frozen=True, array_like=True, tag="P"):
     """`done` of `total` tokens of sequence `id` are in the KV cache (prompt and resumed tokens)."""
 
-    id: str
+    lease: str
     done: int
     total: int
 
@@ -86,7 +87,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     `ids` never contain the end-of-sequence token, nor tokens of a matched stop string.
     """
 
-    id: str
+    lease: str
     ids: tuple[int, ...] = ()
     text: str = ""
     logprobs: tuple[float, ...] | None = None
@@ -98,7 +99,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="D"):
 class Broke(msgspec.Struct, frozen=True, array_like=True, tag="B"):
     """Sequence `id` alone failed inside a step, for `reason`; it has left the engine. The others go on."""
 
-    id: str
+    lease: str
     reason: str
 
 
@@ -109,7 +110,7 @@ class Paused(msgspec.Struct, frozen=True, array_like=True, tag="X"):
     its `Prepared`, it goes on exactly where it was.
     """
 
-    id: str
+    lease: str
     produced: int
 
 
@@ -216,7 +217,7 @@ class Engine(Protocol):
         """
         ...
 
-    def leave(self, sequence_id: str) -> None:
+    def leave(self, lease: str) -> None:
         """Forget a sequence, running or paused. Its KV cache is free before the next step; unknown ids are ignored."""
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -16,8 +16,8 @@ from worker.errors import ModelError
 Load: TypeAlias = Callable[[EngineSpec, OnLoad], Engine]
 
 MODULES = {
-    "numpy": "worker.engines.numpy_llama",
-    "llama_cpp": "worker.engines.llama_cpp",
+    "numpy": "worker.engines.numpy_llama.engine",
+    "llama_cpp": "worker.engines.llama_cpp.engine",
     "exllamav2": "worker.engines.exllamav2",
 }
 """Engines by the name that `--engine` takes. Each module has a function `load`."""
@@ -25,7 +25,7 @@ MODULES = {
 
 def bundled_model() -> str:
     """Return the path of the model that comes with Jobwire."""
-    return str(importlib.resources.files("worker.engines.demo") / "model.gguf")
+    return str(importlib.resources.files("worker.bundled") / "model.gguf")
 
 
 def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
@@ -47,33 +47,6 @@ def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
     return load, msgspec.structs.replace(resolved, engine=name), why
 
 
-def build_extension(environ: Mapping[str, str], on_progress: Callable[[int, int], None]) -> float:
-    """Compile what ExLlamaV2 needs on this machine; return the seconds it took.
-
-    `on_progress` hears how many files of how many are compiled. Raises ModelError when it cannot be built.
-    """
-    from worker.engines.exllamav2.build import build
-
-    return build(environ, on_progress)
-
-
-def gpu_shortcomings(environ: Mapping[str, str]) -> list[str]:
-    """Say all that keeps ExLlamaV2 from running here, or from running as it could, and how to get it."""
-    from worker.engines.exllamav2.build import shortcomings
-
-    return shortcomings(environ)
-
-
-def gpu_memory(spec: EngineSpec) -> tuple[bool | None, str, str]:
-    """Return whether the folder `spec.model` fits the GPUs' memory (None: nobody knows), figures, and what to change.
-
-    Raises ModelError for a folder that is no model, and for wrong settings.
-    """
-    from worker.engines.exllamav2 import gpu_memory as look
-
-    return look(spec)
-
-
 def _read_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -92,7 +65,7 @@ def _pick(spec: EngineSpec) -> tuple[str, str]:
         _require_exllamav2(f"{spec.model} is a folder, as models for ExLlamaV2 are")
         return "exllamav2", "ExLlamaV2 is installed and runs models in folders"
     # Imported here because it needs numpy, which reads its number of threads when it is imported first.
-    from worker.engines.llama_library import missing
+    from worker.engines.llama_cpp.library import missing
 
     reason = missing()
     if reason is None:

@@ -8,12 +8,13 @@ from typing import Literal
 import msgspec
 
 from worker.engines.base import Generation
-from worker.events import Admitted, Event, Finished, FinishReason, Prompt, Sampling, Token, Usage
+from worker.events import Admitted, Event, Finished, FinishReason, Token, Usage
+from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.lifecycle import State, is_terminal
+from worker.jobs.limits.principals import Principal
 from worker.jobs.log import JobLog
-from worker.jobs.origin import UNKNOWN, Origin
-from worker.jobs.principals import Principal
 from worker.operations.base import JobRequest
+from worker.requests import Prompt, Sampling
 
 
 @dataclass(slots=True)
@@ -78,10 +79,10 @@ class Job:
     unwatched_since: float = 0.0
     # How often in a row the engine died while this job was in it and made no progress.
     deaths: int = 0
-    origin: Origin = UNKNOWN
+    correlation: Correlation = UNKNOWN
 
     @property
-    def principal(self) -> str:
+    def owner_name(self) -> str:
         """The name of its owner."""
         return self.owner.name
 

@@ -39,16 +39,16 @@ from worker.events import (
     Usage,
 )
 from worker.jobs import remarks
-from worker.jobs.admission import Admission
 from worker.jobs.clock import Clock
+from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.job import Choice, Job, Timing
 from worker.jobs.lifecycle import follow
+from worker.jobs.limits.admission import Admission
+from worker.jobs.limits.principals import Principal
+from worker.jobs.limits.retention import Retention
 from worker.jobs.log import JobLog
-from worker.jobs.origin import UNKNOWN, Origin
-from worker.jobs.principals import Principal
-from worker.jobs.retention import Retention
 from worker.operations.base import JobRequest
-from worker.scheduler.messages import Batch, Placed, Refused, Started, Work, WorkEvent
+from worker.scheduler.works import Batch, Placed, Refused, Started, Work, WorkEvent
 
 Observer: TypeAlias = Callable[[Job, Record], None]
 """Called after every append, with the job and the new record. Must not raise, must not wait."""
@@ -61,7 +61,7 @@ PROGRESS_STEP = 0.05
 
 
 class Jobs:
-    """All jobs by (principal, id). Commands raise errors of the tree; a principal never sees another's jobs."""
+    """All jobs by (owner_name, id). Commands raise errors of the tree; a principal never sees another's jobs."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Jobs:
         request: JobRequest,
         *,
         resuming: bool = False,
-        origin: Origin = UNKNOWN,
+        correlation: Correlation = UNKNOWN,
     ) -> tuple[Job, bool]:
         """Create a job, or find the one that this very request created before; return it and whether it was found.
 
@@ -127,35 +127,35 @@ class Jobs:
             if state.phase == "failed" and state.error is not None:
                 raise ModelError(state.error.detail)
             self._admission.check(owner, request, state.stats, self._clock.monotonic_ms())
-        return self._start(owner, job_id or f"job-{self._new_id()}", request, origin), False
+        return self._start(owner, job_id or f"job-{self._new_id()}", request, correlation), False
 
-    def get(self, principal: str, job_id: str) -> Job:
+    def get(self, owner_name: str, job_id: str) -> Job:
         """Return a job. Raises JobNotFound."""
-        job = self._jobs.get((principal, job_id))
+        job = self._jobs.get((owner_name, job_id))
         if job is None:
             raise JobNotFound(f"There is no job {job_id}. It may have been forgotten after its retention time.")
         return job
 
-    def list(self, principal: str | None) -> list[Job]:
+    def list(self, owner_name: str | None) -> list[Job]:
         """Return the caller's jobs, oldest first; None stands for everybody's."""
-        return [job for (owner, _), job in self._jobs.items() if principal in (owner, None)]
+        return [job for (owner, _), job in self._jobs.items() if owner_name in (owner, None)]
 
-    def cancel(self, principal: str, job_id: str, reason: str = "client") -> Job:
+    def cancel(self, owner_name: str, job_id: str, reason: str = "client") -> Job:
         """End a job now; its slot is free at the engine's next step. A job that has ended stays as it is.
 
         Raises JobNotFound.
         """
-        job = self.get(principal, job_id)
+        job = self.get(owner_name, job_id)
         if not job.ended:
             self._append(job, Cancelled(reason, job.usage(self._clock.monotonic_ms())))
         return job
 
-    def prioritize(self, principal: str, job_id: str, priority: int) -> Job:
+    def prioritize(self, owner_name: str, job_id: str, priority: int) -> Job:
         """Change the priority (0 to 9) of a job; it matters while the job waits. Raises JobNotFound."""
-        job = self.get(principal, job_id)
+        job = self.get(owner_name, job_id)
         job.priority = priority
         for choice in job.choices:
-            self._broker.update(choice.lease, priority)
+            self._broker.prioritize(choice.lease, priority)
         return job
 
     def watch(self, job: Job, wake: Callable[[], None]) -> None:
@@ -206,7 +206,7 @@ class Jobs:
         """Write one engine step into the logs. Events of leases that are over (cancelled, resumed) are dropped here."""
         self._handled = batch.handling
         for event in batch.events:
-            held = self._leases.get(event.id)
+            held = self._leases.get(event.lease)
             if held is not None:
                 self._on_event(*held, event)
 
@@ -238,7 +238,7 @@ class Jobs:
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
-    def _start(self, owner: Principal, job_id: str, request: JobRequest, origin: Origin) -> Job:
+    def _start(self, owner: Principal, job_id: str, request: JobRequest, correlation: Correlation) -> Job:
         now = self._clock.monotonic_ms()
         job = Job(
             id=job_id,
@@ -251,7 +251,7 @@ class Jobs:
             priority=request.priority,
             choices=[Choice(index) for index in range(request.n)],
             unwatched_since=now,
-            origin=origin,
+            correlation=correlation,
         )
         key = (owner.name, job_id)
         self._jobs[key] = self._live[key] = job
@@ -283,7 +283,7 @@ class Jobs:
         self._broker.submit(
             Work(
                 generation=job.generation(choice),
-                principal=job.owner.account,
+                account=job.owner.account,
                 weight=job.owner.allowance.weight,
                 priority=job.priority,
                 solo=job.deaths >= SOLO_AFTER_DEATHS,
@@ -371,7 +371,7 @@ class Jobs:
         for choice in job.choices:
             if self._leases.pop(choice.lease, None) is not None:
                 self._broker.cancel(choice.lease)
-        key = (job.principal, job.id)
+        key = (job.owner_name, job.id)
         del self._live[key]
         self._admission.left(job.owner, job.request, usage, now_ms)
         job.put_away()

@@ -78,7 +78,7 @@ def _is_plain(value: object) -> bool:
     return not isinstance(value, str) or (value.isprintable() and " " not in value)
 
 
-class JobLog:
+class JobLines:
     """Observes all jobs, and logs each one's end in one line. `with_texts`: and its prompt and output."""
 
     def __init__(self, *, with_texts: bool) -> None:
@@ -107,7 +107,7 @@ class JobLog:
 
 def names(job: Job) -> dict[str, str]:
     """Return what a job is called, by its creator and by us."""
-    return {"job_id": job.id, "principal": job.principal, "correlation_id": job.origin.correlation_id}
+    return {"job_id": job.id, "principal": job.owner_name, "correlation_id": job.correlation.correlation_id}
 
 
 def _reason(event: Terminal) -> str:

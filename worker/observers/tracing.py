@@ -76,7 +76,7 @@ class Tracing:
         self._provider.shutdown()
 
     def _trace(self, job: Job, ended_at_ms: int, event: Terminal) -> None:
-        parent = TraceContextTextMapPropagator().extract({"traceparent": job.origin.traceparent})
+        parent = TraceContextTextMapPropagator().extract({"traceparent": job.correlation.traceparent})
         operation, model = _operation(job), self._model()
         span = self._tracer.start_span(
             f"{operation} {model}".rstrip(),
@@ -127,9 +127,9 @@ def _request(job: Job, operation: str, model: str) -> Attributes:
         "gen_ai.request.temperature": sampling.temperature,
         "gen_ai.request.top_p": sampling.top_p,
         "gen_ai.request.choice.count": job.request.n,
-        "jobwire.principal": job.principal,
+        "jobwire.principal": job.owner_name,
         "jobwire.priority": job.priority,
-        "jobwire.correlation_id": job.origin.correlation_id,
+        "jobwire.correlation_id": job.correlation.correlation_id,
     }
     if job.request.seed is not None and job.request.seed < INT_END:
         attributes["gen_ai.request.seed"] = job.request.seed

@@ -12,7 +12,8 @@ import msgspec
 from worker.config import Settings
 from worker.engines.base import Generation
 from worker.errors import FieldError
-from worker.events import Event, Prompt, Sampling
+from worker.events import Event
+from worker.requests import Prompt, Sampling
 
 DELIVERY_FIELDS = frozenset({"type", "job_id", "after", "ref", "window", "channels", "coalesce_ms"})
 """Fields of a request that say how to deliver a job, not what to do: they do not take part in its identity."""
@@ -40,10 +41,10 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     include_ids: bool = False
     script: tuple[Event, ...] = ()
 
-    def generation(self, name: str, seed: int, index: int = 0, generated: tuple[int, ...] = ()) -> Generation:
+    def generation(self, lease: str, seed: int, index: int = 0, generated: tuple[int, ...] = ()) -> Generation:
         """Return what an engine needs for choice `index`, to go on after `generated`. Each choice has its own seed."""
         return Generation(
-            id=name,
+            lease=lease,
             prompt=self.prompt,
             sampling=self.sampling.with_seed(seed + index),
             max_tokens=self.max_tokens,

@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from worker.errors import FieldError, InvalidParams
-from worker.events import Message, Prompt, ResponseFormat, Sampling
 from worker.operations.base import JobRequest, Limits, field_error, fingerprint
+from worker.requests import Message, Prompt, ResponseFormat, Sampling
 
 TOP_LOGPROBS_DEFAULT = 5
 STOPS_MAX = 16

@@ -25,7 +25,7 @@ class CloseCode(IntEnum):
     STALLED = 4504
 
 
-class Close(Exception):
+class CloseConnection(Exception):
     """The connection must be closed with this code and this reason, which is cut to what fits a close frame."""
 
     def __init__(self, code: CloseCode, reason: str) -> None:

@@ -22,7 +22,7 @@ from worker.protocol.frames import (
     LikelyToken,
     Narration,
     Pong,
-    Queue,
+    QueuePlace,
     ServerFrame,
     ServerLimits,
     TokenFrame,
@@ -112,7 +112,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
     ),
     Example(
         "accepted",
-        Accepted(job_id=ID, state="queued", queue=Queue(2, 800), sse_url=sse_url(ID)),
+        Accepted(job_id=ID, state="queued", queue=QueuePlace(2, 800), sse_url=sse_url(ID)),
         "The job is there, and waits.",
     ),
     Example(
@@ -135,7 +135,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
             target=ID,
             human="2 jobs ahead",
             phase="queued",
-            queue=Queue(3),
+            queue=QueuePlace(3),
             queue_position=3,
             emitted_by="jobwire",
             emitted_at_ms=1761838000000,

@@ -169,7 +169,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="
     ref: EchoedRef | None = None
 
 
-class Queue(msgspec.Struct, frozen=True, omit_defaults=True):
+class QueuePlace(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where a job waits."""
 
     position: Annotated[int, Meta(description="Counts from 1.")]
@@ -181,7 +181,7 @@ class Accepted(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, ta
 
     job_id: AnyId
     state: Annotated[State, Meta(description="Where the job stands.")]
-    queue: Annotated[Queue | None, Meta(description="Where it waits, if it does.")] = None
+    queue: Annotated[QueuePlace | None, Meta(description="Where it waits, if it does.")] = None
     replayed: Annotated[bool, Meta(description="The job was there before: this `create` has attached to it.")] = False
     reset: Annotated[bool, Meta(description="The cursor is of a log that is gone: the job is told from its start.")] = (
         False
@@ -201,7 +201,7 @@ class Narration(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, t
     target: Annotated[str, Meta(description="To whom: the job id.")]
     human: Annotated[str, Meta(description="One plain sentence.")]
     phase: Annotated[str, Meta(description="Where the job is: queued, prefill, decode, recovery, done or note.")]
-    queue: Annotated[Queue | None, Meta(description="Where the job waits.")] = None
+    queue: Annotated[QueuePlace | None, Meta(description="Where the job waits.")] = None
     progress: Annotated[float | None, Meta(description="Share of the prompt that is read, 0 to 1.")] = None
     metrics: Annotated[dict[str, int | float] | None, Meta(description="Numbers that belong to the sentence.")] = None
     cute: Annotated[str | None, Meta(description="The same, for a smile.")] = None

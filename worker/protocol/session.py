@@ -24,15 +24,16 @@ from worker.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.job import Job
-from worker.jobs.origin import UNKNOWN, Origin
-from worker.jobs.principals import Grant
+from worker.jobs.limits.principals import Grant
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits, Operation
-from worker.protocol import commands, decoding, frames
-from worker.protocol.closing import Close, CloseCode
-from worker.protocol.eventstream import FrameSource, locate, wire_queue, wire_state
+from worker.protocol import creating as commands
+from worker.protocol import decoding, frames
+from worker.protocol.closing import CloseCode, CloseConnection
 from worker.protocol.frames import Accepted, Error, Goaway, Hello, Pong, ServerFrame, ServerLimits
+from worker.protocol.reading import FrameSource, locate, wire_queue, wire_state
 from worker.protocol.subscriptions import Subscriptions, Timer
 
 FEATURES = (
@@ -53,7 +54,7 @@ GOAWAY_RETRY_MS = 2000
 logger = logging.getLogger(__name__)
 
 
-class Worker(Protocol):
+class SessionHost(Protocol):
     """The parts of the worker that a session needs."""
 
     jobs: Jobs
@@ -76,21 +77,21 @@ class Session:
 
     def __init__(
         self,
-        worker: Worker,
+        host: SessionHost,
         grant: Grant | None,
         authenticate: Callable[[str], Grant],
         wake: Callable[[], None],
-        origin: Origin = UNKNOWN,
+        correlation: Correlation = UNKNOWN,
     ) -> None:
-        self._worker = worker
-        self._origin = origin
-        self._settings = worker.settings
+        self._host = host
+        self._correlation = correlation
+        self._settings = host.settings
         self._grant = grant
         self._authenticate = authenticate
         self._wake = wake
         self._auth_until_ms = math.inf
         self._outbox: deque[bytes] = deque()
-        self._subscriptions = Subscriptions(worker.jobs, wake, worker.timer)
+        self._subscriptions = Subscriptions(host.jobs, wake, host.timer)
         self._bad_frames_ms: deque[float] = deque(maxlen=BAD_FRAMES_MAX)
         self._leaving = False
 
@@ -100,9 +101,9 @@ class Session:
         return self._grant
 
     def renew(self, grant: Grant | None) -> None:
-        """Go on with what has become of the grant since the keys were read again. Raises Close for None."""
+        """Go on with what has become of the grant since the keys were read again. Raises CloseConnection for None."""
         if grant is None:
-            raise Close(CloseCode.UNAUTHORIZED, "The key is good no more.")
+            raise CloseConnection(CloseCode.UNAUTHORIZED, "The key is good no more.")
         self._grant = grant
 
     # ---- out ---------------------------------------------------------------------------------------------------------
@@ -139,18 +140,24 @@ class Session:
     # ---- in ----------------------------------------------------------------------------------------------------------
 
     def check_time(self, now_ms: float) -> None:
-        """Raise Close if the client has not shown a key in time, or the one it has shown is good no more."""
+        """Raise CloseConnection if the client has not shown a key in time, or the one it has shown is good no more."""
         if self._grant is None:
             if now_ms >= self._auth_until_ms:
-                raise Close(CloseCode.AUTH_TIMEOUT, f"No auth frame within {self._settings.auth_timeout_s:g} s.")
+                raise CloseConnection(
+                    CloseCode.AUTH_TIMEOUT, f"No auth frame within {self._settings.auth_timeout_s:g} s."
+                )
         elif self._grant.expires_at_ms is not None and now_ms >= self._grant.expires_at_ms:
-            raise Close(CloseCode.UNAUTHORIZED, "The token has expired. Send a new one in time, in an auth frame.")
+            raise CloseConnection(
+                CloseCode.UNAUTHORIZED, "The token has expired. Send a new one in time, in an auth frame."
+            )
 
     def receive(self, data: str | bytes, now_ms: float) -> None:
-        """Act on one message at monotonic time `now_ms` and queue its one reply. Raises Close for abuse."""
+        """Act on one message at monotonic time `now_ms` and queue its one reply. Raises CloseConnection for abuse."""
         self.check_time(now_ms)
         if len(self._outbox) >= self._settings.outbox_replies_max:
-            raise Close(CloseCode.ABUSE, f"{len(self._outbox)} replies wait unread. Read them before asking more.")
+            raise CloseConnection(
+                CloseCode.ABUSE, f"{len(self._outbox)} replies wait unread. Read them before asking more."
+            )
         fields: dict[str, object] = {}
         reply: ServerFrame | None
         try:
@@ -159,11 +166,11 @@ class Session:
             fields = decoding.load(data, self._settings.frame_bytes_max)
             reply = self._act(decoding.interpret(fields), now_ms)
         except JobwireError as error:
-            self._worker.frames.tally.refusals[error.code] += 1
+            self._host.frames.tally.refusals[error.code] += 1
             if isinstance(error, BAD):
                 self._count_bad_frame(now_ms)
             job_id = _short(fields.get("job_id"))
-            names = {"job_id": job_id, "correlation_id": self._origin.correlation_id}
+            names = {"job_id": job_id, "correlation_id": self._correlation.correlation_id}
             logger.info("refused", extra={"code": error.code, "frame": _short(fields.get("type")), **names})
             reply = Error(error=error.problem(), job_id=job_id, ref=_short(fields.get("ref")))
         if reply is not None:
@@ -174,17 +181,17 @@ class Session:
             return self._auth(frame, now_ms)
         if self._grant is None:
             raise Unauthorized("Send an auth frame first.")
-        jobs, owner, principal = self._worker.jobs, self._grant.principal, self._grant.principal.name
+        jobs, owner, owner_name = self._host.jobs, self._grant.principal, self._grant.principal.name
         match frame:
             case frames.Create():
                 self._check_room(frame.job_id)
                 job, replayed = commands.create(
-                    jobs, self._worker.operations, self._worker.limits, owner, frame, self._origin
+                    jobs, self._host.operations, self._host.limits, owner, frame, self._correlation
                 )
                 return self._follow(job, frame, replayed)
             case frames.Subscribe():
-                commands.check_delivery(frame, self._worker.limits)
-                job = jobs.get(principal, frame.job_id)
+                commands.check_delivery(frame, self._host.limits)
+                job = jobs.get(owner_name, frame.job_id)
                 self._check_room(frame.job_id)
                 return self._follow(job, frame)
             case frames.Unsubscribe():
@@ -192,12 +199,12 @@ class Session:
                 self._subscriptions.drop(frame.job_id)
                 return None
             case frames.Ack():
-                self._ack(frame, principal)
+                self._ack(frame, owner_name)
                 return None
             case frames.Cancel():
-                return self._accepted(jobs.cancel(principal, frame.job_id), frame.ref)
+                return self._accepted(jobs.cancel(owner_name, frame.job_id), frame.ref)
             case frames.Update():
-                return self._accepted(jobs.prioritize(principal, frame.job_id, frame.priority), frame.ref)
+                return self._accepted(jobs.prioritize(owner_name, frame.job_id, frame.priority), frame.ref)
             case frames.Ping():
                 return Pong(t=frame.t, ref=frame.ref)
 
@@ -208,15 +215,15 @@ class Session:
             grant = self._authenticate(frame.token)
         except Unauthorized as error:
             if before is None:
-                raise Close(CloseCode.UNAUTHORIZED, error.detail) from None
+                raise CloseConnection(CloseCode.UNAUTHORIZED, error.detail) from None
             raise
         if before is not None and grant.principal.name != before.principal.name:
             raise Forbidden("The token is another caller's. Open another connection for it.")
         self._grant = grant
         return self._hello(now_ms, frame.ref) if before is None else None
 
-    def _ack(self, frame: frames.Ack, principal: str) -> None:
-        job = self._worker.jobs.get(principal, frame.job_id)
+    def _ack(self, frame: frames.Ack, owner_name: str) -> None:
+        job = self._host.jobs.get(owner_name, frame.job_id)
         # Of a job that has just ended, and was dropped, the last ones are still on their way here.
         known = (
             self._subscriptions.ack(frame.job_id, frame.cursor)
@@ -232,9 +239,9 @@ class Session:
         self._subscriptions.drop(job.id)
         start = locate(job, frame.after)
         if start.reset:
-            self._worker.frames.tally.resets += 1
+            self._host.frames.tally.resets += 1
         if not start.over:
-            stream = self._worker.frames.stream(job, start.after, frame.channels)
+            stream = self._host.frames.stream(job, start.after, frame.channels)
             self._subscriptions.follow(stream, frame.window, frame.coalesce_ms)
         return self._accepted(job, frame.ref, replayed=replayed, reset=start.reset, over=start.over)
 
@@ -251,7 +258,9 @@ class Session:
         times = self._bad_frames_ms
         times.append(now_ms)
         if len(times) == BAD_FRAMES_MAX and now_ms - times[0] <= BAD_FRAMES_WINDOW_MS:
-            raise Close(CloseCode.ABUSE, f"{BAD_FRAMES_MAX} bad frames within {BAD_FRAMES_WINDOW_MS // 1000} s.")
+            raise CloseConnection(
+                CloseCode.ABUSE, f"{BAD_FRAMES_MAX} bad frames within {BAD_FRAMES_WINDOW_MS // 1000} s."
+            )
 
     # ---- replies -----------------------------------------------------------------------------------------------------
 
@@ -294,7 +303,7 @@ class Session:
             replayed=replayed,
             reset=reset,
             over=over,
-            sse_url=self._worker.sse_url(job),
+            sse_url=self._host.sse_url(job),
             ref=ref,
         )
 

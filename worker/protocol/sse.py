@@ -8,8 +8,8 @@ from worker.errors import FieldError
 from worker.jobs.job import Job
 from worker.operations.base import Limits
 from worker.protocol.decoding import invalid
-from worker.protocol.eventstream import EventStream, Frame, Start, locate
 from worker.protocol.frames import Create
+from worker.protocol.reading import Frame, LogReader, Start, locate
 from worker.protocol.subscriptions import Timer, subscribe
 
 RETRY = b"retry: 1000\n\n"
@@ -49,7 +49,7 @@ def prologue(*, reset: bool) -> bytes:
 class SseStream:
     """One reader of a job in the modern dialect. `wake` is called whenever `next` may have something new."""
 
-    def __init__(self, stream: EventStream, coalesce_ms: int, wake: Callable[[], None], timer: Timer) -> None:
+    def __init__(self, stream: LogReader, coalesce_ms: int, wake: Callable[[], None], timer: Timer) -> None:
         self._stream = stream
         self._subscription = subscribe(stream, lambda _: wake(), 0, coalesce_ms, timer)
         self.notify = self._subscription.notify

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from worker.jobs.service import Jobs
-from worker.protocol.eventstream import EventStream, Frame
+from worker.protocol.reading import Frame, LogReader
 
 FLOOR_PARTS = 4
 """A floor ends at a multiple of this part of itself: those of many jobs end together, and share a wake-up."""
@@ -37,7 +37,7 @@ class Subscription:
 
     __slots__ = ("_enqueue", "queued", "stream")
 
-    def __init__(self, stream: EventStream, enqueue: Callable[[Subscription], None]) -> None:
+    def __init__(self, stream: LogReader, enqueue: Callable[[Subscription], None]) -> None:
         self.stream = stream
         self.queued = False
         self._enqueue = enqueue
@@ -73,7 +73,7 @@ class PacedSubscription(Subscription):
     )  # fmt: skip
 
     def __init__(
-        self, stream: EventStream, enqueue: Callable[[Subscription], None], window: int, coalesce_ms: int, timer: Timer
+        self, stream: LogReader, enqueue: Callable[[Subscription], None], window: int, coalesce_ms: int, timer: Timer
     ) -> None:
         super().__init__(stream, enqueue)
         self._window = window
@@ -164,7 +164,7 @@ class PacedSubscription(Subscription):
 
 
 def subscribe(
-    stream: EventStream, enqueue: Callable[[Subscription], None], window: int, coalesce_ms: int, timer: Timer
+    stream: LogReader, enqueue: Callable[[Subscription], None], window: int, coalesce_ms: int, timer: Timer
 ) -> Subscription:
     """Return a subscription that calls `enqueue` when it has something to send."""
     if window or coalesce_ms:
@@ -193,7 +193,7 @@ class Subscriptions:
         """Whether one stands in the line."""
         return bool(self._ready)
 
-    def follow(self, stream: EventStream, window: int, coalesce_ms: int) -> None:
+    def follow(self, stream: LogReader, window: int, coalesce_ms: int) -> None:
         """Add a reader of a job, in place of an earlier one."""
         self.drop(stream.job.id)
         subscription = subscribe(stream, self._enqueue, window, coalesce_ms, self._timer)

@@ -15,8 +15,8 @@ from worker.brokers.base import EngineState
 from worker.errors import Problem
 from worker.events import Terminal, Usage
 from worker.jobs.job import Job
-from worker.protocol.eventstream import wire_queue, wire_state
-from worker.protocol.frames import Queue, State, encode
+from worker.protocol.frames import QueuePlace, State, encode
+from worker.protocol.reading import wire_queue, wire_state
 
 LOADING_URL = "/v1/loading/progress"
 WS_URL = "/v1/ws"
@@ -29,7 +29,7 @@ class Created(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     sse_url: Annotated[str, Meta(description="Where it can be read as server-sent events.")]
     ws_url: Annotated[str, Meta(description="Where WebSockets are taken.")]
     state: Annotated[State, Meta(description="Where the job stands.")]
-    queue: Annotated[Queue | None, Meta(description="Where it waits, if it does.")] = None
+    queue: Annotated[QueuePlace | None, Meta(description="Where it waits, if it does.")] = None
 
 
 class JobItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -40,7 +40,7 @@ class JobItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     operation: Annotated[str, Meta(description="What it does.")]
     priority: Annotated[int, Meta(description="Higher goes first.")]
     created_at: Annotated[datetime, Meta(tz=True, description="When it was created.")]
-    queue: Annotated[Queue | None, Meta(description="Where it waits, if it does.")] = None
+    queue: Annotated[QueuePlace | None, Meta(description="Where it waits, if it does.")] = None
     status: Annotated[str | None, Meta(description="How it ended: completed, cancelled, failed or expired.")] = None
     principal: Annotated[str | None, Meta(description="Whose it is, where an admin lists all.")] = None
 
@@ -141,7 +141,7 @@ def cancelled(job: Job) -> bytes:
 def job_list(jobs: Iterable[Job], *, everybodys: bool = False) -> bytes:
     """Return jobs; with their owners if they are `everybodys`."""
     return encode(
-        JobList(tuple(JobItem(**_item(job), principal=job.principal if everybodys else None) for job in jobs))
+        JobList(tuple(JobItem(**_item(job), principal=job.owner_name if everybodys else None) for job in jobs))
     )
 
 

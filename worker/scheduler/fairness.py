@@ -1,9 +1,9 @@
 """Who was served how much: virtual counters that make principals share an engine evenly.
 
-After "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024): every principal has a counter of the tokens
+After "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024): every account has a counter of the tokens
 it was served, the least served goes first, and whoever comes back after a pause starts level with the least served of
 those present. So nobody saves up credit by staying away, and nobody is punished for having used an idle engine. A
-principal of weight 2 counts as two: its tokens count half.
+account of weight 2 counts as two: its tokens count half.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IDLE_PRINCIPALS_MAX = 1024
 
 
 class Ledger:
-    """Counters of principals. A principal is present while at least one work of it waits or runs."""
+    """Counters of principals. A account is present while at least one work of it waits or runs."""
 
     def __init__(self, served: Mapping[str, float] | None = None, weights: Mapping[str, float] | None = None) -> None:
         self._served = dict(served or {})
@@ -28,32 +28,32 @@ class Ledger:
         self._idle: dict[str, float] = {}
         self._last = 0.0
 
-    def enter(self, principal: str, weight: float = 1.0) -> None:
-        """One more work of `principal` is here, which has `weight` shares from now on."""
-        self._weights[principal] = weight
-        count = self._present.get(principal, 0)
-        self._present[principal] = count + 1
+    def enter(self, account: str, weight: float = 1.0) -> None:
+        """One more work of `account` is here, which has `weight` shares from now on."""
+        self._weights[account] = weight
+        count = self._present.get(account, 0)
+        self._present[account] = count + 1
         if not count:
             level = min(self._served.values(), default=self._last)
-            self._served[principal] = max(level, self._idle.pop(principal, 0))
+            self._served[account] = max(level, self._idle.pop(account, 0))
 
-    def leave(self, principal: str) -> None:
-        """One work of `principal` is gone."""
-        self._present[principal] -= 1
-        if not self._present[principal]:
-            del self._present[principal]
-            del self._weights[principal]
-            self._last = self._idle[principal] = self._served.pop(principal)
+    def leave(self, account: str) -> None:
+        """One work of `account` is gone."""
+        self._present[account] -= 1
+        if not self._present[account]:
+            del self._present[account]
+            del self._weights[account]
+            self._last = self._idle[account] = self._served.pop(account)
             if len(self._idle) > IDLE_PRINCIPALS_MAX:
                 del self._idle[next(iter(self._idle))]
 
-    def charge(self, principal: str, prefilled: int = 0, decoded: int = 0) -> None:
-        """Count tokens that were computed for a present principal."""
-        self._served[principal] += (PREFILL_WEIGHT * prefilled + DECODE_WEIGHT * decoded) / self._weights[principal]
+    def charge(self, account: str, prefilled: int = 0, decoded: int = 0) -> None:
+        """Count tokens that were computed for a present account."""
+        self._served[account] += (PREFILL_WEIGHT * prefilled + DECODE_WEIGHT * decoded) / self._weights[account]
 
-    def served(self, principal: str) -> float:
-        """Return the counter of a present principal, per share. It never falls while the principal is present."""
-        return self._served[principal]
+    def served(self, account: str) -> float:
+        """Return the counter of a present account, per share. It never falls while the account is present."""
+        return self._served[account]
 
     def trial(self) -> Ledger:
         """Return a ledger to charge those present on, and throw away."""

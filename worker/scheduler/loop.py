@@ -24,10 +24,10 @@ import msgspec
 
 from worker.engines.base import Broke, Capacity, Delta, Engine, Paused, Prefilled, StepEvent
 from worker.errors import EngineFailed, InvalidParams, JobwireError
-from worker.scheduler.messages import Batch, Refused, Schedule, Started, Stats, Work, WorkEvent
 from worker.scheduler.policy import Policy, Room, Waiting
 from worker.scheduler.positions import Positions
 from worker.scheduler.rates import Rates
+from worker.scheduler.works import Batch, Refused, Schedule, Started, Stats, Work, WorkEvent
 
 # Tokenizing a burst of prompts must not hold up the running works: so long per step, but at least one prompt.
 PREPARE_S_PER_STEP = 0.005
@@ -46,8 +46,8 @@ class _Running:
     decoded: int = 0
 
     @property
-    def principal(self) -> str:
-        return self.waiting.work.principal
+    def account(self) -> str:
+        return self.waiting.work.account
 
 
 class Loop:
@@ -71,27 +71,27 @@ class Loop:
 
     def submit(self, work: Work) -> None:
         """Take in a work. Its id must be unique among those that are here."""
-        work_id = work.generation.id
-        known = work_id in self._arrived or work_id in self._running or work_id in self._policy
-        assert not known, f"work {work_id} is here already"
+        lease = work.generation.lease
+        known = lease in self._arrived or lease in self._running or lease in self._policy
+        assert not known, f"work {lease} is here already"
         self._heard += 1
-        self._arrived[work_id] = work
+        self._arrived[lease] = work
 
-    def cancel(self, work_id: str) -> None:
+    def cancel(self, lease: str) -> None:
         """Forget a work, wherever it is; no event of it follows. Unknown ids are ignored."""
         self._heard += 1
-        if self._arrived.pop(work_id, None) is None:
-            self._engine.leave(work_id)  # one that waits may be paused in there
-            if not self._policy.remove(work_id) and work_id in self._running:
-                self._leave(work_id)
+        if self._arrived.pop(lease, None) is None:
+            self._engine.leave(lease)  # one that waits may be paused in there
+            if not self._policy.remove(lease) and lease in self._running:
+                self._leave(lease)
 
-    def update(self, work_id: str, priority: int) -> None:
+    def prioritize(self, lease: str, priority: int) -> None:
         """Change the priority of a waiting work. Other ids are ignored."""
         self._heard += 1
-        arrived = self._arrived.get(work_id)
+        arrived = self._arrived.get(lease)
         if arrived is not None:
-            self._arrived[work_id] = msgspec.structs.replace(arrived, priority=priority)
-        self._policy.update(work_id, priority, self._clock())
+            self._arrived[lease] = msgspec.structs.replace(arrived, priority=priority)
+        self._policy.prioritize(lease, priority, self._clock())
 
     # ---- stepping ----------------------------------------------------------------------------------------------------
 
@@ -128,18 +128,18 @@ class Loop:
     def _prepare_arrived(self, events: list[WorkEvent], tell_all: Callable[[str], None]) -> None:
         until_s = self._clock() + PREPARE_S_PER_STEP
         while self._arrived:
-            work_id = next(iter(self._arrived))
-            tell_all(work_id)
-            work = self._arrived.pop(work_id)
+            lease = next(iter(self._arrived))
+            tell_all(lease)
+            work = self._arrived.pop(lease)
             try:
                 self._queue(work)
             except JobwireError as error:
-                events.append(Refused(work_id, error.problem()))
+                events.append(Refused(lease, error.problem()))
             except Exception as error:
                 # Preparing touches no other sequence, so only this work has failed.
-                log.exception("preparing work %s failed", work_id)
+                log.exception("preparing work %s failed", lease)
                 failed = EngineFailed(f"The prompt could not be prepared: {error}")
-                events.append(Refused(work_id, failed.problem()))
+                events.append(Refused(lease, failed.problem()))
             if self._clock() >= until_s:
                 break
 
@@ -161,16 +161,16 @@ class Loop:
             return
         turn = self._policy.turn(self._clock())
         while (waiting := self._policy.take(turn, self._room())) is not None:
-            running = self._running[waiting.id] = _Running(waiting, 0, waiting.decoded)
-            tell_all(waiting.id)
+            running = self._running[waiting.lease] = _Running(waiting, 0, waiting.decoded)
+            tell_all(waiting.lease)
             cached = self._engine.admit(waiting.prepared)
             running.prefill_left = left = waiting.prefill_tokens - cached
             self._prefill_left += left
-            self._policy.ledger.charge(running.principal, prefilled=left)
+            self._policy.ledger.charge(running.account, prefilled=left)
             if waiting.work.solo:
-                self._solo = waiting.id
+                self._solo = waiting.lease
             prompt_tokens = len(waiting.prepared.prompt_ids)
-            events.append(Started(waiting.id, prompt_tokens, min(cached, prompt_tokens)))
+            events.append(Started(waiting.lease, prompt_tokens, min(cached, prompt_tokens)))
 
     def _room(self) -> Room:
         return Room(
@@ -189,7 +189,7 @@ class Loop:
         assert self._barren_steps <= BARREN_STEPS_MAX, f"the empty engine has no room: {self._engine.capacity()}"
         begun_s, decoded, prefilled = self._clock(), 0, 0
         for event in self._engine.step(self._schedule.prefill_tokens_per_step):
-            running = self._running.get(event.id)
+            running = self._running.get(event.lease)
             if running is not None:
                 events.append(event)
                 more_decoded, more_prefilled = self._account(running, event)
@@ -203,20 +203,20 @@ class Loop:
             case Delta():
                 prefilled, tokens = self._prefilled(running, 0), len(event.ids)
                 running.decoded += tokens
-                self._policy.ledger.charge(running.principal, decoded=tokens)
-                if event.id == self._solo:
+                self._policy.ledger.charge(running.account, decoded=tokens)
+                if event.lease == self._solo:
                     self._solo = None
                 if event.finish is not None:
                     self._rates.finished(running.decoded)
-                    self._leave(event.id)
+                    self._leave(event.lease)
                 return tokens, prefilled
             case Prefilled():
                 return 0, self._prefilled(running, event.total - event.done)
             case Broke():
-                self._leave(event.id)
+                self._leave(event.lease)
                 return 0, 0
             case Paused():
-                self._policy.put_back(self._out(event.id), event.produced, self._clock())
+                self._policy.put_back(self._out(event.lease), event.produced, self._clock())
                 return 0, 0
 
     def _prefilled(self, running: _Running, left: int) -> int:
@@ -225,14 +225,14 @@ class Loop:
         self._prefill_left -= done
         return done
 
-    def _leave(self, work_id: str) -> None:
-        self._policy.release(self._out(work_id).work)
+    def _leave(self, lease: str) -> None:
+        self._policy.release(self._out(lease).work)
 
-    def _out(self, work_id: str) -> Waiting:
+    def _out(self, lease: str) -> Waiting:
         """Forget that a work is in the engine; return what was admitted."""
-        running = self._running.pop(work_id)
+        running = self._running.pop(lease)
         self._prefilled(running, 0)
-        if work_id == self._solo:
+        if lease == self._solo:
             self._solo = None
         return running.waiting
 

@@ -1,8 +1,8 @@
 """Who is next: the order in which waiting works are given a place in the engine. Pure: time is passed in.
 
-1. Higher priority first. A line (the works of one principal at one priority) gains a level per `ageing_s` seconds that
+1. Higher priority first. A line (the works of one account at one priority) gains a level per `ageing_s` seconds that
    it waits unserved, without limit, so that no flood of others can starve it.
-2. On one level, the principal who was served least goes first (see `fairness`), then the oldest work.
+2. On one level, the account who was served least goes first (see `fairness`), then the oldest work.
 3. Within a line, first in, first out; a work that was paused for lack of KV cache is first again.
 4. A work that does not fit is passed by at most `skips_max` others; then all wait until it fits.
 5. Nothing starts while the prompt tokens still to be prefilled fill a whole step: long prompts enter one at a time.
@@ -23,7 +23,7 @@ import msgspec
 
 from worker.engines.base import Prepared
 from worker.scheduler.fairness import Ledger
-from worker.scheduler.messages import Schedule, Work
+from worker.scheduler.works import Schedule, Work
 
 # Lines that do not fit and are looked past in one turn: bounds the search, and with it the step.
 LOOK_PAST_MAX = 32
@@ -40,9 +40,9 @@ class Waiting:
     skips: int = 0
 
     @property
-    def id(self) -> str:
+    def lease(self) -> str:
         """The work's id."""
-        return self.prepared.id
+        return self.prepared.lease
 
     @property
     def prefill_tokens(self) -> int:
@@ -86,9 +86,9 @@ class Room(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class Line:
-    """The works of one principal at one priority, oldest first. `served_s` is when the last of them was taken."""
+    """The works of one account at one priority, oldest first. `served_s` is when the last of them was taken."""
 
-    principal: str
+    account: str
     priority: int
     works: OrderedDict[str, Waiting] = field(default_factory=OrderedDict)
     served_s: float = float("-inf")
@@ -105,37 +105,37 @@ class Line:
 
     def copy(self) -> Line:
         """Return a line to take works from without touching this one."""
-        return Line(self.principal, self.priority, self.works.copy(), self.served_s)
+        return Line(self.account, self.priority, self.works.copy(), self.served_s)
 
 
 class Queue:
     """Waiting works by line, and by id. Every operation but `copy` takes constant time."""
 
     def __init__(self, lines: list[Line]) -> None:
-        self.lines = {(line.principal, line.priority): line for line in lines}
-        self.works = {work_id: waiting for line in lines for work_id, waiting in line.works.items()}
+        self.lines = {(line.account, line.priority): line for line in lines}
+        self.works = {lease: waiting for line in lines for lease, waiting in line.works.items()}
 
     def add(self, waiting: Waiting) -> None:
         """Put a work at the end of its line."""
-        key = (waiting.work.principal, waiting.work.priority)
+        key = (waiting.work.account, waiting.work.priority)
         line = self.lines.get(key)
         if line is None:
             line = self.lines[key] = Line(*key)
-        line.works[waiting.id] = self.works[waiting.id] = waiting
+        line.works[waiting.lease] = self.works[waiting.lease] = waiting
 
     def put_back(self, waiting: Waiting) -> None:
         """Put a paused work at the head of its line, behind paused ones that are older."""
         self.add(waiting)
-        works = self.lines[waiting.work.principal, waiting.work.priority].works
-        older = [other.id for other in works.values() if other.prepared.produced and other.number < waiting.number]
-        for work_id in (waiting.id, *reversed(older)):
-            works.move_to_end(work_id, last=False)
+        works = self.lines[waiting.work.account, waiting.work.priority].works
+        older = [other.lease for other in works.values() if other.prepared.produced and other.number < waiting.number]
+        for lease in (waiting.lease, *reversed(older)):
+            works.move_to_end(lease, last=False)
 
     def remove(self, waiting: Waiting) -> None:
         """Take a work out of its line; without works the line is gone."""
-        key = (waiting.work.principal, waiting.work.priority)
+        key = (waiting.work.account, waiting.work.priority)
         line = self.lines[key]
-        del line.works[waiting.id], self.works[waiting.id]
+        del line.works[waiting.lease], self.works[waiting.lease]
         if not line.works:
             del self.lines[key]
 
@@ -184,7 +184,7 @@ class Turn:
         """Return the line to serve next. Counters only grow, so a stale one is put right when it comes to the top."""
         while True:
             level, served, _, line = self._heap[0]
-            if self._ledger.served(line.principal) == served:
+            if self._ledger.served(line.account) == served:
                 return line
             heapq.heapreplace(self._heap, self._rank(line, -level))
 
@@ -198,7 +198,7 @@ class Turn:
 
     def _rank(self, line: Line, level: int) -> tuple[int, float, int, Line]:
         # Numbers are unique, so lines themselves are never compared.
-        return -level, self._ledger.served(line.principal), line.head.number, line
+        return -level, self._ledger.served(line.account), line.head.number, line
 
 
 class Policy:
@@ -214,19 +214,19 @@ class Policy:
     def __len__(self) -> int:
         return len(self._queue.works)
 
-    def __contains__(self, work_id: str) -> bool:
-        return work_id in self._queue.works
+    def __contains__(self, lease: str) -> bool:
+        return lease in self._queue.works
 
     def add(self, work: Work, prepared: Prepared, now_s: float) -> None:
         """Queue a work. The caller calls `release` when it has left the engine, unless it is removed before."""
         self._arrivals += 1
         self.revision += 1
-        self.ledger.enter(work.principal, work.weight)
+        self.ledger.enter(work.account, work.weight)
         self._queue.add(Waiting(work, prepared, self._arrivals, now_s))
 
-    def remove(self, work_id: str) -> bool:
+    def remove(self, lease: str) -> bool:
         """Take a work out of the queue; tell whether it was in there."""
-        waiting = self._queue.works.get(work_id)
+        waiting = self._queue.works.get(lease)
         if waiting is None:
             return False
         self.revision += 1
@@ -234,9 +234,9 @@ class Policy:
         self.release(waiting.work)
         return True
 
-    def update(self, work_id: str, priority: int, now_s: float) -> None:
+    def prioritize(self, lease: str, priority: int, now_s: float) -> None:
         """Move a waiting work behind those that wait at `priority`. Unknown ids are ignored."""
-        waiting = self._queue.works.get(work_id)
+        waiting = self._queue.works.get(lease)
         if waiting is None or waiting.work.priority == priority:
             return
         self.revision += 1
@@ -264,7 +264,7 @@ class Policy:
 
     def release(self, work: Work) -> None:
         """A work that was taken has left the engine."""
-        self.ledger.leave(work.principal)
+        self.ledger.leave(work.account)
 
     def turn(self, now_s: float) -> Turn:
         """Return the order of service at this moment, for `take`. Costs time in proportion to the lines."""
@@ -278,6 +278,6 @@ class Policy:
         ledger, order = self.ledger.trial(), []
         turn = Turn(self._queue.copy(), ledger, self._schedule, now_s)
         while (waiting := turn.take(None)) is not None:
-            ledger.charge(waiting.work.principal, prefilled=waiting.prefill_tokens)
+            ledger.charge(waiting.work.account, prefilled=waiting.prefill_tokens)
             order.append(waiting)
         return order

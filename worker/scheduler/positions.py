@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from worker.scheduler.messages import Placed
 from worker.scheduler.policy import Waiting
 from worker.scheduler.rates import Rates
+from worker.scheduler.works import Placed
 
 # Up to here every move is told; further back only those by more than the share below of the place told before.
 NEAR_POSITIONS = 32
@@ -38,11 +38,11 @@ class Positions:
         told: dict[str, int] = {}
         news, ahead = [], 0.0
         for position, work in enumerate(order(), 1):
-            before = self._told.get(work.id)
+            before = self._told.get(work.lease)
             if before is None or _worth_telling(before, position):
-                news.append(Placed(work.id, position, rates.wait_ms(ahead)))
+                news.append(Placed(work.lease, position, rates.wait_ms(ahead)))
                 before = position
-            told[work.id] = before
+            told[work.lease] = before
             ahead += rates.output_tokens(work.output_tokens_max)
         self._told = told
         return news

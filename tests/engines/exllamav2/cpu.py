@@ -98,8 +98,8 @@ _ON_CPU: dict[str, Callable[..., object]] = {
 
 def export(folder: Path, gguf: Path) -> Path:
     """Write a GGUF model of ours as the folder that ExLlamaV2 reads, once; safe beside other processes."""
-    from worker.engines.demo.export import write_folder
-    from worker.engines.demo.weights import from_gguf
+    from worker.bundled.export import write_folder
+    from worker.bundled.weights import from_gguf
 
     if not folder.exists():
         draft = folder.with_name(f"{folder.name}.{id(folder)}")
@@ -113,6 +113,6 @@ def nothing_lost(engine: Engine, sequence_ids: Iterable[str]) -> Iterator[Engine
     """Lend an engine for a test, and see that all its room is free again once these sequences have left."""
     empty = engine.capacity()
     yield engine
-    for sequence_id in sequence_ids:
-        engine.leave(sequence_id)
+    for lease in sequence_ids:
+        engine.leave(lease)
     assert engine.capacity() == empty, "pages or slots were lost"

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from worker.engines.base import Engine, EngineSpec, OnLoad
-from worker.scheduler import host
+from worker.processes import engine as host
 
 ROOT = Path(__file__).resolve().parents[3]
 _CODE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.engines.exllamav2 import host; host.run()"

@@ -12,7 +12,7 @@ from tests.engines.exllamav2 import cpu
 from worker.engines.base import Engine, EngineSpec
 from worker.engines.exllamav2.options import PAGE_TOKENS
 from worker.errors import InvalidParams
-from worker.events import Prompt, ResponseFormat, Sampling
+from worker.requests import Prompt, ResponseFormat, Sampling
 
 if cpu.missing():
     pytest.skip(f"ExLlamaV2 on the CPU: {cpu.missing()}", allow_module_level=True)

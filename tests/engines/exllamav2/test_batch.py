@@ -25,7 +25,7 @@ from worker.engines import exllamav2
 from worker.engines.base import Engine, EngineSpec, LoadProgress
 from worker.engines.exllamav2.options import PAGE_TOKENS
 from worker.errors import InvalidParams, ModelError
-from worker.events import Prompt, Sampling
+from worker.requests import Prompt, Sampling
 
 if cpu.missing():
     pytest.skip(f"ExLlamaV2 on the CPU: {cpu.missing()}", allow_module_level=True)
@@ -59,16 +59,16 @@ def engine(loaded: Engine) -> Iterator[Engine]:
     assert empty.kv_tokens_free == empty.kv_tokens_total == SLOTS * CONTEXT
     yield loaded
     lost = loaded.capacity() != empty
-    for sequence_id in ["s", *map(str, range(40))]:
-        loaded.leave(sequence_id)  # a test that fails leaves them behind
+    for lease in ["s", *map(str, range(40))]:
+        loaded.leave(lease)  # a test that fails leaves them behind
     assert not lost, "pages or slots were lost"
 
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """The numpy engine on the very weights of the folder: those in float16."""
-    from worker.engines.demo.export import write_gguf
-    from worker.engines.demo.weights import from_gguf
+    from worker.bundled.export import write_gguf
+    from worker.bundled.weights import from_gguf
 
     path = tmp_path_factory.mktemp("oracle") / "float16.gguf"
     write_gguf(from_gguf(MODEL), path, "f16")
@@ -176,7 +176,7 @@ def test_a_page_is_found_only_at_the_place_that_it_was_computed_for() -> None:
         # Takes the pages of the first one's prompt for its own output, and never comes to write them.
         driver.admit(generation(Prompt(text="X. " + text_of(280)), GREEDY, name="2", max_tokens=700))
         small.leave("1")
-        driver.admit(msgspec.structs.replace(first, id="3"))
+        driver.admit(msgspec.structs.replace(first, lease="3"))
         while not driver.outcomes["3"].ended:
             driver.step(600)
         small.leave("2")

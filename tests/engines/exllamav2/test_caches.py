@@ -10,7 +10,7 @@ from tests.contracts.engines import Driver, generation, load, run_one
 from tests.engines.exllamav2 import cpu
 from worker.engines.base import Engine, EngineSpec
 from worker.engines.exllamav2.options import PAGE_TOKENS
-from worker.events import Prompt, Sampling
+from worker.requests import Prompt, Sampling
 
 if cpu.missing():
     pytest.skip(f"ExLlamaV2 on the CPU: {cpu.missing()}", allow_module_level=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines.exllamav2 import cpu, host
-from tests.server import serving
+from tests.support.server import serving
 from worker.engines.base import EngineSpec
 
 if cpu.missing():

@@ -12,7 +12,7 @@ from tests.contracts.engines import assert_alike, exported, generation, load, ru
 from tests.engines.exllamav2 import cpu
 from worker.engines.base import EngineSpec
 from worker.errors import ModelError
-from worker.events import Sampling
+from worker.requests import Sampling
 
 if cpu.missing():
     pytest.skip(f"ExLlamaV2 on the CPU: {cpu.missing()}", allow_module_level=True)

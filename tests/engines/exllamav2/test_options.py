@@ -18,7 +18,7 @@ from worker.engines.base import EngineSpec
 from worker.engines.exllamav2 import requirements
 from worker.engines.exllamav2.options import Options, read_options
 from worker.errors import ModelError
-from worker.scheduler.messages import Open
+from worker.processes.messages import Open
 
 
 def test_defaults() -> None:

@@ -19,8 +19,8 @@ from tests.engines.exllamav2.host import COMMAND
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
 from worker.engines.base import Delta, Generation, Prefilled
-from worker.events import Sampling
-from worker.scheduler.messages import Started, Work
+from worker.requests import Sampling
+from worker.scheduler.works import Started, Work
 
 if cpu.missing():
     pytest.skip(f"ExLlamaV2 on the CPU: {cpu.missing()}", allow_module_level=True)
@@ -63,7 +63,7 @@ class Journal(Recorder):
             self._attempts[number].append(name)
             sampling = Sampling(temperature=self._temperature, seed=number)
             prompt = chat(f"Count from {first} to {last}")
-            wanted = Generation(id=name, prompt=prompt, sampling=sampling, max_tokens=200, generated=generated)
+            wanted = Generation(lease=name, prompt=prompt, sampling=sampling, max_tokens=200, generated=generated)
             self._broker.submit(Work(generation=wanted))
 
     async def until(self, what: str, condition: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ from tests.contracts.engines import Driver, Outcome, assert_alike, generation, l
 from tests.engines.exllamav2 import cpu
 from worker.engines.base import Delta, Engine, EngineSpec
 from worker.errors import ModelError
-from worker.events import Prompt, ResponseFormat, Sampling
+from worker.requests import Prompt, ResponseFormat, Sampling
 
 if cpu.missing():
     pytest.skip(f"ExLlamaV2 on the CPU: {cpu.missing()}", allow_module_level=True)
@@ -147,7 +147,7 @@ def test_a_prompt_that_fails_breaks_alone_however_often(
         bad = driver.admit(generation(Prompt(text=f"{name} {LONG}"), name=name))
         last = driver.step(64)
         assert bad.broke == "MemoryError: out of memory: 12 GiB of 80 GiB are free"
-        assert [event.id for event in last].count(name) == 1
+        assert [event.lease for event in last].count(name) == 1
         # The others must be computed anew, and theirs would fail as well.
         faults.plan = lambda _prefill, _count: None
         before = {number: len(driver.outcomes[str(number)].ids) for number in range(4)}
@@ -229,7 +229,7 @@ def test_tokens_of_the_failing_step_are_told_once(engine: Any, monkeypatch: pyte
     armed = [True]
 
     def receive_sample(self: Any, *arguments: Any) -> Any:
-        if self.sequence.id == "2" and self.new_tokens == 3 and armed:
+        if self.sequence.lease == "2" and self.new_tokens == 3 and armed:
             armed.clear()
             raise AssertionError("the page table is wrong")
         return real(self, *arguments)
@@ -239,7 +239,7 @@ def test_tokens_of_the_failing_step_are_told_once(engine: Any, monkeypatch: pyte
     all_of(driver)
     told: list[str] = []
     while armed:
-        told = [event.id for event in driver.step(500) if isinstance(event, Delta)]
+        told = [event.lease for event in driver.step(500) if isinstance(event, Delta)]
     assert told[:2] == ["0", "1"] and "2" not in told and "3" not in told
     assert driver.outcomes["2"].broke == "AssertionError: the page table is wrong"
     driver.run()

@@ -11,7 +11,7 @@ from tests.contracts.engines import Driver, assert_alike, chat, generation, load
 from tests.engines.exllamav2 import cpu
 from worker.engines.base import Engine, EngineSpec, Paused
 from worker.engines.exllamav2.options import PAGE_TOKENS
-from worker.events import Prompt, ResponseFormat, Sampling
+from worker.requests import Prompt, ResponseFormat, Sampling
 
 if cpu.missing():
     pytest.skip(f"ExLlamaV2 on the CPU: {cpu.missing()}", allow_module_level=True)
@@ -83,12 +83,12 @@ def test_several_take_turns_and_end_as_alone(engine: Engine, roomy: Engine) -> N
     assert sum(outcome.pauses for outcome in outcomes) >= 2
     assert {len(outcome.ids) for outcome in outcomes} == {650}
     for one in wanted:
-        assert_alike(run_one(roomy, one), driver.outcomes[one.id])
+        assert_alike(run_one(roomy, one), driver.outcomes[one.lease])
 
 
 def until_paused(driver: Driver) -> str:
     for _ in range(2000):
-        paused = [event.id for event in driver.step() if isinstance(event, Paused)]
+        paused = [event.lease for event in driver.step() if isinstance(event, Paused)]
         if paused:
             return paused[0]
     raise AssertionError("nobody was paused")
@@ -100,7 +100,7 @@ def test_a_paused_sequence_may_leave(engine: Engine) -> None:
         driver.admit(generation(prompt, LONG, name=str(number), max_tokens=650))
     gone = until_paused(driver)
     engine.leave(gone)
-    assert not any(event.id == gone for event in engine.step(64))
+    assert not any(event.lease == gone for event in engine.step(64))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_guessed_tokens_have_room_too(roomy: Engine, option: str) -> None:
             driver.step()
         assert {len(outcome.ids) for outcome in driver.outcomes.values()} == {500}
         for one in wanted:
-            assert_alike(run_one(roomy, one), driver.outcomes[one.id])
+            assert_alike(run_one(roomy, one), driver.outcomes[one.lease])
         assert guessing.capacity().kv_tokens_free == guessing.capacity().kv_tokens_total
     finally:
         guessing.close()

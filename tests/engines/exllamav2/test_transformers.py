@@ -12,7 +12,7 @@ import pytest
 from tests.contracts.engines import Driver, exported, generation, load
 from tests.engines.exllamav2 import cpu
 from worker.engines.base import Engine, EngineSpec
-from worker.events import Sampling
+from worker.requests import Sampling
 
 if cpu.missing():
     pytest.skip(f"ExLlamaV2 on the CPU: {cpu.missing()}", allow_module_level=True)

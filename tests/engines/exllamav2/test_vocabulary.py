@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 
 from tests.contracts.engines import MODEL
 from tests.engines.exllamav2.test_folder import folder
-from worker.engines.bpe import Bpe, load_bpe
-from worker.engines.demo import chat
+from worker.bundled import chat
 from worker.engines.exllamav2.folder import Folder
 from worker.engines.exllamav2.vocabulary import FolderVocabulary
-from worker.engines.gguf import open_gguf
+from worker.engines.numpy_llama.gguf import open_gguf
+from worker.engines.prompt.bpe import Bpe, load_bpe
 from worker.errors import ModelError
 
 TEXTS = [

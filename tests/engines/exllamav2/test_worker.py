@@ -13,7 +13,7 @@ import pytest
 from tests.contracts.engines import exported
 from tests.e2e.client import Socket, counting, expected_count
 from tests.engines.exllamav2 import cpu, host
-from tests.server import Server, serving, wait_until
+from tests.support.server import Server, serving, wait_until
 
 if cpu.missing():
     pytest.skip(f"ExLlamaV2 on the CPU: {cpu.missing()}", allow_module_level=True)

@@ -17,7 +17,7 @@ from worker.cli.bench.processes import Bare, Served
 from worker.config import Parser, add_flags, given_flags, resolve
 from worker.engines.base import EngineSpec
 from worker.errors import ConfigError
-from worker.scheduler.messages import Open
+from worker.processes.messages import Open
 
 WAYS = ("bare", "ws", "sse")
 

@@ -17,21 +17,22 @@ from worker.engines.base import Delta, Generation
 from worker.engines.choose import choose
 from worker.operations.base import Limits
 from worker.operations.infer import Infer
+from worker.processes.messages import Open
 from worker.scheduler.loop import Loop
-from worker.scheduler.messages import Open, Work
+from worker.scheduler.works import Work
 
 
 def generate(loop: Loop, generations: list[Generation]) -> Gathered:
     """Run the generations to their ends, all at once, and measure."""
     gathered, begun = Gathered(), time.perf_counter()
-    watches = {generation.id: Stopwatch(gathered) for generation in generations}
+    watches = {generation.lease: Stopwatch(gathered) for generation in generations}
     for generation in generations:
         loop.submit(Work(generation=generation))
     while (batch := loop.step()) is not None:
         for event in batch.events:
             if isinstance(event, Delta) and event.ids:
                 gathered.tokens += len(event.ids)
-                watches[event.id].token()
+                watches[event.lease].token()
     gathered.wall_s = time.perf_counter() - begun
     return gathered
 

@@ -13,7 +13,7 @@ from typing import Self
 
 from worker.cli.bench.load import Body, Gathered
 from worker.errors import ModelError
-from worker.scheduler.launch import environment
+from worker.processes.child import environment
 
 LINE_BYTES_MAX = 1 << 24
 STOP_TIMEOUT_S = 20.0

@@ -28,15 +28,15 @@ from worker.engines.base import (
     Prepared,
     StepEvent,
 )
-from worker.engines.chat import ChatTemplate
 from worker.engines.exllamav2.folder import Folder
 from worker.engines.exllamav2.job import Job, JobFault, Plan, Step, page_names
 from worker.engines.exllamav2.model import Loaded, load_model
 from worker.engines.exllamav2.options import PAGE_TOKENS, Options, read_options
 from worker.engines.exllamav2.vocabulary import FolderVocabulary
-from worker.engines.guide import Guides
-from worker.engines.prepare import prepare
-from worker.engines.sequence import Sequence
+from worker.engines.output.guide import Guides
+from worker.engines.output.sequence import Sequence
+from worker.engines.prompt.chat import ChatTemplate
+from worker.engines.prompt.prepare import prepare
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class ExLlamaV2Engine:
         return self._info
 
     def prepare(self, generation: Generation) -> Prepared:
-        """Render, tokenize and check a generation, see `worker.engines.prepare`."""
+        """Render, tokenize and check a generation, see `worker.engines.prompt.prepare`."""
         context, rewinds = self._info.context_tokens, not self._ahead
         prepared = prepare(generation, self._vocabulary, self._chat, self._guides, context, rewinds=rewinds)
         # Pages that it may have to take back are its own alone as long as it is never paused.
@@ -129,12 +129,12 @@ class ExLlamaV2Engine:
     def admit(self, prepared: Prepared) -> int:
         """Allocate the first pages of a sequence, be it new or paused; return how many of its tokens the cache had."""
         assert self.fits(prepared), "admitted without room"
-        assert prepared.id not in self._running, "admitted twice"
-        sequence = self._paused.pop(prepared.id, None) or Sequence(prepared, self._vocabulary, self._guides)
+        assert prepared.lease not in self._running, "admitted twice"
+        sequence = self._paused.pop(prepared.lease, None) or Sequence(prepared, self._vocabulary, self._guides)
         assert len(sequence.tokens) == prepared.tokens_present
         plan = Plan(sequence, prepared.tokens_reserved, len(sequence.tokens), self._vocabulary.size, self._ahead)
         job = Job(plan, self._step, 0)
-        self._running[prepared.id] = _Row(job)
+        self._running[prepared.lease] = _Row(job)
         cached = job.told = self._start(job)
         return cached
 
@@ -153,19 +153,19 @@ class ExLlamaV2Engine:
             self._recover(fault.__cause__, fault.job)
         except Exception as error:
             self._recover(error, None)
-        for sequence_id, row in list(self._running.items()):
+        for lease, row in list(self._running.items()):
             if row.job.sequence.finished:
-                del self._running[sequence_id]
+                del self._running[lease]
             elif not row.job.has_room():
-                self._pause(sequence_id)
+                self._pause(lease)
         events = self._step.events.copy()
         self._step.events.clear()
         return events
 
-    def leave(self, sequence_id: str) -> None:
+    def leave(self, lease: str) -> None:
         """Forget a sequence. Its pages are kept for prompts that begin alike until others need them."""
-        self._paused.pop(sequence_id, None)
-        row = self._running.pop(sequence_id, None)
+        self._paused.pop(lease, None)
+        row = self._running.pop(lease, None)
         if row is not None:
             self._generator.cancel(row.job)
 
@@ -175,12 +175,12 @@ class ExLlamaV2Engine:
         self._paused.clear()
         self._loaded.close()
 
-    def _pause(self, sequence_id: str) -> None:
+    def _pause(self, lease: str) -> None:
         """Take a sequence out of the batch, and keep it."""
-        job = self._running.pop(sequence_id).job
+        job = self._running.pop(lease).job
         self._generator.cancel(job)
-        self._paused[sequence_id] = job.sequence
-        self._step.events.append(Paused(sequence_id, job.sequence.position))
+        self._paused[lease] = job.sequence
+        self._step.events.append(Paused(lease, job.sequence.position))
 
     def _start(self, job: Job) -> int:
         """Put a job into the batch; return how many of its tokens the cache had."""

@@ -1,12 +1,12 @@
 """One sequence in ExLlamaV2's batch: the library's job, with four things done our way.
 
 - Prompts: a step computes no more prompt tokens than the scheduler allows, in all jobs together.
-- Choosing: `worker.engines.sampling` draws the token, as on numpy, at a point that is a function of seed and
+- Choosing: `worker.engines.output.sampling` draws the token, as on numpy, at a point that is a function of seed and
   position, so that a sequence resumed elsewhere goes on as it would have here. The library's top_p keeps the likeliest
   tokens that fit into that mass, then unlikely ones where a likelier one did not fit: that is not what top_p means.
-- Text: what may be shown, stop and banned strings, guides and the end are `worker.engines.sequence`'s, as in every
-  engine. The library's own way with banned strings is not used: it hands out the ids of what it took back, does not
-  look while a character is incomplete, and ignores what was guessed ahead.
+- Text: what may be shown, stop and banned strings, guides and the end are `worker.engines.output.sequence`'s, as in
+  every engine. The library's own way with banned strings is not used: it hands out the ids of what it took back, does
+  not look while a character is incomplete, and ignores what was guessed ahead.
 - Room: pages for a slice of the output are allocated at first, and one by one as it grows.
 
 The library's own pages, forward passes and bookkeeping are untouched. What goes wrong while a token is chosen concerns
@@ -29,8 +29,8 @@ from worker.engines.base import Prefilled, StepEvent
 from worker.engines.exllamav2.memory import whole_pages
 from worker.engines.exllamav2.model import strictly
 from worker.engines.exllamav2.options import PAGE_TOKENS
-from worker.engines.sampling import Logits, choose, log_softmax
-from worker.engines.sequence import Sequence
+from worker.engines.output.sampling import Logits, choose, log_softmax
+from worker.engines.output.sequence import Sequence
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Job(ExLlamaV2DynamicJob):
         done = self._position + self.ready
         if self.told < done <= self.plan.prefill_tokens:
             self.told = done
-            step.events.append(Prefilled(self.sequence.id, done, self.plan.prefill_tokens))
+            step.events.append(Prefilled(self.sequence.lease, done, self.plan.prefill_tokens))
 
     @property
     def _tokens(self) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from worker.engines.bpe import BYTES, END_NAMES
 from worker.engines.exllamav2.folder import Folder
+from worker.engines.prompt.bpe import BYTES, END_NAMES
 from worker.errors import ModelError
 
 _BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")

@@ -1,0 +1,232 @@
+"""Token buckets: never more than the limit allows, and the time to wait is exact."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.jobs.scripted import LIMITS, Stage
+from worker.errors import RateLimited, TooManyJobs
+from worker.jobs.job import Job
+from worker.jobs.limits.principals import Allowance, Principal
+from worker.jobs.limits.quota import MINUTE_MS, Bucket, Quotas
+from worker.operations.infer import Infer
+from worker.operations.worker_check import WorkerCheck
+
+rates = st.integers(1, 10**7)
+moments = st.integers(0, 10**9)
+
+
+# ---- the bucket ------------------------------------------------------------------------------------------------------
+
+
+def test_a_bucket_begins_full_and_fills_evenly() -> None:
+    bucket = Bucket(60, 0)
+    bucket.take(60, 0)
+    assert bucket.wait_ms(1, 0) == 1000
+    assert bucket.wait_ms(1, 999) == 1
+    assert bucket.wait_ms(1, 1000) == 0
+    assert bucket.wait_ms(60, 1000) == MINUTE_MS - 1000
+
+
+def test_a_millisecond_too_early_is_too_early() -> None:
+    """A seventh of a minute is no whole number of milliseconds."""
+    bucket = Bucket(7, 0)
+    bucket.take(7, 0)
+    assert bucket.wait_ms(1, 0) == 8572
+    assert bucket.wait_ms(1, 8571) == 1
+    assert bucket.wait_ms(1, 8572) == 0
+
+
+def test_what_is_larger_than_the_bucket_needs_it_full_and_overdraws_it() -> None:
+    bucket = Bucket(100, 0)
+    assert bucket.wait_ms(250, 0) == 0
+    bucket.take(250, 0)
+    assert bucket.wait_ms(1, 0) == MINUTE_MS * 151 // 100
+    bucket = Bucket(100, 0)
+    bucket.take(1, 0)
+    assert bucket.wait_ms(250, 0) == MINUTE_MS // 100
+
+
+def test_what_is_given_back_never_fills_it_over_the_brim() -> None:
+    bucket = Bucket(10, 0)
+    bucket.take(4, 0)
+    bucket.take(-100, 0)
+    bucket.take(10, 0)
+    assert bucket.wait_ms(1, 0) > 0
+
+
+def test_a_new_size_forgives_nothing() -> None:
+    bucket = Bucket(10, 0)
+    bucket.take(10, 0)
+    bucket.resize(20, 0)
+    assert bucket.wait_ms(10, 0) == 0
+    assert bucket.wait_ms(11, 0) > 0
+    bucket.resize(5, 0)
+    assert bucket.wait_ms(1, 0) == MINUTE_MS // 5 * 6
+
+
+@given(rates, moments, st.lists(st.tuples(st.integers(1, 10**7), st.integers(0, 10**5)), max_size=20))
+def test_the_wait_is_exact_to_the_millisecond(rate: int, now: int, asks: list[tuple[int, int]]) -> None:
+    bucket = Bucket(rate, now)
+    for amount, pause in asks:
+        now += pause
+        wait = bucket.wait_ms(amount, now)
+        if wait:
+            assert bucket.wait_ms(amount, now + wait - 1) == 1
+            now += wait
+        assert bucket.wait_ms(amount, now) == 0
+        bucket.take(amount, now)
+
+
+@given(rates, st.lists(st.tuples(st.integers(1, 10**6), st.integers(0, 10**5)), min_size=1, max_size=30))
+def test_no_window_gets_more_than_a_full_bucket_and_what_flowed_in(rate: int, asks: list[tuple[int, int]]) -> None:
+    bucket, now, taken = Bucket(rate, 0), 0, 0
+    for amount, pause in asks:
+        now += pause
+        wanted = min(amount, rate)
+        if not bucket.wait_ms(wanted, now):
+            bucket.take(wanted, now)
+            taken += wanted
+        assert taken * MINUTE_MS <= rate * (MINUTE_MS + now)
+
+
+# ---- quotas ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_takes_nothing_of_any_unit() -> None:
+    quotas = Quotas()
+    limits = {"jobs": 2, "tokens": 10}
+    quotas.take("a", limits, {"jobs": 1, "tokens": 6}, 0.0)
+    for _ in range(5):
+        with pytest.raises(RateLimited, match="10 tokens per minute"):
+            quotas.take("a", limits, {"jobs": 1, "tokens": 6}, 0.0)
+    quotas.take("a", limits, {"jobs": 1, "tokens": 4}, 0.0)
+    with pytest.raises(RateLimited, match="2 jobs per minute") as refused:
+        quotas.take("a", limits, {"jobs": 1, "tokens": 0}, 0.0)
+    assert refused.value.retry_after_ms == 30_000
+
+
+def test_accounts_do_not_know_each_other_and_no_limit_is_none() -> None:
+    quotas = Quotas()
+    quotas.take("a", {"jobs": 1}, {"jobs": 1}, 0.0)
+    quotas.take("b", {"jobs": 1}, {"jobs": 1}, 0.0)
+    for _ in range(100):
+        quotas.take("c", {"jobs": 0}, {"jobs": 1}, 0.0)
+    with pytest.raises(RateLimited):
+        quotas.take("a", {"jobs": 1}, {"jobs": 1}, 0.9)
+
+
+# ---- in the service --------------------------------------------------------------------------------------------------
+
+
+def create(stage: Stage, owner: Principal, job_id: str | None = None, **body: object) -> Job:
+    """Create a job of a principal."""
+    return stage.jobs.create(owner, job_id, Infer().parse({"prompt": "1234", **body}, LIMITS))[0]
+
+
+def web(name: str = "web", **allowance: int) -> Principal:
+    """Return a principal of the key "web"."""
+    return Principal(name=name, key="web", allowance=Allowance(**allowance))
+
+
+def test_a_key_creates_so_many_jobs_per_minute_whoever_of_its_users_does() -> None:
+    stage, first, second = Stage(), web("web/ann", jobs_per_minute_max=2), web("web/bob", jobs_per_minute_max=2)
+    create(stage, first)
+    stage.run(create(stage, second), "a")
+    with pytest.raises(RateLimited) as refused:
+        create(stage, first)
+    assert refused.value.retry_after_ms == 30_000
+    stage.clock.advance(29_999)
+    with pytest.raises(RateLimited):
+        create(stage, second)
+    stage.clock.advance(1)
+    create(stage, first)
+
+
+def test_tokens_are_counted_by_estimate_and_put_right_by_use() -> None:
+    stage, owner = Stage(), web(tokens_per_minute_max=100)
+    job = create(stage, owner, max_tokens=99)
+    with pytest.raises(RateLimited, match="tokens") as refused:
+        create(stage, owner, max_tokens=9)
+    assert refused.value.retry_after_ms == 6000
+    # Of 100 counted, 3 of the prompt and 2 of output were used.
+    stage.run(job, "a", "b")
+    create(stage, owner, max_tokens=94)
+    with pytest.raises(RateLimited):
+        create(stage, owner, max_tokens=1)
+
+
+def test_a_job_that_was_cancelled_in_the_queue_costs_no_tokens() -> None:
+    stage, owner = Stage(), web(tokens_per_minute_max=100)
+    for _ in range(5):
+        stage.jobs.cancel("web", create(stage, owner, max_tokens=99).id)
+
+
+def test_a_job_that_used_more_than_was_thought_is_charged_for_it() -> None:
+    stage, owner = Stage(), web(tokens_per_minute_max=100)
+    job = create(stage, owner, max_tokens=9)
+    stage.start(job, prompt_tokens=150)
+    stage.tokens(job, "a")
+    stage.finish(job)
+    with pytest.raises(RateLimited) as refused:
+        create(stage, owner, max_tokens=9)
+    assert refused.value.retry_after_ms == (151 - 100 + 10) * 600
+
+
+def test_repeats_and_scripts_cost_nothing() -> None:
+    stage, owner = Stage(), web(jobs_per_minute_max=1, tokens_per_minute_max=20)
+    job_id = "repeated-job-of-web"
+    job = create(stage, owner, job_id, max_tokens=9)
+    for _ in range(5):
+        assert create(stage, owner, job_id, max_tokens=9) is job
+        stage.jobs.create(owner, None, WorkerCheck().parse({}, LIMITS))
+    with pytest.raises(RateLimited):
+        create(stage, owner)
+
+
+def test_a_job_that_is_refused_for_another_reason_is_not_counted() -> None:
+    stage, owner = Stage(queue_jobs_max=1), web(jobs_per_minute_max=2)
+    first = create(stage, owner)
+    for _ in range(5):
+        with pytest.raises(Exception, match="jobs wait"):
+            create(stage, owner)
+    stage.start(first)
+    create(stage, owner)
+
+
+def test_the_limits_of_the_worker_hold_for_keys_without_their_own() -> None:
+    stage = Stage(jobs_per_minute_max=1)
+    create(stage, Principal(name="local"))
+    with pytest.raises(RateLimited):
+        create(stage, Principal(name="local"))
+    for _ in range(3):
+        create(stage, web(jobs_per_minute_max=3))
+    with pytest.raises(RateLimited):
+        create(stage, web(jobs_per_minute_max=3))
+
+
+def test_live_jobs_of_a_key_with_a_limit_are_counted_over_its_users() -> None:
+    stage, ann, bob = Stage(jobs_per_principal_max=1), web("web/ann", jobs_max=2), web("web/bob", jobs_max=2)
+    job = create(stage, ann)
+    create(stage, ann)
+    with pytest.raises(TooManyJobs, match="2 live jobs"):
+        create(stage, bob)
+    stage.run(job, "a")
+    create(stage, bob)
+
+
+def test_live_jobs_of_a_key_without_a_limit_are_counted_by_user() -> None:
+    stage, ann, bob = Stage(jobs_per_principal_max=1), web("web/ann"), web("web/bob")
+    create(stage, ann)
+    create(stage, bob)
+    with pytest.raises(TooManyJobs, match="1 live jobs"):
+        create(stage, ann)
+
+
+def test_the_engine_is_shared_by_keys_and_their_weights() -> None:
+    stage = Stage()
+    create(stage, Principal(name="web/ann", key="web", allowance=Allowance(weight=3.0)))
+    create(stage, Principal(name="local"))
+    assert [(work.account, work.weight) for work in stage.broker.submitted] == [("web", 3.0), ("local", 1.0)]

@@ -1,0 +1,128 @@
+"""A real nginx for tests, with the server block of README.md in front of a worker."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.readme import sample
+from tests.support.server import Server, descendants, wait_until
+
+NAME = "chat.example.com"
+
+needs_nginx = pytest.mark.skipif(
+    shutil.which("nginx") is None or shutil.which("openssl") is None,
+    reason="nginx or openssl is not installed (apt-get install nginx-light openssl)",
+)
+
+# What /etc/nginx/nginx.conf has, with every place in a folder of the test.
+AROUND = """
+daemon off; user root; pid {folder}/pid; error_log {folder}/log;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    {more}
+    include {folder}/site.conf;
+}}
+"""
+
+
+class Nginx:
+    """nginx in front of a worker, on a free port, with a certificate for NAME that it signed itself.
+
+    `worker` is the worker through it, for `Socket` with `to_socket` and for `http` with `to_http`: they go to 127.0.0.1
+    and say NAME. `more` are further directives of the http block.
+    """
+
+    def __init__(self, server: Server, folder: Path, more: str = "") -> None:
+        self.folder = folder
+        self.certificate = folder / "chat.pem"
+        key = folder / "chat.key"
+        subject = ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME},IP:127.0.0.1"]
+        kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+        made = ["openssl", "req", *kind, *subject, "-keyout", str(key), "-out", str(self.certificate)]
+        subprocess.run(made, check=True, capture_output=True, timeout=60)
+        # Bound here and inherited, as nginx does when it replaces itself: no other process can take the port.
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listening.getsockname()[1])
+        site = sample("nginx", "proxy_pass")
+        for there, here in {
+            "listen 443": f"listen 127.0.0.1:{self.port}",
+            "/etc/ssl/chat.pem": str(self.certificate),
+            "/etc/ssl/chat.key": str(key),
+            "127.0.0.1:8080": f"127.0.0.1:{server.port}",
+        }.items():
+            assert site.count(there) == 1, there
+            site = site.replace(there, here)
+        (folder / "site.conf").write_text(site)
+        (folder / "nginx.conf").write_text(AROUND.format(folder=folder, more=more))
+        self._master = self._start()
+        self.worker = copy.copy(server)
+        self.worker.url, self.worker.ws_url = f"https://127.0.0.1:{self.port}", f"wss://{NAME}:{self.port}/v1/ws"
+        self.origin = f"https://{NAME}:{self.port}"
+
+    def to_socket(self, **headers: str) -> dict[str, Any]:
+        """Return options for `Socket`, with headers of the handshake."""
+        return {"host": "127.0.0.1", "port": self.port, "ssl": self._tls(), "additional_headers": headers}
+
+    def to_http(self, *, http2: bool = True, **headers: str) -> dict[str, Any]:
+        """Return options for `http`, with headers of every request.
+
+        With HTTP/2 httpx cannot do all that browsers do: it takes the news that a connection will be closed for the end
+        of its streams, and does not read a refusal while it is still sending.
+        """
+        return {"verify": self._tls(), "http2": http2, "headers": {"Host": f"{NAME}:{self.port}", **headers}}
+
+    def _tls(self) -> ssl.SSLContext:
+        # Not to be shared: httpx makes it one for HTTP/2 alone.
+        return ssl.create_default_context(cafile=self.certificate)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        number = self._listening.fileno()
+        command = ["nginx", "-c", str(self.folder / "nginx.conf"), "-e", str(self.folder / "log")]
+        master = subprocess.Popen(command, env=os.environ | {"NGINX": f"{number};"}, pass_fds=[number])
+        wait_until("nginx", lambda: bool(descendants(master.pid)) or master.poll() is not None)
+        assert master.poll() is None, (self.folder / "log").read_text()
+        return master
+
+    def reload(self) -> None:
+        """Read the configuration again: new connections go to new processes, the old ones end with their last."""
+        before = set(descendants(self._master.pid))
+        self._master.send_signal(signal.SIGHUP)
+        wait_until("new processes", lambda: bool(set(descendants(self._master.pid)) - before))
+
+    def restart(self) -> None:
+        """End it with all connections, and start it again."""
+        self._end()
+        self._master = self._start()
+
+    def close(self) -> None:
+        """End it."""
+        self._end()
+        self._listening.close()
+
+    def _end(self) -> None:
+        self._master.terminate()
+        self._master.wait(30)
+
+
+@contextmanager
+def nginx(server: Server, folder: Path, more: str = "") -> Iterator[Nginx]:
+    """Run nginx in front of a worker for the length of a `with` block."""
+    running = Nginx(server, folder, more)
+    try:
+        yield running
+    finally:
+        running.close()

@@ -1,0 +1,311 @@
+"""Who may come in, by what they show, for how long, and what becomes of it when the keys change."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.scripted import WALL_START_MS
+from tests.transports.keys import ANN, BOB, KEYS, OWN, ROOT, House
+from worker.errors import Forbidden, JobNotFound, Unauthorized
+from worker.jobs.limits.principals import Grant, Principal
+from worker.operations.infer import Infer
+from worker.transports.access.credentials import LOOK_EVERY_MS
+from worker.transports.access.signing import AccessToken, Signer, Ticket
+
+ID = "3f2c9a7e-5b1d-4c8e-9f00-aa12bb34cc56"
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    """A worker with three keys of a file, and one of the settings."""
+    return House(tmp_path / "keys.toml", api_key=OWN)
+
+
+# ---- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_without_keys_everybody_is_local() -> None:
+    access = House().access
+    for token in (None, "", "anything"):
+        assert access.authenticate(token) == Grant(principal=Principal(name="local"))
+    assert access.admit({"authorization": "Basic x", "cookie": "jobwire=x"}) is not None
+    assert not access.required
+    with pytest.raises(Forbidden, match="no keys"):
+        access.mint(access.authenticate(None), 60)
+
+
+def test_a_key_is_a_principal_with_its_allowance(house: House) -> None:
+    ann = house.access.authenticate(ANN)
+    assert (ann.principal.name, ann.principal.key, ann.principal.account) == ("ann", "ann", "ann")
+    assert (ann.principal.allowance.weight, ann.principal.admin, ann.expires_at_ms) == (3.0, False, None)
+    assert house.access.authenticate(BOB).principal.allowance.jobs_per_minute_max == 2
+    assert house.access.authenticate(ROOT).principal.admin
+    assert house.access.authenticate(OWN).principal.name == "key"
+
+
+@pytest.mark.parametrize("token", [None, "", "x", ANN + "x", ANN[:-1], ANN.upper(), " " + ANN, "ann", "\ud800"])
+def test_what_is_no_key_is_refused(house: House, token: str | None) -> None:
+    with pytest.raises(Unauthorized) as refused:
+        house.access.authenticate(token)
+    assert ANN not in refused.value.detail
+
+
+def test_a_key_expires(tmp_path: Path) -> None:
+    house = House(tmp_path / "keys.toml", KEYS.replace("weight = 3", "expires_at = 2025-10-30T12:41:00Z"))
+    left_ms = 1_761_828_060_000 - WALL_START_MS - house.stage.clock.now_ms
+    # The stage's clock begins after that.
+    assert left_ms < 0
+    with pytest.raises(Unauthorized, match="API key has expired"):
+        house.access.authenticate(ANN)
+    house.rewrite(KEYS.replace("weight = 3", "expires_at = 2025-10-30T15:41:00Z"))
+    grant = house.access.authenticate(ANN)
+    assert grant.expires_at_ms is not None
+    house.stage.clock.now_ms = grant.expires_at_ms - 1
+    assert house.access.is_valid(grant)
+    house.stage.clock.advance(1)
+    assert not house.access.is_valid(grant)
+    assert house.stage.clock.wall_ms() == 1_761_838_860_000
+
+
+# ---- the ladder ------------------------------------------------------------------------------------------------------
+
+SAME = {"origin": "http://localhost"}
+
+
+def test_what_is_shown_first_decides(house: House) -> None:
+    admit, cookie = house.access.admit, {"cookie": f"a=b; jobwire={ROOT}", **SAME}
+
+    def name(headers: dict[str, str], bearer: str | None = None) -> str | None:
+        grant = admit(headers, bearer)
+        return None if grant is None else grant.principal.name
+
+    assert name({"authorization": f"Bearer {ANN}", **cookie}, BOB) == "ann"
+    assert name({"authorization": f"bearer  {ANN} "}) == "ann"
+    assert name(cookie, BOB) == "bob"
+    assert name(cookie) == "root"
+    assert name({}) is None
+    assert name({"cookie": "jobwire; =;; jobwire.x=1"}) is None
+
+
+@pytest.mark.parametrize("wrong", ["", "Bearer", "Bearer wrong", f"Basic {ANN}", ANN])
+def test_what_is_wrong_is_not_passed_over(house: House, wrong: str) -> None:
+    with pytest.raises(Unauthorized):
+        house.access.admit({"authorization": wrong, "cookie": f"jobwire={ANN}", **SAME}, ANN)
+    with pytest.raises(Unauthorized):
+        house.access.admit({"cookie": f"jobwire={ANN}", **SAME}, "wrong")
+
+
+def test_a_cookie_is_taken_from_our_own_pages_only(house: House) -> None:
+    cookie = {"cookie": f"jobwire={ANN}"}
+    assert house.access.admit({**cookie, **SAME}) is not None
+    # Browsers send no Origin with a GET of the same origin, but where it came from.
+    assert house.access.admit({**cookie, "sec-fetch-site": "same-origin"}) is not None
+    for headers in ({}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"sec-fetch-site": "none"}):
+        with pytest.raises(Forbidden, match="no Origin"):
+            house.access.admit({**cookie, **headers})
+
+
+def test_an_old_cookie_is_as_good_as_none(house: House) -> None:
+    assert house.access.admit({"cookie": "jobwire=old.token"}) is None
+    with pytest.raises(Unauthorized, match="Send the API key"):
+        house.access.require({"cookie": "jobwire=old.token"})
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_stands_for_its_key_for_a_while(house: House) -> None:
+    access, now = house.access, house.stage.clock.now_ms
+    token = access.mint(access.authenticate(ANN), 60, "eve")
+    grant = access.authenticate(token)
+    assert (grant.principal.name, grant.principal.account, grant.derived) == ("ann/eve", "ann", True)
+    assert (grant.principal.allowance.weight, grant.expires_at_ms) == (3.0, now + 60_000)
+    assert access.authenticate(access.mint(access.authenticate(ANN), 60)).principal.name == "ann"
+    house.stage.clock.advance(60_000)
+    assert not access.is_valid(grant)
+    with pytest.raises(Unauthorized, match="token has expired"):
+        access.authenticate(token)
+
+
+def test_a_token_makes_no_others_and_is_no_admin(house: House) -> None:
+    grant = house.access.authenticate(house.access.mint(house.access.authenticate(ROOT), 60))
+    assert not grant.principal.admin
+    with pytest.raises(Forbidden, match="cannot make others"):
+        house.access.mint(grant, 60)
+
+
+def test_a_token_goes_with_its_key(house: House) -> None:
+    access = house.access
+    tokens = {name: access.mint(access.authenticate(name), 60) for name in (ANN, BOB, OWN)}
+    grants = {name: access.authenticate(token) for name, token in tokens.items()}
+    # Another secret under the same name is another key.
+    house.rewrite(KEYS.replace(ANN, "ann-has-another-one"))
+    assert access.current(grants[ANN]) is None
+    with pytest.raises(Unauthorized):
+        access.authenticate(tokens[ANN])
+    for name in (BOB, OWN):
+        assert access.authenticate(tokens[name]).principal == grants[name].principal
+        assert access.is_valid(grants[name])
+
+
+def test_a_token_is_not_made_by_others(house: House) -> None:
+    digest = house.access.authenticate(ANN).proof
+    good, late = AccessToken("ann", "", 1 << 50), Signer(b"signs")
+    assert house.access.authenticate(late.sign(good, digest)).principal.name == "ann"
+    forged = [
+        Signer(b"other").sign(good, digest),
+        late.sign(good),
+        late.sign(AccessToken("bob", "", 1 << 50), digest),
+        late.sign(AccessToken("nobody", "", 1 << 50), digest),
+        late.sign(Ticket("ann", "ann", "1"), digest),
+    ]
+    for token in forged:
+        with pytest.raises(Unauthorized, match="wrong"):
+            house.access.authenticate(token)
+
+
+# ---- tickets ---------------------------------------------------------------------------------------------------------
+
+
+def make_job(house: House, key: str, job_id: str = ID, **body: object) -> str:
+    """Create a job of a key and return its ticket."""
+    request = Infer().parse({"prompt": "Hi", **body}, house.gateway.limits)
+    job, _ = house.stage.jobs.create(house.access.authenticate(key).principal, job_id, request)
+    ticket = house.access.ticket(job)
+    assert ticket is not None
+    return ticket
+
+
+def test_a_ticket_is_for_one_job(house: House) -> None:
+    find = house.stage.jobs.get
+    ticket = make_job(house, ANN)
+    job, grant = house.access.read_ticket(ticket, ID, find)
+    assert (job.id, job.owner_name, grant.principal.name) == (ID, "ann", "ann")
+    other = make_job(house, ANN, "another-job-of-ann")
+    for text, job_id in [(ticket, "another-job-of-ann"), (other, ID), (ticket + "x", ID), ("", ID), ("a.b", ID)]:
+        with pytest.raises(Unauthorized, match="ticket"):
+            house.access.read_ticket(text, job_id, find)
+    # Two principals may have jobs of the same id.
+    bobs = make_job(house, BOB)
+    assert house.access.read_ticket(bobs, ID, find)[0].owner_name == "bob"
+    assert house.access.read_ticket(ticket, ID, find)[0].owner_name == "ann"
+
+
+def test_a_ticket_is_for_one_life_of_a_job(house: House) -> None:
+    ticket = make_job(house, ANN)
+    house.gateway.jobs = house.stage.new_jobs()
+    with pytest.raises(JobNotFound):
+        house.access.read_ticket(ticket, ID, house.gateway.jobs.get)
+    make_job(house, ANN)
+    with pytest.raises(Unauthorized, match="earlier job"):
+        house.access.read_ticket(ticket, ID, house.gateway.jobs.get)
+
+
+def test_a_ticket_goes_with_its_key_and_is_none_of_the_keys(house: House) -> None:
+    ticket = make_job(house, ANN)
+    with pytest.raises(Unauthorized):
+        house.access.authenticate(ticket)
+    house.rewrite(KEYS.replace('"ann"', '"amy"'))
+    with pytest.raises(Unauthorized, match="its key is gone"):
+        house.access.read_ticket(ticket, ID, house.stage.jobs.get)
+
+
+def test_where_no_key_is_needed_no_ticket_is_either() -> None:
+    house = House()
+    job = house.stage.create(ID)
+    assert house.access.ticket(job) is None
+    assert house.gateway.sse_url(job) == f"/v1/jobs/{ID}/stream"
+
+
+# ---- when the keys change --------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_looked_up_while_nothing_has_changed(house: House) -> None:
+    grant = house.access.authenticate(ANN)
+    assert house.access.current(grant) is grant
+    house.access.reload()
+    renewed = house.access.current(grant)
+    assert renewed is not None and renewed is not grant
+    assert house.access.current(renewed) is renewed
+
+
+def test_new_limits_hold_for_whoever_is_here(house: House) -> None:
+    key = house.access.authenticate(ANN)
+    token = house.access.authenticate(house.access.mint(key, 60, "eve"))
+    house.rewrite(KEYS.replace("weight = 3", "weight = 5"))
+    for grant in (key, token):
+        current = house.access.current(grant)
+        assert current is not None
+        assert current.principal.allowance.weight == 5
+        assert (current.principal.name, current.expires_at_ms) == (grant.principal.name, grant.expires_at_ms)
+
+
+def test_a_removed_key_is_good_no_more_and_one_that_comes_back_is(house: House) -> None:
+    grant = house.access.authenticate(ANN)
+    house.rewrite("")
+    assert not house.access.is_valid(grant)
+    assert house.access.authenticate(OWN)
+    with pytest.raises(Unauthorized):
+        house.access.authenticate(ANN)
+    house.rewrite(KEYS)
+    assert house.access.is_valid(grant)
+
+
+def test_a_broken_file_changes_nothing_and_says_why(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    grant = house.access.authenticate(ANN)
+    with caplog.at_level(logging.INFO):
+        house.rewrite(KEYS + "[[keys]]\nname = 'eve'\nkey = 'short-secret'\n")
+    assert house.access.current(grant) is grant
+    assert "The keys stay as they were: key of key 4 (eve) in the keys file" in caplog.text
+    assert "short-secret" not in caplog.text
+
+
+def test_the_file_is_looked_at_now_and_then(house: House) -> None:
+    assert house.path is not None
+    clock = house.stage.clock
+    house.path.write_text(KEYS.replace(ANN, "ann-has-another-one"), encoding="utf-8")
+
+    def looks(times: int) -> None:
+        for _ in range(times):
+            clock.advance(LOOK_EVERY_MS / 4)
+            house.access.tick(clock.now_ms)
+
+    looks(7)
+    assert house.access.authenticate(ANN)
+    looks(1)
+    assert house.access.authenticate("ann-has-another-one")
+    with pytest.raises(Unauthorized):
+        house.access.authenticate(ANN)
+
+
+# ---- origins ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("origin", "ok"),
+    [
+        (None, True),
+        ("http://localhost:8080", True),
+        ("http://LOCALHOST:8080", True),
+        ("http://localhost", False),
+        ("https://page.example", True),
+        ("https://page.example:443", True),
+        ("HTTPS://Page.example", True),
+        ("http://page.example", False),
+        ("https://page.example:444", False),
+        ("https://page.example.evil", False),
+        ("http://127.0.0.1:3000", True),
+        ("null", False),
+        ("", False),
+    ],
+)
+def test_an_origin_must_be_ours_or_listed(origin: str | None, ok: bool) -> None:
+    access = House(origins_allowed=("https://page.example", "http://127.0.0.1:3000")).access
+    if ok:
+        access.check_origin(origin, "localhost:8080")
+    else:
+        with pytest.raises(Forbidden):
+            access.check_origin(origin, "localhost:8080")

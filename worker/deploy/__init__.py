@@ -1,0 +1,1 @@
+"""Files for operators: a dashboard, alerts, service units, proxies."""

@@ -1,0 +1,1 @@
+"""From logits to text: sampling, structured output, stop strings, assembly from bytes."""

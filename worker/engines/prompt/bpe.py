@@ -1,0 +1,226 @@
+"""Byte-level BPE, the tokenizer of GPT-2, Llama 3, Qwen and the bundled model, read from a GGUF file's metadata.
+
+Text is cut into words (`pretokenizers`), each word into bytes, and the bytes are merged pair by pair, the pair that was
+learnt first before the others (Sennrich et al. 2016). In the vocabulary every byte is written as one printable
+character, the way GPT-2 began it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from worker.engines.numpy_llama.gguf import Gguf
+from worker.engines.prompt.names import finder
+from worker.engines.prompt.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from worker.errors import ModelError
+
+WORDS_CACHED_MAX = 16_384
+CACHED_WORD_CHARS_MAX = 64
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
+"""Types of token in GGUF."""
+
+# Tokens that end a turn by their name: many files name only one of them in their metadata.
+END_NAMES = frozenset(
+    {
+        "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|endoftext|>", "<|end_of_text|>",
+        "<end_of_turn>", "<end_of_utterance>", "</s>", "<EOT>", "[EOS]", "[EOT]",
+    }
+)  # fmt: skip
+END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+def _alphabet() -> list[str]:
+    """The character that stands for each byte: itself if it is printable Latin-1, else one from U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+CHARACTERS = _alphabet()
+BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
+# Bytes that UTF-8 never uses need no token.
+_NEVER_USED = {0xC0, 0xC1, *range(0xF5, 0x100)}
+
+
+class Bpe:
+    """A `Vocabulary`: token ids of text and the bytes of tokens. Not thread-safe.
+
+    `tokens` are the texts of the vocabulary by id, `types` their GGUF types, `merges` the pairs in the order in which
+    they were learnt, each "left right". Raises ValueError when merges or bytes are not in the vocabulary.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        types: Sequence[int],
+        merges: Iterable[str],
+        rule: PreTokenizer,
+        *,
+        bos_id: int | None = None,
+        end_ids: Sequence[int] = (),
+        add_bos: bool = False,
+    ) -> None:
+        if not tokens:
+            raise ValueError("the vocabulary is empty")
+        self.size = len(tokens)
+        self.bos_id = bos_id
+        self.add_bos = add_bos
+        self.end_id = end_ids[0] if end_ids else None
+        unspoken = {i for i, kind in enumerate(types) if kind in (UNKNOWN, CONTROL, UNUSED)}
+        self.special_ids = frozenset(unspoken.union(end_ids))
+        self.eos_ids = frozenset(end_ids) | {i for i in self.special_ids if tokens[i] in END_NAMES}
+        self._tokens = tokens
+        self._rule = rule
+        self._ids = {text: i for i, text in reversed(list(enumerate(tokens)))}
+        verbatim = [i for i, kind in enumerate(types) if kind == USER_DEFINED]
+        self._bytes = [b"" if i in self.special_ids else _decoded(text) for i, text in enumerate(tokens)]
+        for i in verbatim:
+            self._bytes[i] = tokens[i].encode()
+        self.token_text_max = max(len(data or tokens[i].encode()) for i, data in enumerate(self._bytes))
+        self._byte_ids = self._bytes_to_ids()
+        self._merges = self._pairs(merges)
+        self._names = {False: finder(tokens[i] for i in verbatim)}
+        self.special_names = frozenset(tokens[i] for i in self.special_ids if types[i] != UNUSED)
+        self._names[True] = finder((*(tokens[i] for i in verbatim), *self.special_names))
+        self._cached = lru_cache(WORDS_CACHED_MAX)(self._word)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Return the ids of `text`, without `bos_id`. With `special`, names of special tokens become those tokens."""
+        names = self._names[special]
+        if names is None:
+            return self._plain(text)
+        ids: list[int] = []
+        end = 0
+        for match in names.finditer(text):
+            ids += self._plain(text[end : match.start()])
+            ids.append(self._ids[match.group()])
+            end = match.end()
+        return ids + self._plain(text[end:])
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one token, b"" for control tokens. May be half a character."""
+        return self._bytes[token]
+
+    def name(self, token: int | None) -> str:
+        """Return the text by which a special token is written, "" for None."""
+        return "" if token is None else self._tokens[token]
+
+    def _plain(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for word in self._rule.split(text):
+            ids += self._cached(word) if len(word) <= CACHED_WORD_CHARS_MAX else self._word(word)
+        return ids
+
+    def _word(self, word: str) -> list[int]:
+        data = word.encode("utf-8", "replace")
+        if self._rule.whole_words:
+            token = self._ids.get("".join([CHARACTERS[byte] for byte in data]))
+            if token is not None:
+                return [token]
+        return self._merge([self._byte_ids[byte] for byte in data])
+
+    def _merge(self, ids: list[int]) -> list[int]:
+        """Merge the tokens of one word in place; a heap finds the next pair, so n bytes cost n log n."""
+        end = len(ids)
+        following = list(range(1, end + 1))
+        before = list(range(-1, end - 1))
+        merges, size = self._merges, self.size
+        heap = [
+            (merges[pair][0], place)
+            for place, pair in enumerate([left * size + right for left, right in pairwise(ids)])
+            if pair in merges
+        ]
+        heapq.heapify(heap)
+        while heap:
+            rank, place = heapq.heappop(heap)
+            other = following[place]
+            # A merge on either side may have taken this pair away since it was pushed: then its rank differs.
+            found = merges.get(ids[place] * size + ids[other]) if other < end and ids[place] >= 0 else None
+            if found is None or found[0] != rank:
+                continue
+            ids[place], ids[other] = found[1], -1
+            following[place] = following[other]
+            for left, right in ((before[place], place), (place, following[place])):
+                if left >= 0 and right < end:
+                    before[right] = left
+                    fresh = merges.get(ids[left] * size + ids[right])
+                    if fresh is not None:
+                        heapq.heappush(heap, (fresh[0], left))
+        return [token for token in ids if token >= 0]
+
+    def _bytes_to_ids(self) -> list[int]:
+        missing = [byte for byte in range(256) if CHARACTERS[byte] not in self._ids and byte not in _NEVER_USED]
+        if missing:
+            raise ValueError(f"the byte {missing[0]:#04x} has no token")
+        return [self._ids.get(character, -1) for character in CHARACTERS]
+
+    def _pairs(self, merges: Iterable[str]) -> dict[int, tuple[int, int]]:
+        """Pair of ids, as one number -> rank and merged id."""
+        pairs: dict[int, tuple[int, int]] = {}
+        for rank, merge in enumerate(merges):
+            left, _, right = merge.partition(" ")
+            try:
+                pair = self._ids[left] * self.size + self._ids[right]
+                pairs.setdefault(pair, (rank, self._ids[left + right]))
+            except KeyError as error:
+                raise ValueError(f"the merge {merge!r} needs {error.args[0]!r}, which is no token") from error
+        return pairs
+
+
+def load_bpe(file: Gguf) -> Bpe:
+    """Make the tokenizer of a GGUF file. Raises ModelError when its metadata is not that of a byte-level BPE."""
+    model = file.get("tokenizer.ggml.model", str)
+    if model != "gpt2":
+        raise ModelError(
+            f"{file.path}: its tokenizer is of type {model!r}, and the numpy engine has byte-level BPE ('gpt2') only. "
+            "Use the llama_cpp engine (pip install 'jobwire[gguf]')."
+        )
+    name = file.get("tokenizer.ggml.pre", str, "default")
+    rule = PRE_TOKENIZERS.get(name)
+    if rule is None:
+        raise ModelError(
+            f"{file.path}: how its tokenizer cuts words, {name!r}, is not known to the numpy engine. "
+            "Use the llama_cpp engine (pip install 'jobwire[gguf]')."
+        )
+    tokens = file.get("tokenizer.ggml.tokens", list)
+    types = file.get("tokenizer.ggml.token_type", np.ndarray, np.full(len(tokens), NORMAL))
+    if len(types) != len(tokens):
+        raise ModelError(f"{file.path}: {len(tokens)} tokens have {len(types)} types. Convert the model again.")
+    ends = [_token_id(file, key, len(tokens)) for key in END_KEYS]
+    try:
+        return Bpe(
+            tokens,
+            [int(kind) for kind in types],
+            file.get("tokenizer.ggml.merges", list),
+            rule,
+            bos_id=_token_id(file, "bos_token_id", len(tokens)),
+            end_ids=[token for token in ends if token is not None],
+            add_bos=file.get("tokenizer.ggml.add_bos_token", bool, rule.add_bos),
+        )
+    except ValueError as error:
+        raise ModelError(f"{file.path}: tokenizer: {error}. Convert the model again.") from error
+
+
+def _token_id(file: Gguf, key: str, size: int) -> int | None:
+    """The id of a special token, None if the file names none."""
+    key = f"tokenizer.ggml.{key}"
+    if key not in file.metadata:
+        return None
+    token = file.get(key, int)
+    if not 0 <= token < size:
+        raise ModelError(f"{file.path}: {key!r} is {token}, but ids are 0 to {size - 1}. Convert the model again.")
+    return token
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes of a normal token; one that is not written in the alphabet stands for its own text."""
+    try:
+        return bytes([BYTES[character] for character in text])
+    except KeyError:
+        return text.encode()

@@ -1,0 +1,89 @@
+"""Says no in time: how much may wait, how much one caller may have or ask for, and when to come back."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from worker.config import Settings
+from worker.errors import QueueFull, TooManyJobs
+from worker.events import Usage
+from worker.jobs.limits.principals import Principal
+from worker.jobs.limits.quota import Quotas
+from worker.operations.base import JobRequest
+from worker.scheduler.works import Stats
+
+RETRY_AFTER_MIN_MS = 1000
+RETRY_AFTER_MAX_MS = 60_000
+RETRY_AFTER_UNKNOWN_MS = 5000
+
+
+class Admission:
+    """Counts live jobs and waiting work against the limits. Pure bookkeeping: the service reports every change."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._live: Counter[str] = Counter()
+        self._live_of_account: Counter[str] = Counter()
+        self._quotas = Quotas()
+        self.waiting_jobs = 0
+        self.waiting_tokens = 0
+
+    def check(self, owner: Principal, request: JobRequest, stats: Stats | None, now_ms: float) -> None:
+        """Let a job in, as far as its account's quota goes, or refuse it, each time with when to try again.
+
+        Raises TooManyJobs and QueueFull, with a time from measured rates, and RateLimited, with the exact one.
+        """
+        settings, retry_after_ms = self._settings, self._retry_after_ms(stats)
+        allowance = owner.allowance
+        live = self._live_of_account[owner.account] if allowance.jobs_max else self._live[owner.name]
+        if live >= (allowance.jobs_max or settings.jobs_per_principal_max):
+            raise TooManyJobs(
+                f"You have {live} live jobs, as many as one caller may. Wait for one to end.",
+                retry_after_ms=retry_after_ms,
+            )
+        if self.waiting_jobs >= settings.queue_jobs_max:
+            raise QueueFull(f"{self.waiting_jobs} jobs wait already. Try again later.", retry_after_ms=retry_after_ms)
+        tokens = self.waiting_tokens + request.tokens_estimate
+        if self.waiting_jobs and tokens > settings.queue_tokens_max:
+            raise QueueFull(
+                f"The queue holds work for {self.waiting_tokens} tokens of at most {settings.queue_tokens_max}, and "
+                f"this job may need {request.tokens_estimate}. Try again later, or with a smaller max_tokens.",
+                retry_after_ms=retry_after_ms,
+            )
+        # Last, because it counts the job.
+        limits = {
+            "jobs": allowance.jobs_per_minute_max or settings.jobs_per_minute_max,
+            "tokens": allowance.tokens_per_minute_max or settings.tokens_per_minute_max,
+        }
+        self._quotas.take(owner.account, limits, {"jobs": 1, "tokens": request.tokens_estimate}, now_ms)
+
+    def entered(self, owner: Principal) -> None:
+        """A job was created."""
+        self._live[owner.name] += 1
+        self._live_of_account[owner.account] += 1
+
+    def left(self, owner: Principal, request: JobRequest, usage: Usage, now_ms: float) -> None:
+        """A job ended and has used what it used, which may be less than was counted for it."""
+        for counter, name in ((self._live, owner.name), (self._live_of_account, owner.account)):
+            counter[name] -= 1
+            if not counter[name]:
+                del counter[name]
+        used = usage.prompt_tokens + usage.completion_tokens
+        self._quotas.settle(owner.account, "tokens", used - request.tokens_estimate, now_ms)
+
+    def waits(self, request: JobRequest) -> None:
+        """A job began to wait for a slot."""
+        self.waiting_jobs += 1
+        self.waiting_tokens += request.tokens_estimate
+
+    def waits_no_more(self, request: JobRequest) -> None:
+        """A job got a slot or ended in the queue."""
+        self.waiting_jobs -= 1
+        self.waiting_tokens -= request.tokens_estimate
+
+    def _retry_after_ms(self, stats: Stats | None) -> int:
+        """Estimate when a tenth of the waiting work will be done, at the decode rate measured last."""
+        if stats is None or stats.decode_tokens_per_s <= 0:
+            return RETRY_AFTER_UNKNOWN_MS
+        wait_ms = 1000 * self.waiting_tokens / 10 / stats.decode_tokens_per_s
+        return int(min(max(wait_ms, RETRY_AFTER_MIN_MS), RETRY_AFTER_MAX_MS))

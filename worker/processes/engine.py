@@ -1,0 +1,171 @@
+"""The engine process, which owns the model, the queue and the batch: `python -m worker.processes.engine FD PARENT_PID`.
+
+Its end of a socket pair is inherited as `FD`. The first message is `Open`; the model is loaded, with `Loading` on the
+way, and answered by `Ready` or `Unready`. Then: take all commands that are there, step, send one `Batch`, again. A
+thread reads the socket, so that commands never wait for a step and a step never for commands. Sending blocks when the
+gateway does not read: an engine that runs ahead of its readers would only fill memory.
+
+It never outlives the gateway: the end of the socket ends it, and on Linux the kernel kills it with its parent, even
+when it hangs in native code. Only the gateway stops it: a terminal's Ctrl-C and a service manager's SIGTERM do not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import TypeAlias
+
+import msgspec
+
+from worker.engines.base import Engine, EngineSpec, LoadProgress, OnLoad
+from worker.errors import EngineFailed, JobwireError, ModelError
+from worker.processes import wire
+from worker.processes.gc import calm_gc
+from worker.processes.messages import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Close,
+    Down,
+    Loading,
+    Open,
+    Prioritize,
+    Ready,
+    Submit,
+    Unready,
+    Up,
+)
+from worker.scheduler.loop import Loop
+
+EXIT_CLOSED, EXIT_BROKEN, EXIT_UNREADY, EXIT_ORPHANED, EXIT_GARBAGE = 0, 1, 3, 4, 5
+
+PR_SET_PDEATHSIG = 1
+RECEIVE_BYTES = 1 << 16
+
+# From what was asked for: how to load it, what exactly, and a sentence why that engine.
+Choose: TypeAlias = Callable[[EngineSpec], tuple[Callable[[EngineSpec, OnLoad], Engine], EngineSpec, str]]
+
+log = logging.getLogger(__name__)
+
+
+def serve(sock: socket.socket, choose: Choose) -> int:
+    """Be the engine process on this socket until told to close; return its exit code.
+
+    Ends the process at once when the other side is gone. An engine that breaks raises what it raises.
+    """
+    commands: SimpleQueue[Down] = SimpleQueue()
+    threading.Thread(target=_read, args=(sock, commands), name="commands", daemon=True).start()
+    opening = commands.get()
+    assert isinstance(opening, Open), f"the first message was {type(opening).__name__}, not Open"
+    engine = _load(sock, opening, choose)
+    if engine is None:
+        return EXIT_UNREADY
+    calm_gc()
+    loop = Loop(engine, opening.schedule)
+    while _obey(commands, loop):
+        batch = loop.step(tell=partial(_send, sock))
+        if batch is not None:
+            _send(sock, batch)
+    engine.close()
+    return EXIT_CLOSED
+
+
+def _load(sock: socket.socket, opening: Open, choose: Choose) -> Engine | None:
+    def on_load(progress: LoadProgress) -> None:
+        _send(sock, Loading(progress))
+
+    try:
+        if opening.version != PROTOCOL_VERSION:
+            raise EngineFailed(f"Engine process speaks version {PROTOCOL_VERSION}, the gateway {opening.version}.")
+        load, spec, why = choose(opening.spec)
+        engine = load(spec, on_load)
+    except Exception as error:
+        # Whatever went wrong, the gateway stays up and says it: a library's own exception is as good a reason as ours.
+        if not isinstance(error, JobwireError):
+            log.exception("the model cannot be loaded")
+            error = ModelError(f"{type(error).__name__}: {error}")
+        _send(sock, Unready(error.problem()))
+        return None
+    info = engine.info
+    _send(sock, Ready(msgspec.structs.replace(info, details={**info.details, "chosen": why})))
+    return engine
+
+
+def _obey(commands: SimpleQueue[Down], loop: Loop) -> bool:
+    """Carry out all commands that are there, waiting for one when idle; tell whether to go on."""
+    try:
+        while True:
+            match commands.get(block=loop.idle):
+                case Submit(work):
+                    loop.submit(work)
+                case Cancel(lease):
+                    loop.cancel(lease)
+                case Prioritize(lease, priority):
+                    loop.prioritize(lease, priority)
+                case Close():
+                    return False
+                case Open():
+                    raise AssertionError("Open is the first message only")
+    except Empty:
+        return True
+
+
+def _read(sock: socket.socket, commands: SimpleQueue[Down]) -> None:
+    """Feed the queue from the socket; without a gateway there is nothing left to do in this process."""
+    messages = wire.downward()
+    try:
+        while data := sock.recv(RECEIVE_BYTES):
+            for message in messages.feed(data):
+                commands.put(message)
+    except wire.Garbage:
+        log.exception("the gateway cannot be understood")
+        os._exit(EXIT_GARBAGE)
+    except OSError:
+        log.exception("the socket broke")
+    os._exit(EXIT_ORPHANED)
+
+
+def _send(sock: socket.socket, message: Up) -> None:
+    try:
+        sock.sendall(wire.frame(message))
+    except OSError:
+        os._exit(EXIT_ORPHANED)
+
+
+def _belong_to(parent_pid: int) -> None:
+    """Die with the parent, and of nobody's Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(EXIT_ORPHANED)
+
+
+def main(choose: Choose) -> None:
+    """Run the engine process with the arguments of the command line. Does not return."""
+    faulthandler.enable()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    _belong_to(parent_pid=int(sys.argv[2]))
+    code = EXIT_BROKEN
+    try:
+        code = serve(socket.socket(fileno=int(sys.argv[1])), choose)
+    except BaseException:
+        log.exception("the engine broke")
+    # Not sys.exit: tearing down an interpreter full of native libraries may hang, and nothing is left to be saved.
+    logging.shutdown()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    from worker.engines.choose import choose as choose_engine
+
+    main(choose_engine)

@@ -1,0 +1,74 @@
+"""Frames between gateway and engine process: a 4-byte big-endian length, then one msgpack message. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import msgspec
+
+from worker.processes.messages import Down, Up
+
+HEADER_BYTES = 4
+# Far above any message of ours (a prompt is at most a few MB), far below what four random bytes usually say.
+FRAME_BYTES_MAX = 1 << 28
+
+_encoder = msgspec.msgpack.Encoder()
+Message = TypeVar("Message")
+
+
+class Garbage(Exception):
+    """What arrived is not a message of the other side. Nothing can be read from that stream any more."""
+
+
+def frame(message: Down | Up) -> bytearray:
+    """Return a message as it is sent."""
+    buffer = bytearray()
+    _encoder.encode_into(message, buffer, HEADER_BYTES)
+    buffer[:HEADER_BYTES] = (len(buffer) - HEADER_BYTES).to_bytes(HEADER_BYTES, "big")
+    return buffer
+
+
+class Messages(Generic[Message]):
+    """Finds messages in a stream of bytes, cut anywhere. Holds at most one incomplete frame."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[Message]) -> None:
+        self._decoder = decoder
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Take in bytes and yield the messages that are complete. Raises Garbage."""
+        self._buffer += data
+        start = 0
+        try:
+            while (body := self._body(start)) is not None:
+                start = body.stop
+                yield self._decode(body)
+        finally:
+            del self._buffer[:start]
+
+    def _body(self, start: int) -> slice | None:
+        """Return where the message is whose frame begins at `start`, or None while it is incomplete."""
+        begin = start + HEADER_BYTES
+        if len(self._buffer) < begin:
+            return None
+        size = int.from_bytes(self._buffer[start:begin], "big")
+        if size > FRAME_BYTES_MAX:
+            raise Garbage(f"a frame of {size} bytes was announced, more than {FRAME_BYTES_MAX}")
+        return slice(begin, begin + size) if len(self._buffer) >= begin + size else None
+
+    def _decode(self, body: slice) -> Message:
+        try:
+            return self._decoder.decode(self._buffer[body])
+        except msgspec.MsgspecError as error:
+            raise Garbage(f"a frame is not a message: {error}") from error
+
+
+def downward() -> Messages[Down]:
+    """Return a reader of what the gateway says."""
+    return Messages(msgspec.msgpack.Decoder[Down](Down))
+
+
+def upward() -> Messages[Up]:
+    """Return a reader of what an engine process says."""
+    return Messages(msgspec.msgpack.Decoder[Up](Up))

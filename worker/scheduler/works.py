@@ -1,0 +1,95 @@
+"""What the scheduler is given and what it answers: works, and one batch of their events per engine step."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from worker.engines.base import Broke, Delta, Generation, Paused, Prefilled
+from worker.errors import Problem
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation with what the scheduler weighs. `generation.lease` names one attempt of one choice of one job.
+
+    `priority` 0 to 9, higher first. Waiting works of equal priority are served by account, least served first,
+    per share: a account of `weight` 2 has two.
+    A `solo` work shares no step with others until its first token: it is suspected of killing the engine.
+    """
+
+    generation: Generation
+    account: str = ""
+    weight: float = 1.0
+    priority: int = 5
+    solo: bool = False
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """How to schedule: the settings of `policy` and `loop`.
+
+    An engine step computes at most `prefill_tokens_per_step` prompt tokens. A line of waiting works gains a level of
+    priority per `ageing_s` seconds unserved. A work that does not fit is passed by at most `skips_max` others. Changed
+    positions are told at most every `news_ms` milliseconds.
+    """
+
+    prefill_tokens_per_step: int = 256
+    ageing_s: float = 30.0
+    skips_max: int = 16
+    news_ms: int = 250
+
+
+class Placed(msgspec.Struct, frozen=True, array_like=True, tag="Q"):
+    """Work `id` waits at `position` (from 1); `eta_ms` is estimated from measured rates, None while there are none.
+
+    Sent when the position changed; far back in the queue only when it changed much.
+    """
+
+    lease: str
+    position: int
+    eta_ms: int | None = None
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True, tag="S"):
+    """Work `id` holds a slot. `cached_tokens` of its `prompt_tokens` (resumed ones not counted) were in the cache."""
+
+    lease: str
+    prompt_tokens: int
+    cached_tokens: int
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag="R"):
+    """Work `id` can never run here, and why. It is gone."""
+
+    lease: str
+    error: Problem
+
+
+WorkEvent: TypeAlias = Placed | Started | Refused | Prefilled | Delta | Broke | Paused
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True):
+    """The engine after a step. Rates are exponential means over the last seconds; 0 before anything was measured."""
+
+    running: int
+    waiting: int
+    slots_total: int
+    kv_tokens_used: int
+    kv_tokens_total: int
+    step_ms: float
+    decode_tokens_per_s: float
+    prefill_tokens_per_s: float
+
+
+class Batch(msgspec.Struct, frozen=True, tag="batch"):
+    """All that happened in one step, in order, and the engine's state after it.
+
+    `heard` counts the commands (`Submit`, `Cancel`, `Update`) taken so far: while it is behind what was sent, or while
+    works run or wait, another batch is to come. `handling` is the work that is prepared or admitted next: if the engine
+    dies before it says more, it died of that.
+    """
+
+    events: tuple[WorkEvent, ...]
+    stats: Stats
+    heard: int = 0
+    handling: str = ""

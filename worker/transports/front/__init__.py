@@ -1,0 +1,1 @@
+"""The listening socket, and the connections on it: WebSockets and event streams."""

@@ -1,0 +1,241 @@
+"""`/v1/ws`: one WebSocket connection, one session, one reader and one writer.
+
+A plain ASGI application in front of Quart: Quart's own route costs 8 us more per frame and its receive queue has no
+bound. The reader never waits for the writer, so a cancel is heard from a client that does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeAlias
+
+from worker.errors import Forbidden, JobwireError, Overloaded
+from worker.jobs.correlation import Correlation
+from worker.jobs.limits.principals import Grant
+from worker.protocol.closing import CloseCode, CloseConnection
+from worker.protocol.frames import PROTOCOL
+from worker.protocol.session import Session
+from worker.transports.connection import YIELD_EVERY
+from worker.transports.correlation import ANSWER_HEADER, correlation_of
+from worker.transports.gateway import Gateway
+from worker.transports.wake import Wake
+
+PATH = "/v1/ws"
+BEARER_PREFIX = "bearer."
+
+SEND_BYTES = 8 * 1024
+"""Frames that are sent together, about. Small, so that what a slow reader is not sent yet can still grow together."""
+
+LAST_WORD_S = 1.0
+"""How long a socket that took nothing may take for the close frame."""
+
+CLOSE_CODES = {Forbidden: CloseCode.FORBIDDEN, Overloaded: CloseCode.OVERLOADED}
+"""What closes a connection that may not come in for another reason than its key."""
+
+AsgiMessage: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[AsgiMessage]]
+Send: TypeAlias = Callable[[AsgiMessage], Awaitable[None]]
+App: TypeAlias = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
+
+
+logger = logging.getLogger(__name__)
+
+
+def route(gateway: Gateway, otherwise: App) -> App:
+    """Return an ASGI application that serves WebSockets at PATH and leaves everything else to `otherwise`."""
+
+    async def app(scope: AsgiMessage, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and scope["path"] == PATH:
+            await _serve(gateway, scope, receive, send)
+        else:
+            await otherwise(scope, receive, send)
+
+    return app
+
+
+async def _serve(gateway: Gateway, scope: AsgiMessage, receive: Receive, send: Send) -> None:
+    """Accept, so that a page can see a close code at all (a refused handshake is 1006 to it), and run or close."""
+    await receive()
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    offered = list(scope["subprotocols"])
+    correlation = correlation_of(headers)
+    echo = [(ANSWER_HEADER.lower().encode(), correlation.correlation_id.encode())]
+    await send({"type": "websocket.accept", "subprotocol": _pick_subprotocol(offered), "headers": echo})
+    try:
+        grant = _admit(gateway, headers, offered)
+    except CloseConnection as close:
+        names = {"correlation_id": correlation.correlation_id}
+        logger.info("refused", extra={"close_code": int(close.code), "path": PATH, **names})
+        await send(_close_message(close))
+        return
+    connection = WebSocketConnection(gateway, grant, correlation, receive, send)
+    with gateway.connected(connection):
+        await connection.run()
+
+
+def _pick_subprotocol(offered: list[str]) -> str | None:
+    """Our version if it is offered; else the first that names us, to be closed with a readable code; never a bearer."""
+    if PROTOCOL in offered:
+        return PROTOCOL
+    return next((name for name in offered if name.startswith("jobwire.")), None)
+
+
+def _admit(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> Grant | None:
+    """Return the grant of a connection, or None if an auth frame must bring it. Raises CloseConnection to refuse it."""
+    versions = [name for name in offered if name.startswith("jobwire.")]
+    access = gateway.access
+    try:
+        access.check_host(headers.get("host"))
+        access.check_origin(headers.get("origin"), headers.get("host"))
+        # A page cannot set headers: without any key it may send one as its first frame.
+        grant = access.admit(headers, _offered_token(offered))
+        gateway.check_room()
+    except JobwireError as error:
+        gateway.frames.tally.refusals[error.code] += 1
+        raise CloseConnection(CLOSE_CODES.get(type(error), CloseCode.UNAUTHORIZED), error.detail) from None
+    if versions and PROTOCOL not in versions:
+        raise CloseConnection(CloseCode.VERSION, f"This worker speaks {PROTOCOL}.")
+    return grant
+
+
+def _offered_token(offered: list[str]) -> str | None:
+    """The key that a browser offers as subprotocol `bearer.<base64url>`: it can set no header."""
+    token = next((name.removeprefix(BEARER_PREFIX) for name in offered if name.startswith(BEARER_PREFIX)), None)
+    if token is None:
+        return None
+    try:
+        return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode(errors="replace")
+    except (binascii.Error, ValueError):
+        return token
+
+
+class WebSocketConnection:
+    """Moves messages between the socket and a session."""
+
+    kind = "websocket"
+
+    def __init__(
+        self, gateway: Gateway, grant: Grant | None, correlation: Correlation, receive: Receive, send: Send
+    ) -> None:
+        self._gateway = gateway
+        self._receive = receive
+        self._send = send
+        self._wake = Wake()
+        self._session = Session(gateway, grant, gateway.access.authenticate, self._wake.set, correlation)
+        self._closing: CloseConnection | None = None
+        self._finishing = False
+        self._stalled = False
+        self._sending_since: float | None = None
+        self._silent_since = gateway.clock.monotonic_ms()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve until either side closes."""
+        self._session.greet(self._gateway.clock.monotonic_ms())
+        if self._gateway.jobs.draining:
+            self.drain()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reader = tasks.create_task(self._read())
+                self._writer = tasks.create_task(self._write())
+                self._writer.add_done_callback(lambda _: reader.cancel())
+        finally:
+            self._session.close()
+        if self._stalled:
+            await self._say_why()
+
+    async def _read(self) -> None:
+        """Hand every message to the session. Never waits for the socket's write side."""
+        while self._closing is None:
+            message = await self._receive()
+            if message["type"] != "websocket.receive":
+                self.abort()
+                return
+            data = message.get("text")
+            try:
+                self._session.receive(message["bytes"] if data is None else data, self._gateway.clock.monotonic_ms())
+            except CloseConnection as close:
+                self._close(close)
+
+    async def _write(self) -> None:
+        """Send what the session has, as fast as the socket takes it; frames grow by themselves when it is slow."""
+        monotonic_ms, session, sent = self._gateway.clock.monotonic_ms, self._session, 0
+        while self._closing is None:
+            now_ms = monotonic_ms()
+            data = session.pull(now_ms)
+            if data is None:
+                if self._finishing:
+                    self._closing = CloseConnection(CloseCode.RESTART, "The worker shuts down.")
+                    break
+                await self._wake.wait_next()
+                continue
+            await self._timed_send({"type": "websocket.send", "frames": self._gather(data, now_ms)}, now_ms)
+            sent += 1
+            if sent % YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+        await self._timed_send(_close_message(self._closing), monotonic_ms())
+
+    def _gather(self, first: bytes, now_ms: float) -> list[bytes]:
+        """Take along what else is ready now, up to about SEND_BYTES: one system call instead of many."""
+        frames, size = [first], len(first)
+        while size < SEND_BYTES and (data := self._session.pull(now_ms)) is not None:
+            frames.append(data)
+            size += len(data)
+        return frames
+
+    async def _timed_send(self, message: AsgiMessage, now_ms: float) -> None:
+        self._sending_since = now_ms
+        await self._send(message)
+        self._silent_since, self._sending_since = now_ms, None
+
+    async def _say_why(self) -> None:
+        """Tell a client that did not read, in case it does now. Its socket may take nothing any more."""
+        close = CloseConnection(CloseCode.STALLED, "The client does not read. Connect again, and resume.")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORD_S):
+                await self._send(_close_message(close))
+
+    def tick(self, now_ms: float) -> None:
+        """Say pong after a silence; close when the key is no good; give up on a socket that takes nothing for long."""
+        settings = self._gateway.settings
+        if self._sending_since is not None:
+            if now_ms - self._sending_since >= settings.stall_timeout_s * 1000:
+                self._stalled = True
+                self.abort()
+        elif now_ms - self._silent_since >= settings.heartbeat_s * 1000:
+            self._session.heartbeat()
+        try:
+            self._session.check_time(now_ms)
+            if self._session.grant is not None:
+                self._session.renew(self._gateway.access.current(self._session.grant))
+        except CloseConnection as close:
+            self._close(close)
+
+    def drain(self) -> None:
+        """Send goaway."""
+        self._session.goaway()
+
+    def finish(self) -> None:
+        """Send what is there and close with 1012."""
+        self._session.finish()
+        self._finishing = True
+        self._wake.set()
+
+    def abort(self) -> None:
+        """Stop to write; TCP_USER_TIMEOUT takes the socket down, ASGI cannot."""
+        if self._writer is not None:
+            self._writer.cancel()
+
+    def _close(self, close: CloseConnection) -> None:
+        """Close with a code, before anything else is sent."""
+        self._closing = close
+        self._wake.set()
+
+
+def _close_message(close: CloseConnection) -> AsgiMessage:
+    return {"type": "websocket.close", "code": close.code, "reason": close.reason}

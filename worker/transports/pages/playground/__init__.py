@@ -1,0 +1,113 @@
+"""`/`: the playground for people with a browser, a page of text for everyone else.
+
+Plain HTML, CSS and ES modules, as they lie in `static/`: no build step and nothing from elsewhere. The policy that is
+sent with each file allows what this page needs and no more, so a text that a model wrote can never become a script.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import NamedTuple
+
+from quart import Blueprint, Response, request
+
+from worker import __version__
+from worker.transports.gateway import Gateway
+from worker.transports.pages.tagged import answer, tag_of
+
+TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+PAGE, ICON = "index.html", "favicon.svg"
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src {sources}; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+PLAIN_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?")
+"""A Host that may stand in a policy. `'self'` means WebSockets of the same host too, but not in every browser."""
+
+INDEX = f"""Jobwire {__version__}, the realtime LLM worker.
+
+  WebSocket  /v1/ws                  subprotocol jobwire.v1
+  POST       /v1/jobs                create a job; with Accept: text/event-stream it streams at once
+  GET        /v1/jobs                your jobs
+  GET        /v1/jobs/ID             state, text so far, cursor
+  GET        /v1/jobs/ID/stream      server-sent events; resumes with Last-Event-ID or ?after=
+  DELETE     /v1/jobs/ID             cancel
+  GET        /health  /v1/ready  /v1/loading/progress
+  GET        /docs  /docs/ws         every call and every frame
+  GET        /                       in a browser: the playground
+"""
+
+
+class _File(NamedTuple):
+    """A file that is served, and the tag of its content."""
+
+    content: bytes
+    content_type: str
+    tag: str
+
+
+def blueprint(gateway: Gateway) -> Blueprint:  # noqa: ARG001 - every way in is built like this
+    """Return the routes of the playground: the page at `/`, and what belongs to it under `/playground/`."""
+    served = _load()
+    routes = Blueprint("playground", __name__)
+
+    async def front() -> Response:
+        accept = request.accept_mimetypes
+        # The `*/*` of curl accepts HTML too, but does not ask for it.
+        if accept.best_match(["text/plain", "text/html"]) != "text/html":
+            return Response(INDEX, headers={"Vary": "Accept"}, content_type="text/plain; charset=utf-8")
+        return _answer(served[PAGE])
+
+    async def file(name: str) -> Response:
+        return _answer(served[name])
+
+    routes.add_url_rule("/", "front", front)
+    # Browsers ask for it on behalf of every page that names none.
+    routes.add_url_rule("/favicon.ico", "icon", file, defaults={"name": ICON})
+    # Only names that are known are routes: whatever else is asked for is not found.
+    for name in served:
+        routes.add_url_rule(f"/playground/{name}", name.replace(".", "_"), file, defaults={"name": name})
+    return routes
+
+
+def _load() -> dict[str, _File]:
+    """Read the static files into memory, by their path in the folder."""
+    loaded = {}
+    for name, entry in _walk(files(__package__).joinpath("static")):
+        content_type = TYPES.get("." + name.rpartition(".")[2])
+        if content_type is not None:
+            content = entry.read_bytes()
+            loaded[name] = _File(content, content_type, tag_of(content))
+    return loaded
+
+
+def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _walk(entry, f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name, entry
+
+
+def _answer(file: _File) -> Response:
+    """Answer with a file, or that the browser's copy is good."""
+    host = request.host
+    sources = f"'self' ws://{host} wss://{host}" if PLAIN_HOST.fullmatch(host) else "'self'"
+    headers = {
+        "Cache-Control": "no-cache",
+        "Content-Security-Policy": POLICY.format(sources=sources),
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "Vary": "Accept",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return answer(file.content, file.tag, file.content_type, headers)

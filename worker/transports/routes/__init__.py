@@ -1,0 +1,1 @@
+"""HTTP calls, one module per family."""

@@ -1,0 +1,31 @@
+"""A flag that one reader waits for."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Wake:
+    """A flag that a reader waits for. Setting it is cheap and may happen any number of times."""
+
+    __slots__ = ("_is_set", "_waiter")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        """Let the reader go on."""
+        self._is_set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait_next(self) -> None:
+        """Wait until the flag is set, and take it down."""
+        if not self._is_set:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._is_set = False
