@@ -79,9 +79,9 @@ def unheard(_progress: LoadProgress) -> None:
 
 
 def load(name: str, spec: EngineSpec, on_load: OnLoad = unheard) -> Engine:
-    """Load an engine by the name of its module, with the bundled model unless `spec` names another."""
-    module = importlib.import_module(f"worker.engines.{name}")
+    """Load an engine by the name of its room, with the bundled model unless `spec` names another."""
     folders = name == "exllamav2"
+    module = importlib.import_module(f"worker.engines.{name}" if folders else f"worker.engines.{name}.engine")
     if folders and chosen():
         options = {**chosen()["options"], **spec.options}
         spec = msgspec.structs.replace(spec, model=spec.model or chosen()["model"], options=options)

@@ -11,7 +11,7 @@ import pytest
 from worker.engines import exllamav2
 from worker.engines.base import EngineSpec
 from worker.engines.choose import bundled_model, choose
-from worker.engines.llama_cpp.engine import library as llama_library
+from worker.engines.llama_cpp import library as llama_library
 from worker.errors import ModelError
 
 

@@ -13,8 +13,8 @@ import pytest
 from tests.contracts.engines import MODEL, Driver, generation, load, run_one, unheard
 from worker.engines import machine
 from worker.engines.base import EngineSpec, Prefilled
-from worker.engines.llama_cpp.engine import engine as llama_cpp
-from worker.engines.llama_cpp.engine import library as llama_library
+from worker.engines.llama_cpp import engine as llama_cpp
+from worker.engines.llama_cpp import library as llama_library
 from worker.errors import ModelError
 from worker.requests import Prompt, Sampling
 

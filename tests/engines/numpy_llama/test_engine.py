@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.engines.models import TOKENS, Reference, Sizes, random_weights, same_bits, unheard, write_model
 from worker.engines.base import Broke, Delta, EngineSpec, Generation, LoadProgress, Prefilled
 from worker.engines.numpy_llama.engine import CONTEXT_TOKENS_DEFAULT, NumpyLlama, load
-from worker.engines.numpy_llama.engine import engine as numpy_llama
+from worker.engines.numpy_llama import engine as numpy_llama
 from worker.engines.numpy_llama.gguf import open_gguf
 from worker.engines.numpy_llama.kv_cache import KvCache
 from worker.errors import InvalidParams, ModelError

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from tests.engines.models import Sizes, Weights, random_weights, unheard, write_model
 from worker.engines.base import LoadProgress
-from worker.engines.numpy_llama.engine import weights as llama_weights
+from worker.engines.numpy_llama import weights as llama_weights
 from worker.engines.numpy_llama.gguf import open_gguf
 from worker.engines.numpy_llama.weights import load_weights, read_shape
 from worker.errors import ModelError
