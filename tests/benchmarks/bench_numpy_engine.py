@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from tests.engines.models import unheard
-from worker.engines.base import Delta, EngineSpec, Generation
-from worker.engines.numpy_llama.engine import NumpyLlama, load
+from worker.engines.base import Delta, Engine, EngineSpec, Generation
+from worker.engines.numpy_llama.engine import load
 from worker.requests import Prompt, Sampling
 
 BUNDLED = Path(__file__).parents[2] / "worker/bundled/model.gguf"
@@ -27,7 +27,7 @@ def generation(number: int, prompt: str, tokens: int, temperature: float) -> Gen
     )
 
 
-def throughput(engine: NumpyLlama, count: int, tokens: int, temperature: float) -> float:
+def throughput(engine: Engine, count: int, tokens: int, temperature: float) -> float:
     """Tokens per CPU-second of `count` sequences, admitted together."""
     start = time.process_time()
     for number in range(count):
@@ -38,7 +38,7 @@ def throughput(engine: NumpyLlama, count: int, tokens: int, temperature: float) 
     return produced / (time.process_time() - start)
 
 
-def join(engine: NumpyLlama, chunk: int, others: int = 16) -> tuple[float, float]:
+def join(engine: Engine, chunk: int, others: int = 16) -> tuple[float, float]:
     """A long prompt joins sequences in decode: its time to first token and the longest step meanwhile, in ms."""
     for number in range(others):
         engine.admit(engine.prepare(generation(number, STORY, 300, 0.0)))

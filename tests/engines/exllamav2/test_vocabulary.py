@@ -15,7 +15,8 @@ from worker.bundled import chat
 from worker.engines.exllamav2.folder import Folder
 from worker.engines.exllamav2.vocabulary import FolderVocabulary
 from worker.engines.numpy_llama.gguf import open_gguf
-from worker.engines.prompt.bpe import Bpe, load_bpe
+from worker.engines.numpy_llama.tokenizer import load_tokenizer
+from worker.engines.prompt.bpe import Bpe
 from worker.errors import ModelError
 
 TEXTS = [
@@ -30,7 +31,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def ours() -> Bpe:
-    return load_bpe(open_gguf(MODEL))
+    return load_tokenizer(open_gguf(MODEL))
 
 
 @pytest.fixture(scope="module")

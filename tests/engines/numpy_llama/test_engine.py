@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.engines.models import TOKENS, Reference, Sizes, random_weights, same_bits, unheard, write_model
-from worker.engines.base import Broke, Delta, EngineSpec, Generation, LoadProgress, Prefilled
-from worker.engines.numpy_llama.engine import CONTEXT_TOKENS_DEFAULT, NumpyLlama, load
+from worker.engines.base import Broke, Delta, Engine, EngineSpec, Generation, LoadProgress, Prefilled
 from worker.engines.numpy_llama import engine as numpy_llama
+from worker.engines.numpy_llama.engine import CONTEXT_TOKENS_DEFAULT, load
 from worker.engines.numpy_llama.gguf import open_gguf
 from worker.engines.numpy_llama.kv_cache import KvCache
 from worker.errors import InvalidParams, ModelError
@@ -31,7 +31,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(path: Path) -> Iterator[NumpyLlama]:
+def engine(path: Path) -> Iterator[Engine]:
     engine = load(EngineSpec(model=str(path), slots=SLOTS), unheard)
     yield engine
     engine.close()
@@ -41,11 +41,11 @@ def generation(name: str, text: str = TEXT, tokens: int = 10, sampling: Sampling
     return Generation(lease=name, prompt=Prompt(text=text), sampling=sampling, max_tokens=tokens)
 
 
-def admit(engine: NumpyLlama, wanted: Generation) -> int:
+def admit(engine: Engine, wanted: Generation) -> int:
     return engine.admit(engine.prepare(wanted))
 
 
-def run(engine: NumpyLlama, budget: int = 64) -> dict[str, list[tuple[int, float]]]:
+def run(engine: Engine, budget: int = 64) -> dict[str, list[tuple[int, float]]]:
     """Step until all have ended: ids and log-probabilities of each sequence."""
     found: dict[str, list[tuple[int, float]]] = {}
     while engine.capacity().slots_free < engine.info.slots:
@@ -59,7 +59,7 @@ def run(engine: NumpyLlama, budget: int = 64) -> dict[str, list[tuple[int, float
 # ---- what it computes ------------------------------------------------------------------------------------------------
 
 
-def test_greedy_tokens_and_their_probabilities_are_those_of_the_oracle(engine: NumpyLlama) -> None:
+def test_greedy_tokens_and_their_probabilities_are_those_of_the_oracle(engine: Engine) -> None:
     prompt = engine.prepare(generation("a", tokens=20)).prompt_ids
     admit(engine, generation("a", tokens=20))
     found = run(engine)["a"]
@@ -140,7 +140,7 @@ def test_a_token_with_broken_weights_breaks_those_that_have_it_and_nobody_after_
 # ---- what is reused --------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_that_begins_alike_is_not_computed_again(engine: NumpyLlama) -> None:
+def test_a_prompt_that_begins_alike_is_not_computed_again(engine: Engine) -> None:
     assert admit(engine, generation("a")) == 0
     first = run(engine)["a"]
     total = len(engine.prepare(generation("b")).prompt_ids)
@@ -151,7 +151,7 @@ def test_a_prompt_that_begins_alike_is_not_computed_again(engine: NumpyLlama) ->
     assert [token for token, _ in run(engine)["b"]] == [token for token, _ in first[1:]]
 
 
-def test_a_prefix_is_copied_from_a_sequence_that_runs(engine: NumpyLlama) -> None:
+def test_a_prefix_is_copied_from_a_sequence_that_runs(engine: Engine) -> None:
     admit(engine, generation("a", tokens=30))
     engine.step(512)
     cached = admit(engine, generation("b", TEXT[:100] + "12 12", tokens=30))
@@ -162,7 +162,7 @@ def test_a_prefix_is_copied_from_a_sequence_that_runs(engine: NumpyLlama) -> Non
     assert [token for token, _ in both["b"]] == [token for token, _ in alone]
 
 
-def load_alone(engine: NumpyLlama, text: str, tokens: int) -> list[tuple[int, float]]:
+def load_alone(engine: Engine, text: str, tokens: int) -> list[tuple[int, float]]:
     """The same from a slot that was overwritten since."""
     for number in range(SLOTS):
         admit(engine, generation(f"o{number}", f"{number} {number} other text", 2))
@@ -171,7 +171,7 @@ def load_alone(engine: NumpyLlama, text: str, tokens: int) -> list[tuple[int, fl
     return run(engine)["alone"]
 
 
-def test_a_continued_conversation_finds_its_answers_too(engine: NumpyLlama) -> None:
+def test_a_continued_conversation_finds_its_answers_too(engine: Engine) -> None:
     admit(engine, generation("a", tokens=20))
     ids = [token for token, _ in run(engine)["a"]]
     prepared = engine.prepare(generation("b"))
@@ -180,7 +180,7 @@ def test_a_continued_conversation_finds_its_answers_too(engine: NumpyLlama) -> N
     assert admit(engine, resumed) == len(prepared.prompt_ids) + 19
 
 
-def test_prompts_that_come_together_and_begin_alike_are_computed_once(engine: NumpyLlama) -> None:
+def test_prompts_that_come_together_and_begin_alike_are_computed_once(engine: Engine) -> None:
     total = len(engine.prepare(generation("x")).prompt_ids)
     for number in range(SLOTS):
         assert admit(engine, generation(str(number), sampling=Sampling(seed=number, ignore_eos=True, logprobs=0))) == 0
@@ -192,7 +192,7 @@ def test_prompts_that_come_together_and_begin_alike_are_computed_once(engine: Nu
     assert len(run(engine)) == SLOTS
 
 
-def test_those_that_wait_get_the_same_as_those_that_compute(engine: NumpyLlama) -> None:
+def test_those_that_wait_get_the_same_as_those_that_compute(engine: Engine) -> None:
     texts = {str(number): TEXT[: 120 + 10 * number] + f"{number} an" for number in range(SLOTS)}
     expected = {}
     for name, text in texts.items():
@@ -207,7 +207,7 @@ def test_those_that_wait_get_the_same_as_those_that_compute(engine: NumpyLlama) 
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
-def test_those_that_wait_go_on_without_the_one_they_waited_for(engine: NumpyLlama, steps: int) -> None:
+def test_those_that_wait_go_on_without_the_one_they_waited_for(engine: Engine, steps: int) -> None:
     expected = [token for token, _ in load_alone(engine, TEXT, 12)]
     for number in range(SLOTS):
         admit(engine, generation(f"o{number}", f"{number} {number} other text", 2))
@@ -220,7 +220,7 @@ def test_those_that_wait_go_on_without_the_one_they_waited_for(engine: NumpyLlam
     assert [token for token, _ in run(engine, 8)["waits"]] == expected
 
 
-def test_a_leader_that_ends_with_its_first_token_was_not_waited_for_in_vain(engine: NumpyLlama) -> None:
+def test_a_leader_that_ends_with_its_first_token_was_not_waited_for_in_vain(engine: Engine) -> None:
     admit(engine, generation("leader", TEXT + "12", 1))
     admit(engine, generation("waits", TEXT, 12))
     engine.step(512)
@@ -230,7 +230,7 @@ def test_a_leader_that_ends_with_its_first_token_was_not_waited_for_in_vain(engi
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 30])
-def test_leaving_in_any_phase_frees_the_slot_and_leaves_nothing_wrong(engine: NumpyLlama, steps: int) -> None:
+def test_leaving_in_any_phase_frees_the_slot_and_leaves_nothing_wrong(engine: Engine, steps: int) -> None:
     expected = [token for token, _ in load_alone(engine, TEXT, 15)]
     admit(engine, generation("stays", TEXT[:50], 40))
     admit(engine, generation("goes", "an " + TEXT, 40))
@@ -248,7 +248,7 @@ def test_leaving_in_any_phase_frees_the_slot_and_leaves_nothing_wrong(engine: Nu
 # ---- what is refused, and what is told -------------------------------------------------------------------------------
 
 
-def test_facts(engine: NumpyLlama, path: Path) -> None:
+def test_facts(engine: Engine, path: Path) -> None:
     info = engine.info
     assert (info.engine, info.model, info.device) == ("numpy", "random", "CPU")
     assert (info.context_tokens, info.slots, info.vocab_size) == (Sizes().context, SLOTS, len(TOKENS))

@@ -250,7 +250,7 @@ class Job(ExLlamaV2DynamicJob):
             super().receive_sample(
                 logits, final, none_tensor, none_tensor, none_tensor, False, [], first_sample_in_sd_batch
             )
-            event = self.sequence.take(token, self._logprobs)
+            event = self.sequence.append(token, self._logprobs)
             if self.checkpoint is not None:
                 self._follow_sequence()
         except Exception as error:

@@ -1,11 +1,10 @@
-"""One sequence in the batch, and the end of every step: choose each sequence's next token and say what it shows.
+"""One sequence in the batch, and the end of every step: choose each sequence's next token and release its text.
 
-Engines that compute rows of logits call `advance`; those that sample by themselves call `Sequence.take`.
+Engines that compute rows of logits call `advance`; those that sample by themselves call `Sequence.append`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from worker.engines.vocabulary import Vocabulary
 from worker.events import FinishReason, TopLogprob
 
 
-class _Rank(NamedTuple):
+class _Ranked(NamedTuple):
     """A token's log-probability, and the likeliest tokens in its place."""
 
     logprob: float
@@ -47,7 +46,7 @@ class Sequence:
         shown = b"".join(map(vocabulary.token_bytes, generation.generated)).removeprefix(self._healed)
         self._text = TextAssembler(self.sampling.stop, shown, self.sampling.banned_strings)
         self._guide = guides.guide(self.sampling.response_format, generation.generated)
-        self._withheld: list[tuple[int, _Rank | None]] = []
+        self._withheld: list[tuple[int, _Ranked | None]] = []
         # A guide says by itself when the output is complete, and then only an end token is left.
         banned = vocabulary.eos_ids if self.sampling.ignore_eos and self._guide is None else ()
         self.bias = biases(self.sampling, banned)
@@ -95,7 +94,7 @@ class Sequence:
             raise RuntimeError(f"token {token} was allowed and then refused")
         return token
 
-    def take(self, token: int, logprobs: Logits | None = None) -> Delta | None:
+    def append(self, token: int, logprobs: Logits | None = None) -> Delta | None:
         """Append the chosen token. Return what may be shown now or how the sequence ended, None if text is withheld.
 
         Where the text completes a banned string, `tokens` has become shorter instead: the last ones are taken back.
@@ -107,7 +106,7 @@ class Sequence:
         if self._heals:
             data = data.removeprefix(self._healed)
         self.tokens.append(token)
-        self._withheld.append((token, None) if logprobs is None else (token, self._ranked(token, logprobs)))
+        self._withheld.append((token, None) if logprobs is None else (token, self._rank(token, logprobs)))
         if self._shaping is not None:
             self._shaping.observe(token)
         piece = self._text.push(data)
@@ -169,15 +168,15 @@ class Sequence:
         top = tuple([rank.top for rank in ranks]) if self.sampling.logprobs else None
         return Delta(self.lease, ids, piece.text, tuple([rank.logprob for rank in ranks]), top, finish, piece.stop)
 
-    def _ranked(self, token: int, logprobs: Logits) -> _Rank:
+    def _rank(self, token: int, logprobs: Logits) -> _Ranked:
         top = tuple(
             TopLogprob(other, self._vocabulary.token_bytes(other).decode(errors="replace"), float(logprobs[other]))
             for other in likeliest(logprobs, self.sampling.logprobs or 0)
         )
-        return _Rank(float(logprobs[token]), top)
+        return _Ranked(float(logprobs[token]), top)
 
 
-def advance(sequences: Rows[Sequence], logits: Logits) -> list[Delta | Broke]:
+def advance(sequences: list[Sequence], logits: Logits) -> list[Delta | Broke]:
     """Choose and append the next token of each sequence, given its row of `logits` (rows, vocab); return what to tell.
 
     Sequences whose text is withheld give no event. One that fails gives `Broke`, and the others go on. Each sequence
@@ -192,13 +191,13 @@ def advance(sequences: Rows[Sequence], logits: Logits) -> list[Delta | Broke]:
     logprobs = dict(zip(asked, log_softmax(logits[asked]), strict=True)) if asked else {}
     events: list[Delta | Broke] = []
     for row, sequence in enumerate(sequences):
-        event = _take(sequence, int(picks[row]), shaped[row], bool(usable[row]), logprobs.get(row))
+        event = _append_next(sequence, int(picks[row]), shaped[row], bool(usable[row]), logprobs.get(row))
         if event is not None:
             events.append(event)
     return events
 
 
-def _reshaped(sequences: Rows[Sequence], logits: Logits) -> Logits:
+def _reshaped(sequences: list[Sequence], logits: Logits) -> Logits:
     """The logits with bias and penalties; a copy if there are any."""
     if not any(sequence.reshapes for sequence in sequences):
         return logits
@@ -208,11 +207,13 @@ def _reshaped(sequences: Rows[Sequence], logits: Logits) -> Logits:
     return shaped
 
 
-def _take(sequence: Sequence, pick: int, row: Logits, usable: bool, logprobs: Logits | None) -> Delta | Broke | None:
+def _append_next(
+    sequence: Sequence, pick: int, row: Logits, usable: bool, logprobs: Logits | None
+) -> Delta | Broke | None:
     """One sequence's part of a step; whatever goes wrong here concerns it alone."""
     try:
         if not usable:
             raise ArithmeticError("the model's output is not a number")
-        return sequence.take(pick if sequence.accepts(pick) else sequence.choose_allowed(row), logprobs)
+        return sequence.append(pick if sequence.accepts(pick) else sequence.choose_allowed(row), logprobs)
     except Exception as error:
         return sequence.broke(error)

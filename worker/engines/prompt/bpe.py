@@ -1,4 +1,4 @@
-"""Byte-level BPE, the tokenizer of GPT-2, Llama 3, Qwen and the bundled model, read from a GGUF file's metadata.
+"""Byte-level BPE, the tokenizer of GPT-2, Llama 3, Qwen and the bundled model.
 
 Text is cut into words (`pretokenizers`), each word into bytes, and the bytes are merged pair by pair, the pair that was
 learnt first before the others (Sennrich et al. 2016). In the vocabulary every byte is written as one printable
@@ -12,12 +12,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-import numpy as np
-
-from worker.engines.numpy_llama.gguf import Gguf
 from worker.engines.prompt.names import finder
-from worker.engines.prompt.pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from worker.errors import ModelError
+from worker.engines.prompt.pretokenizers import PreTokenizer
 
 WORDS_CACHED_MAX = 16_384
 CACHED_WORD_CHARS_MAX = 64
@@ -32,7 +28,6 @@ END_NAMES = frozenset(
         "<end_of_turn>", "<end_of_utterance>", "</s>", "<EOT>", "[EOS]", "[EOT]",
     }
 )  # fmt: skip
-END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def _alphabet() -> list[str]:
@@ -171,51 +166,6 @@ class Bpe:
             except KeyError as error:
                 raise ValueError(f"the merge {merge!r} needs {error.args[0]!r}, which is no token") from error
         return pairs
-
-
-def load_bpe(file: Gguf) -> Bpe:
-    """Make the tokenizer of a GGUF file. Raises ModelError when its metadata is not that of a byte-level BPE."""
-    model = file.get("tokenizer.ggml.model", str)
-    if model != "gpt2":
-        raise ModelError(
-            f"{file.path}: its tokenizer is of type {model!r}, and the numpy engine has byte-level BPE ('gpt2') only. "
-            "Use the llama_cpp engine (pip install 'jobwire[gguf]')."
-        )
-    name = file.get("tokenizer.ggml.pre", str, "default")
-    rule = PRE_TOKENIZERS.get(name)
-    if rule is None:
-        raise ModelError(
-            f"{file.path}: how its tokenizer cuts words, {name!r}, is not known to the numpy engine. "
-            "Use the llama_cpp engine (pip install 'jobwire[gguf]')."
-        )
-    tokens = file.get("tokenizer.ggml.tokens", list)
-    types = file.get("tokenizer.ggml.token_type", np.ndarray, np.full(len(tokens), NORMAL))
-    if len(types) != len(tokens):
-        raise ModelError(f"{file.path}: {len(tokens)} tokens have {len(types)} types. Convert the model again.")
-    ends = [_token_id(file, key, len(tokens)) for key in END_KEYS]
-    try:
-        return Bpe(
-            tokens,
-            [int(kind) for kind in types],
-            file.get("tokenizer.ggml.merges", list),
-            rule,
-            bos_id=_token_id(file, "bos_token_id", len(tokens)),
-            end_ids=[token for token in ends if token is not None],
-            add_bos=file.get("tokenizer.ggml.add_bos_token", bool, rule.add_bos),
-        )
-    except ValueError as error:
-        raise ModelError(f"{file.path}: tokenizer: {error}. Convert the model again.") from error
-
-
-def _token_id(file: Gguf, key: str, size: int) -> int | None:
-    """The id of a special token, None if the file names none."""
-    key = f"tokenizer.ggml.{key}"
-    if key not in file.metadata:
-        return None
-    token = file.get(key, int)
-    if not 0 <= token < size:
-        raise ModelError(f"{file.path}: {key!r} is {token}, but ids are 0 to {size - 1}. Convert the model again.")
-    return token
 
 
 def _decoded(text: str) -> bytes:
