@@ -85,7 +85,7 @@ def test_loading_then_ready_then_batches_until_closed(gateway: Gateway) -> None:
 def test_commands_queued_behind_open_wait_for_the_model(gateway: Gateway) -> None:
     gateway.send(Open.of(Settings()), Submit(make_work("a")), Cancel("a"), Submit(make_work("b", max_tokens=1)))
     batches = [message for message in [gateway.receive() for _ in range(8)] if isinstance(message, Batch)]
-    assert [(batch.heard, batch.handling) for batch in batches] == [(3, "b"), (3, "b"), (3, "")]
+    assert [(batch.commands_answered, batch.handling) for batch in batches] == [(3, "b"), (3, "b"), (3, "")]
     assert {event.lease for event in batches[-1].events} == {"b"}
 
 

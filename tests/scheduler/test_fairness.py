@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.scheduler.fairness import DECODE_WEIGHT, IDLE_PRINCIPALS_MAX, PREFILL_WEIGHT, Ledger
+from worker.scheduler.fairness import DECODE_WEIGHT, IDLE_ACCOUNTS_MAX, PREFILL_WEIGHT, Ledger
 
 
 def test_tokens_are_weighed() -> None:
@@ -95,14 +95,14 @@ def test_a_trial_leaves_the_ledger_alone() -> None:
 def test_memory_of_those_who_left_is_bounded() -> None:
     ledger = Ledger()
     ledger.enter("stays")
-    for number in range(IDLE_PRINCIPALS_MAX + 5):
+    for number in range(IDLE_ACCOUNTS_MAX + 5):
         ledger.enter(f"p{number}")
         ledger.charge(f"p{number}", prefilled=100)
         ledger.leave(f"p{number}")
     ledger.enter("p0")
-    ledger.enter(f"p{IDLE_PRINCIPALS_MAX + 4}")
+    ledger.enter(f"p{IDLE_ACCOUNTS_MAX + 4}")
     assert ledger.served("p0") == 0
-    assert ledger.served(f"p{IDLE_PRINCIPALS_MAX + 4}") == 100
+    assert ledger.served(f"p{IDLE_ACCOUNTS_MAX + 4}") == 100
 
 
 principals = st.sampled_from("abcd")

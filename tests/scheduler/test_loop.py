@@ -7,7 +7,7 @@ from worker.engines.base import Broke, Delta, Generation, Prefilled, Prepared
 from worker.scheduler.loop import BARREN_STEPS_MAX, Loop
 from worker.scheduler.works import Batch, Placed, Refused, Schedule, Started, WorkEvent
 
-SCHEDULE = Schedule(prefill_tokens_per_step=16, ageing_s=10.0, skips_max=2, news_ms=0)
+SCHEDULE = Schedule(prefill_tokens_per_step=16, priority_ageing_s=10.0, queue_skips_max=2, queue_news_ms=0)
 
 
 class Bench:
@@ -75,7 +75,7 @@ def test_works_join_and_leave_at_any_step() -> None:
     assert events.index(Delta("a", (5,), "5 ", finish="length")) > b_ended
 
 
-def test_those_who_wait_hear_their_position_and_those_who_start_at_once_do_not() -> None:
+def test_waiting_works_get_their_position_and_those_that_start_at_once_do_not() -> None:
     bench = Bench(slots=1)
     for name in "abc":
         bench.loop.submit(make_work(name, max_tokens=2))
@@ -105,7 +105,7 @@ def test_short_prompts_enter_together() -> None:
     assert started(list(bench.step())) == ["a", "b", "c", "d"]
 
 
-def test_cached_tokens_need_no_prefill_and_cost_the_principal_nothing() -> None:
+def test_cached_tokens_need_no_prefill_and_cost_the_account_nothing() -> None:
     bench = Bench(cached=39)
     for name in "abc":
         bench.loop.submit(make_work(name, prompt=40, max_tokens=1))
@@ -157,20 +157,20 @@ def test_an_empty_engine_without_room_is_broken_and_says_so() -> None:
         bench.run(steps_max=BARREN_STEPS_MAX + 10)
 
 
-# ---- what is told before something that may be the engine's end ------------------------------------------------------
+# ---- what is sent before something that may be the end of the engine -------------------------------------------------
 
 
-def test_which_work_is_handled_is_told_before_it_is_prepared_and_before_it_is_admitted() -> None:
-    bench, told = Bench(), list[Batch]()
-    bench.engine.watch = lambda call, lease: deeds.append((call, lease, told[-1].handling if told else ""))
-    deeds: list[tuple[str, str, str]] = []
+def test_which_work_is_handled_is_sent_before_it_is_prepared_and_before_it_is_admitted() -> None:
+    bench, sent = Bench(), list[Batch]()
+    calls: list[tuple[str, str, str]] = []
+    bench.engine.watch = lambda call, lease: calls.append((call, lease, sent[-1].handling if sent else ""))
     for name in "ab":
         bench.loop.submit(make_work(name, prompt=4))
-    last = bench.loop.step(tell=told.append)
-    assert deeds == [(call, name, name) for call in ("prepare", "admit") for name in "ab"]
+    last = bench.loop.step(send=sent.append)
+    assert calls == [(call, name, name) for call in ("prepare", "admit") for name in "ab"]
     assert last is not None
-    # What had happened by then comes with it, and whatever the engine computes it is told who is in there.
-    assert [(batch.handling, batch.events) for batch in told] == [
+    # Earlier events come with it, and before the engine computes, the newly started works are reported.
+    assert [(batch.handling, batch.events) for batch in sent] == [
         ("a", ()),
         ("b", ()),
         ("a", ()),
@@ -178,8 +178,8 @@ def test_which_work_is_handled_is_told_before_it_is_prepared_and_before_it_is_ad
         ("", (Started("b", 4, 0),)),
     ]
     assert last.handling == ""
-    # While one is in hand another message is owed: silence is then found out.
-    assert all(batch.stats.running + batch.stats.waiting == 2 for batch in told)
+    # While a work is handled, another batch is owed: so silence is noticed.
+    assert all(batch.stats.running + batch.stats.waiting == 2 for batch in sent)
 
 
 # ---- cancel ----------------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_a_solo_work_that_ends_before_its_first_token_lets_the_others_go_on(end:
 # ---- order -----------------------------------------------------------------------------------------------------------
 
 
-def test_update_changes_the_order_of_those_who_wait_and_of_those_who_just_arrived() -> None:
+def test_a_new_priority_changes_the_order_of_waiting_and_of_arrived_works() -> None:
     bench = Bench(slots=1)
     for name in "abcd":
         bench.loop.submit(make_work(name, max_tokens=2))
@@ -274,8 +274,8 @@ def test_update_changes_the_order_of_those_who_wait_and_of_those_who_just_arrive
     assert started(events) == ["d", "a", "c", "b"]
 
 
-def test_the_told_positions_are_the_order_of_service() -> None:
-    bench = Bench(slots=1, schedule=Schedule(prefill_tokens_per_step=10_000, ageing_s=1000.0, news_ms=0))
+def test_the_reported_positions_are_the_order_of_service() -> None:
+    bench = Bench(slots=1, schedule=Schedule(prefill_tokens_per_step=10_000, priority_ageing_s=1000.0, queue_news_ms=0))
     bench.loop.submit(make_work("first"))
     bench.step()
     for number in range(30):
@@ -287,7 +287,7 @@ def test_the_told_positions_are_the_order_of_service() -> None:
     assert started(list(bench.step())) == [lease for _, lease in placed]
 
 
-def test_principals_share_by_tokens_not_by_works() -> None:
+def test_accounts_share_by_tokens_not_by_works() -> None:
     bench = Bench(slots=2)
     for number in range(60):
         bench.loop.submit(make_work(f"short{number}", account="short", prompt=2, max_tokens=2))
@@ -301,7 +301,7 @@ def test_principals_share_by_tokens_not_by_works() -> None:
 
 
 @pytest.mark.parametrize("end", ["finish", "break", "cancel"])
-def test_a_principal_whose_works_are_gone_counts_no_more(end: str) -> None:
+def test_an_account_whose_works_are_gone_counts_no_more(end: str) -> None:
     """A newcomer starts level with b, who was served much, and not with a, who was served little and is gone."""
     bench = Bench(slots=1)
     bench.loop.submit(make_work("a", account="a", prompt="break" if end == "break" else 5, max_tokens=2))
@@ -328,12 +328,12 @@ def test_every_command_is_answered_by_a_batch() -> None:
     assert not bench.loop.idle
     batch = bench.loop.step()
     assert batch is not None
-    assert (batch.events, batch.heard) == ((), 1)
+    assert (batch.events, batch.commands_answered) == ((), 1)
     bench.loop.submit(make_work("a"))
     bench.loop.cancel("a")
     batch = bench.loop.step()
     assert batch is not None
-    assert (batch.events, batch.heard, batch.stats.running + batch.stats.waiting) == ((), 3, 0)
+    assert (batch.events, batch.commands_answered, batch.stats.running + batch.stats.waiting) == ((), 3, 0)
     assert bench.loop.step() is None
 
 

@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 
 from tests.scheduler.engine import make_work
 from worker.engines.base import Capacity, Prepared
-from worker.scheduler.policy import LOOK_PAST_MAX, Policy, Room
+from worker.scheduler.policy import LOOK_PAST_MAX, Policy, Vacancy
 from worker.scheduler.works import Schedule
 
-SCHEDULE = Schedule(prefill_tokens_per_step=64, ageing_s=10.0, skips_max=2)
+SCHEDULE = Schedule(prefill_tokens_per_step=64, priority_ageing_s=10.0, queue_skips_max=2)
 
 
-def room(
+def vacancy(
     slots: int = 1000, kv: int = 1_000_000, running: int = 0, pending: int = 0, budget: int = 64, solo: bool = False
-) -> Room:
+) -> Vacancy:
     capacity = Capacity(slots, 1000, kv, 1_000_000, 16)
-    return Room(slots, lambda prepared: capacity.fits(prepared.tokens_reserved), running, pending, budget, solo)
+    return Vacancy(slots, lambda prepared: capacity.fits(prepared.tokens_reserved), running, pending, budget, solo)
 
 
 @dataclass
@@ -40,14 +40,14 @@ class Bench:
         work = make_work(lease, account, priority, prompt, max_tokens, solo)
         self.policy.add(work, Prepared(work.generation, tuple(range(prompt)), max_tokens), self.now_s)
 
-    def take(self, where: Room | None = None) -> str | None:
-        waiting = self.policy.take(self.policy.turn(self.now_s), where or room())
+    def pop(self, where: Vacancy | None = None) -> str | None:
+        waiting = self.policy.pop(self.policy.select(self.now_s), where or vacancy())
         return None if waiting is None else waiting.lease
 
-    def take_all(self, where: Room | None = None) -> list[str]:
-        """Take all in one turn, charging like the loop does."""
-        turn, ids = self.policy.turn(self.now_s), []
-        while (waiting := self.policy.take(turn, where or room())) is not None:
+    def pop_all(self, where: Vacancy | None = None) -> list[str]:
+        """Pop all in one selection, charging like the loop does."""
+        selection, ids = self.policy.select(self.now_s), []
+        while (waiting := self.policy.pop(selection, where or vacancy())) is not None:
             self.policy.ledger.charge(waiting.work.account, prefilled=waiting.prefill_tokens)
             ids.append(waiting.lease)
         return ids
@@ -62,38 +62,38 @@ def bench() -> Bench:
 
 
 def test_nobody_waits(bench: Bench) -> None:
-    assert bench.take() is None
+    assert bench.pop() is None
     assert bench.order() == []
 
 
-def test_first_in_first_out_within_a_principal(bench: Bench) -> None:
+def test_first_in_first_out_within_an_account(bench: Bench) -> None:
     for name in "abc":
         bench.add(name)
-    assert bench.take_all() == ["a", "b", "c"]
+    assert bench.pop_all() == ["a", "b", "c"]
 
 
 def test_higher_priority_first(bench: Bench) -> None:
     bench.add("low", priority=0)
     bench.add("high", account="q", priority=9)
     bench.add("middle")
-    assert bench.take_all() == ["high", "middle", "low"]
+    assert bench.pop_all() == ["high", "middle", "low"]
 
 
-def test_least_served_principal_first(bench: Bench) -> None:
+def test_least_served_account_first(bench: Bench) -> None:
     for number in range(3):
         bench.add(f"many{number}", account="many", prompt=10)
     bench.add("few", account="few", prompt=10)
-    assert bench.take_all() == ["many0", "few", "many1", "many2"]
+    assert bench.pop_all() == ["many0", "few", "many1", "many2"]
 
 
-def test_a_principal_with_small_works_gets_more_of_them(bench: Bench) -> None:
+def test_an_account_with_small_works_gets_more_of_them(bench: Bench) -> None:
     for number in range(4):
         bench.add(f"s{number}", account="small", prompt=10)
         bench.add(f"L{number}", account="large", prompt=20)
-    assert bench.take_all() == ["s0", "L0", "s1", "L1", "s2", "s3", "L2", "L3"]
+    assert bench.pop_all() == ["s0", "L0", "s1", "L1", "s2", "s3", "L2", "L3"]
 
 
-def test_ageing_lifts_a_line_by_one_level_per_period(bench: Bench) -> None:
+def test_ageing_lifts_a_lane_by_one_level_per_period(bench: Bench) -> None:
     bench.add("old", account="a", priority=4)
     bench.now_s = 9.9
     bench.add("young", account="b", priority=5)
@@ -102,12 +102,12 @@ def test_ageing_lifts_a_line_by_one_level_per_period(bench: Bench) -> None:
     assert bench.order() == ["old", "young"]
 
 
-def test_a_line_that_was_served_ages_anew(bench: Bench) -> None:
+def test_a_lane_that_was_served_ages_anew(bench: Bench) -> None:
     bench.add("old1", account="a", priority=4)
     bench.add("old2", account="a", priority=4)
     bench.now_s = 15.0
     bench.add("young", account="b", priority=5)
-    assert bench.take() == "old1"
+    assert bench.pop() == "old1"
     assert bench.order() == ["young", "old2"]
 
 
@@ -116,24 +116,24 @@ def test_under_a_flood_of_the_highest_priority_the_lowest_is_served_in_time(benc
     for number in range(1000):
         bench.add(f"flood{number}", account=f"f{number % 7}", priority=9)
         bench.now_s += 1.0
-        if bench.take() == "patient":
+        if bench.pop() == "patient":
             break
-    assert bench.now_s <= (9 - 0 + 1) * SCHEDULE.ageing_s + 1
+    assert bench.now_s <= (9 - 0 + 1) * SCHEDULE.priority_ageing_s + 1
 
 
 def test_ageing_goes_on_above_the_highest_priority(bench: Bench) -> None:
     """Newcomers enter level with the least served; without ageing beyond 9 they would always be first."""
     bench.add("charged0", account="charged", priority=9)
     bench.add("charged1", account="charged", priority=9)
-    bench.take()
+    bench.pop()
     bench.policy.ledger.charge("charged", decoded=1_000_000)
     bench.add("anchor", account="anchor", priority=0, prompt=10_000)
     for number in range(100):
         bench.add(f"new{number}", account=f"n{number}", priority=9)
         bench.now_s += 1.0
-        if bench.take(room(kv=1000)) == "charged1":
+        if bench.pop(vacancy(kv=1000)) == "charged1":
             break
-    assert bench.now_s <= SCHEDULE.ageing_s + 2
+    assert bench.now_s <= SCHEDULE.priority_ageing_s + 2
 
 
 def test_removed_works_are_gone(bench: Bench) -> None:
@@ -142,7 +142,7 @@ def test_removed_works_are_gone(bench: Bench) -> None:
     assert bench.policy.remove("b")
     assert not bench.policy.remove("b")
     assert "b" not in bench.policy
-    assert bench.take_all() == ["a", "c"]
+    assert bench.pop_all() == ["a", "c"]
     assert len(bench.policy) == 0
 
 
@@ -152,7 +152,7 @@ def test_update_moves_a_work_behind_those_of_its_new_priority(bench: Bench) -> N
     bench.add("c")
     bench.policy.prioritize("a", 7, bench.now_s)
     bench.policy.prioritize("unknown", 7, bench.now_s)
-    assert bench.take_all() == ["b", "a", "c"]
+    assert bench.pop_all() == ["b", "a", "c"]
 
 
 def test_a_work_that_was_moved_ages_anew(bench: Bench) -> None:
@@ -164,7 +164,7 @@ def test_a_work_that_was_moved_ages_anew(bench: Bench) -> None:
     assert bench.order() == ["new", "old"]
 
 
-def test_a_principal_whose_last_work_was_removed_is_gone(bench: Bench) -> None:
+def test_an_account_whose_last_work_was_removed_is_gone(bench: Bench) -> None:
     """A newcomer starts level with those who are here, not with one who was served nothing and left the queue."""
     bench.add("a", account="a")
     bench.add("b1", account="b")
@@ -190,7 +190,7 @@ def test_every_change_of_the_order_is_a_revision(bench: Bench) -> None:
     assert not changed()
     bench.policy.prioritize("a", 6, 0.0)
     assert changed()
-    bench.take()
+    bench.pop()
     assert changed()
     bench.add("b")
     changed()
@@ -200,53 +200,53 @@ def test_every_change_of_the_order_is_a_revision(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     "closed",
-    [room(slots=0), room(pending=64), room(pending=100), room(solo=True, running=1)],
+    [vacancy(slots=0), vacancy(pending=64), vacancy(pending=100), vacancy(solo=True, running=1)],
     ids=["no slot", "a whole step of prompts", "more than that", "solo"],
 )
-def test_nothing_starts_in_a_closed_room(bench: Bench, closed: Room) -> None:
+def test_nothing_starts_without_a_vacancy(bench: Bench, closed: Vacancy) -> None:
     bench.add("a", prompt=1)
-    assert bench.take(closed) is None
-    assert bench.take(room(pending=63)) == "a"
+    assert bench.pop(closed) is None
+    assert bench.pop(vacancy(pending=63)) == "a"
 
 
 def test_a_work_that_does_not_fit_is_passed_a_bounded_number_of_times(bench: Bench) -> None:
     bench.add("large", account="a", prompt=1000)
     for number in range(5):
         bench.add(f"small{number}", account=f"p{number}")
-    tight = room(kv=160, running=1)
-    taken = [bench.take(tight) for _ in range(5)]
-    assert taken == ["small0", "small1", None, None, None]
-    assert bench.take(room(kv=16_000)) == "large"
-    assert bench.take(tight) == "small2"
+    tight = vacancy(kv=160, running=1)
+    popped = [bench.pop(tight) for _ in range(5)]
+    assert popped == ["small0", "small1", None, None, None]
+    assert bench.pop(vacancy(kv=16_000)) == "large"
+    assert bench.pop(tight) == "small2"
 
 
-def test_skips_are_counted_within_one_turn_too(bench: Bench) -> None:
+def test_skips_are_counted_within_one_selection_too(bench: Bench) -> None:
     bench.add("large", account="a", prompt=1000)
     for number in range(5):
         bench.add(f"small{number}", account=f"p{number}")
-    assert bench.take_all(room(kv=160, running=1)) == ["small0", "small1"]
+    assert bench.pop_all(vacancy(kv=160, running=1)) == ["small0", "small1"]
 
 
-def test_within_a_line_nobody_passes(bench: Bench) -> None:
+def test_within_a_lane_nobody_passes(bench: Bench) -> None:
     bench.add("large", prompt=1000)
     bench.add("small")
-    assert bench.take(room(kv=160, running=1)) is None
+    assert bench.pop(vacancy(kv=160, running=1)) is None
 
 
 def test_the_search_for_something_that_fits_is_bounded(bench: Bench) -> None:
     for number in range(LOOK_PAST_MAX + 1):
         bench.add(f"large{number}", account=f"a{number}", prompt=1000)
     bench.add("small", account="z")
-    assert bench.take(room(kv=160, running=1)) is None
+    assert bench.pop(vacancy(kv=160, running=1)) is None
 
 
 def test_solo_waits_for_an_empty_engine_and_is_passed_a_bounded_number_of_times(bench: Bench) -> None:
     bench.add("solo", account="a", solo=True)
     for number in range(4):
         bench.add(f"other{number}", account=f"p{number}")
-    assert [bench.take(room(running=1)) for _ in range(3)] == ["other0", "other1", None]
-    assert bench.take(room(running=0)) == "solo"
-    assert bench.take(room(running=1)) == "other2"
+    assert [bench.pop(vacancy(running=1)) for _ in range(3)] == ["other0", "other1", None]
+    assert bench.pop(vacancy(running=0)) == "solo"
+    assert bench.pop(vacancy(running=1)) == "other2"
 
 
 # ---- against a slow and obvious model --------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_solo_waits_for_an_empty_engine_and_is_passed_a_bounded_number_of_times(
 
 @dataclass
 class Model:
-    """The rules in their plainest form: look at every line's head, take the best, quadratic in everything."""
+    """The rules in their plainest form: look at every lane's head, pop the best, quadratic in everything."""
 
     now_s: float
 
@@ -270,7 +270,7 @@ class Model:
             def key(index: int) -> tuple[int, int, int]:
                 _, account, priority, _, since_s = left[index]
                 unserved_s = self.now_s - max(since_s, last.get((account, priority), since_s))
-                return -(priority + int(unserved_s / SCHEDULE.ageing_s)), charged[account], index
+                return -(priority + int(unserved_s / SCHEDULE.priority_ageing_s)), charged[account], index
 
             best = min(heads.values(), key=key)
             name, account, priority, prompt, _ = left.pop(best)
@@ -286,7 +286,7 @@ queues = st.lists(
 
 
 @given(queues)
-def test_the_order_is_that_of_the_model_and_that_of_taking(queue: list[tuple[str, int, int, int]]) -> None:
+def test_the_order_is_that_of_the_model_and_that_of_popping(queue: list[tuple[str, int, int, int]]) -> None:
     bench, works = Bench(Policy(SCHEDULE)), []
     for number, (account, priority, prompt, pause_s) in enumerate(queue):
         bench.now_s += pause_s
@@ -295,5 +295,5 @@ def test_the_order_is_that_of_the_model_and_that_of_taking(queue: list[tuple[str
     order = bench.order()
     assert order == Model(bench.now_s).order(works)
     assert bench.order() == order, "looking changes nothing"
-    assert bench.take_all() == order
+    assert bench.pop_all() == order
     assert len(bench.policy) == 0

@@ -25,7 +25,7 @@ def run(
         clock.now_s += 0.001
 
     engine = CountingEngine(slots, kv_blocks, BLOCK, on_step=pass_time, slice_tokens=slice_tokens)
-    loop = Loop(engine, Schedule(prefill_tokens_per_step=16, news_ms=0), clock)
+    loop = Loop(engine, Schedule(prefill_tokens_per_step=16, queue_news_ms=0), clock)
     for work in works:
         loop.submit(work)
     events: list[WorkEvent] = []
@@ -68,7 +68,7 @@ def test_no_room_is_held_for_tokens_that_may_never_come() -> None:
     assert len(first) == 1 and len(sliced) > 2
 
 
-def test_a_paused_work_is_first_in_its_line_again_and_hears_its_place() -> None:
+def test_a_paused_work_is_first_in_its_lane_again_and_gets_its_position() -> None:
     works = [make_work(name, prompt=8, max_tokens=40) for name in "abc"]
     events = run(works, slice_tokens=8, kv_blocks=6)
     paused = next(event for event in events if isinstance(event, Paused))

@@ -271,7 +271,7 @@ class _Life:
         self._spoke = True
         match message:
             case Batch():
-                self._heard = message.heard
+                self._heard = message.commands_answered
                 self._works = message.stats.running + message.stats.waiting
             case Ready():
                 self._ready_at_s = asyncio.get_running_loop().time()

@@ -71,7 +71,7 @@ def serve(sock: socket.socket, choose: Choose) -> int:
     calm_gc()
     loop = Loop(engine, opening.schedule)
     while _obey(commands, loop):
-        batch = loop.step(tell=partial(_send, sock))
+        batch = loop.step(send=partial(_send, sock))
         if batch is not None:
             _send(sock, batch)
     engine.close()

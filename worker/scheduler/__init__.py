@@ -1,1 +1,1 @@
-"""Stage 6: decide which sequences share the next engine step. Runs in the engine process."""
+"""Stage 7: decide which sequences share the next engine step. Runs in the engine process."""

@@ -1,9 +1,9 @@
-"""Who was served how much: virtual counters that make principals share an engine evenly.
+"""Fair sharing: virtual token counters by which accounts share an engine evenly.
 
 After "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024): every account has a counter of the tokens
-it was served, the least served goes first, and whoever comes back after a pause starts level with the least served of
-those present. So nobody saves up credit by staying away, and nobody is punished for having used an idle engine. A
-account of weight 2 counts as two: its tokens count half.
+that it was served, the least served goes first, and an account that comes back after a pause starts level with the
+least served of those present. So an account saves up no credit by staying away, and is not punished for having used an
+idle engine. An account of weight 2 counts as two: its tokens count half.
 """
 
 from __future__ import annotations
@@ -11,25 +11,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PREFILL_WEIGHT = 1
-# A token of output takes a step of its own, one of a prompt shares a step with many: the paper's weights.
-DECODE_WEIGHT = 2
+"""The price of a prompt token, which shares its step with many others."""
 
-IDLE_PRINCIPALS_MAX = 1024
+DECODE_WEIGHT = 2
+"""The price of an output token, which needs a step of its own. Both weights are the paper's."""
+
+IDLE_ACCOUNTS_MAX = 1024
+"""Counters of absent accounts that are kept."""
 
 
 class Ledger:
-    """Counters of principals. A account is present while at least one work of it waits or runs."""
+    """Counters of accounts. An account is present while at least one work of it waits or runs."""
 
     def __init__(self, served: Mapping[str, float] | None = None, weights: Mapping[str, float] | None = None) -> None:
         self._served = dict(served or {})
         self._weights = dict(weights or {})
         self._present: dict[str, int] = {}
-        # Counters of those who left; the oldest are forgotten first.
+        # Counters of accounts that left; the oldest are forgotten first.
         self._idle: dict[str, float] = {}
         self._last = 0.0
 
     def enter(self, account: str, weight: float = 1.0) -> None:
-        """One more work of `account` is here, which has `weight` shares from now on."""
+        """Count one more work of `account`, which has `weight` shares from now on."""
         self._weights[account] = weight
         count = self._present.get(account, 0)
         self._present[account] = count + 1
@@ -38,13 +41,13 @@ class Ledger:
             self._served[account] = max(level, self._idle.pop(account, 0))
 
     def leave(self, account: str) -> None:
-        """One work of `account` is gone."""
+        """Count one work of `account` less."""
         self._present[account] -= 1
         if not self._present[account]:
             del self._present[account]
             del self._weights[account]
             self._last = self._idle[account] = self._served.pop(account)
-            if len(self._idle) > IDLE_PRINCIPALS_MAX:
+            if len(self._idle) > IDLE_ACCOUNTS_MAX:
                 del self._idle[next(iter(self._idle))]
 
     def charge(self, account: str, prefilled: int = 0, decoded: int = 0) -> None:
@@ -56,5 +59,5 @@ class Ledger:
         return self._served[account]
 
     def trial(self) -> Ledger:
-        """Return a ledger to charge those present on, and throw away."""
+        """Return a copy to try charges on, and throw away."""
         return Ledger(self._served, self._weights)

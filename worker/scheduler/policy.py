@@ -1,14 +1,14 @@
-"""Who is next: the order in which waiting works are given a place in the engine. Pure: time is passed in.
+"""Who is next: the order in which waiting works enter the engine. Pure: time is passed in.
 
-1. Higher priority first. A line (the works of one account at one priority) gains a level per `ageing_s` seconds that
-   it waits unserved, without limit, so that no flood of others can starve it.
-2. On one level, the account who was served least goes first (see `fairness`), then the oldest work.
-3. Within a line, first in, first out; a work that was paused for lack of KV cache is first again.
-4. A work that does not fit is passed by at most `skips_max` others; then all wait until it fits.
+1. Higher priority first. A lane (the works of one account at one priority) gains a level per `priority_ageing_s`
+   seconds that it waits unserved, without limit, so that no flood of others can starve it.
+2. On one level, the account that was served least goes first (see `fairness`), then the oldest work.
+3. Within a lane, first in, first out; a work that was paused for lack of KV cache is first again.
+4. A work that does not fit is passed by at most `queue_skips_max` others; then all wait until it fits.
 5. Nothing starts while the prompt tokens still to be prefilled fill a whole step: long prompts enter one at a time.
 6. A solo work starts when nothing runs, and nothing starts beside it until its first token.
 
-One `Turn` applies all this at one moment. Admission and the queue positions told to clients both use it, so that the
+One `Selection` applies all this at one moment. Admission and the queue positions that clients see both use it, so the
 positions are the order of service by construction.
 """
 
@@ -25,8 +25,8 @@ from worker.engines.base import Prepared
 from worker.scheduler.fairness import Ledger
 from worker.scheduler.works import Schedule, Work
 
-# Lines that do not fit and are looked past in one turn: bounds the search, and with it the step.
 LOOK_PAST_MAX = 32
+"""Lanes that do not fit and are looked past in one selection: bounds the search, and with it the step."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +41,7 @@ class Waiting:
 
     @property
     def lease(self) -> str:
-        """The work's id."""
+        """The work's lease."""
         return self.prepared.lease
 
     @property
@@ -60,10 +60,10 @@ class Waiting:
         return self.prepared.tokens_max - self.prepared.tokens_present
 
 
-class Room(msgspec.Struct, frozen=True):
-    """What the engine could take now: so many works, and of them each that `fits` its KV cache.
+class Vacancy(msgspec.Struct, frozen=True):
+    """What the engine has free: `slots_free` slots, for works of which each `fits` the free KV cache.
 
-    `solo` says that a solo work runs that has not shown its first token.
+    `solo`: a solo work runs that has not produced its first token.
     """
 
     slots_free: int
@@ -75,18 +75,18 @@ class Room(msgspec.Struct, frozen=True):
 
     @property
     def open(self) -> bool:
-        """Tell whether anything at all may start."""
+        """Whether anything at all may start."""
         pending = self.prefill_tokens_pending
         return not self.solo and self.slots_free > 0 and pending < self.prefill_tokens_max
 
-    def takes(self, waiting: Waiting) -> bool:
-        """Tell whether this work may start."""
+    def admits(self, waiting: Waiting) -> bool:
+        """Return whether this work may start."""
         return not (waiting.work.solo and self.running) and self.fits(waiting.prepared)
 
 
 @dataclass(slots=True, eq=False)
-class Line:
-    """The works of one account at one priority, oldest first. `served_s` is when the last of them was taken."""
+class Lane:
+    """The works of one account at one priority, oldest first. `served_s` is when the last of them was popped."""
 
     account: str
     priority: int
@@ -95,80 +95,79 @@ class Line:
 
     @property
     def head(self) -> Waiting:
-        """The work to serve first. A line in a queue is never empty."""
+        """The work to serve first. A lane in a queue is never empty."""
         return next(iter(self.works.values()))
 
     def level(self, now_s: float, ageing_s: float) -> int:
-        """Return the priority with what was gained by waiting."""
+        """Return the priority plus the levels gained by waiting."""
         unserved_s = now_s - max(self.head.since_s, self.served_s)
         return self.priority + int(max(unserved_s, 0) / ageing_s)
 
-    def copy(self) -> Line:
-        """Return a line to take works from without touching this one."""
-        return Line(self.account, self.priority, self.works.copy(), self.served_s)
+    def copy(self) -> Lane:
+        """Return a lane from which works can be popped without changing this one."""
+        return Lane(self.account, self.priority, self.works.copy(), self.served_s)
 
 
-class Queue:
-    """Waiting works by line, and by id. Every operation but `copy` takes constant time."""
+class Lanes:
+    """Waiting works by lane, and by lease. Every operation but `copy` takes constant time."""
 
-    def __init__(self, lines: list[Line]) -> None:
-        self.lines = {(line.account, line.priority): line for line in lines}
-        self.works = {lease: waiting for line in lines for lease, waiting in line.works.items()}
+    def __init__(self, lanes: list[Lane]) -> None:
+        self.lanes = {(lane.account, lane.priority): lane for lane in lanes}
+        self.works = {lease: waiting for lane in lanes for lease, waiting in lane.works.items()}
 
     def add(self, waiting: Waiting) -> None:
-        """Put a work at the end of its line."""
+        """Put a work at the end of its lane."""
         key = (waiting.work.account, waiting.work.priority)
-        line = self.lines.get(key)
-        if line is None:
-            line = self.lines[key] = Line(*key)
-        line.works[waiting.lease] = self.works[waiting.lease] = waiting
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(*key)
+        lane.works[waiting.lease] = self.works[waiting.lease] = waiting
 
-    def put_back(self, waiting: Waiting) -> None:
-        """Put a paused work at the head of its line, behind paused ones that are older."""
+    def requeue(self, waiting: Waiting) -> None:
+        """Put a paused work at the head of its lane, behind paused ones that are older."""
         self.add(waiting)
-        works = self.lines[waiting.work.account, waiting.work.priority].works
+        works = self.lanes[waiting.work.account, waiting.work.priority].works
         older = [other.lease for other in works.values() if other.prepared.produced and other.number < waiting.number]
         for lease in (waiting.lease, *reversed(older)):
             works.move_to_end(lease, last=False)
 
     def remove(self, waiting: Waiting) -> None:
-        """Take a work out of its line; without works the line is gone."""
+        """Remove a work from its lane, and a lane that is empty then."""
         key = (waiting.work.account, waiting.work.priority)
-        line = self.lines[key]
-        del line.works[waiting.lease], self.works[waiting.lease]
-        if not line.works:
-            del self.lines[key]
+        lane = self.lanes[key]
+        del lane.works[waiting.lease], self.works[waiting.lease]
+        if not lane.works:
+            del self.lanes[key]
 
-    def copy(self) -> Queue:
-        """Return a queue to take works from without touching this one."""
-        return Queue([line.copy() for line in self.lines.values()])
+    def copy(self) -> Lanes:
+        """Return lanes from which works can be popped without changing these."""
+        return Lanes([lane.copy() for lane in self.lanes.values()])
 
 
-class Turn:
-    """Takes works out of a queue in the order of service at one moment; nothing else may change the queue meanwhile.
+class Selection:
+    """Pops works in the order of service at one moment; nothing else may change the lanes meanwhile.
 
-    Charging the ledger between two takes is expected: it decides whose turn it is next.
+    The caller may charge the ledger between two pops: that decides which account is next.
     """
 
-    def __init__(self, queue: Queue, ledger: Ledger, schedule: Schedule, now_s: float) -> None:
-        self._queue = queue
+    def __init__(self, lanes: Lanes, ledger: Ledger, schedule: Schedule, now_s: float) -> None:
+        self._lanes = lanes
         self._ledger = ledger
         self._schedule = schedule
         self._now_s = now_s
         self._passed: list[Waiting] = []
-        lines = queue.lines.values()
-        self._heap = [self._rank(line, line.level(now_s, schedule.ageing_s)) for line in lines]
+        self._heap = [self._rank(lane, lane.level(now_s, schedule.priority_ageing_s)) for lane in lanes.lanes.values()]
         heapq.heapify(self._heap)
 
-    def take(self, room: Room | None) -> Waiting | None:
-        """Take the next work that may start in `room` (None: in an engine without limits), or return None."""
-        while self._heap and not self._blocked and (room is None or room.open):
-            line = self._first()
-            waiting = line.head
-            if room is None or room.takes(waiting):
+    def pop(self, vacancy: Vacancy | None) -> Waiting | None:
+        """Pop the next work that may start in `vacancy` (None: in an engine without limits), or return None."""
+        while self._heap and not self._blocked and (vacancy is None or vacancy.open):
+            lane = self._first()
+            waiting = lane.head
+            if vacancy is None or vacancy.admits(waiting):
                 for passed in self._passed:
                     passed.skips += 1
-                self._serve(line, waiting)
+                self._serve(lane, waiting)
                 return waiting
             heapq.heappop(self._heap)
             self._passed.append(waiting)
@@ -176,29 +175,29 @@ class Turn:
 
     @property
     def _blocked(self) -> bool:
-        """Tell whether all must wait for a work that was passed often enough, or the search was long enough."""
-        skips_max = self._schedule.skips_max
+        """Whether all must wait for a work that was passed often enough, or the search was long enough."""
+        skips_max = self._schedule.queue_skips_max
         return len(self._passed) > LOOK_PAST_MAX or any(passed.skips >= skips_max for passed in self._passed)
 
-    def _first(self) -> Line:
-        """Return the line to serve next. Counters only grow, so a stale one is put right when it comes to the top."""
+    def _first(self) -> Lane:
+        """Return the lane to serve next. Counters only grow, so a stale one is put right when it comes to the top."""
         while True:
-            level, served, _, line = self._heap[0]
-            if self._ledger.served(line.account) == served:
-                return line
-            heapq.heapreplace(self._heap, self._rank(line, -level))
+            level, served, _, lane = self._heap[0]
+            if self._ledger.served(lane.account) == served:
+                return lane
+            heapq.heapreplace(self._heap, self._rank(lane, -level))
 
-    def _serve(self, line: Line, waiting: Waiting) -> None:
-        self._queue.remove(waiting)
-        line.served_s = self._now_s
-        if line.works:
-            heapq.heapreplace(self._heap, self._rank(line, line.priority))
+    def _serve(self, lane: Lane, waiting: Waiting) -> None:
+        self._lanes.remove(waiting)
+        lane.served_s = self._now_s
+        if lane.works:
+            heapq.heapreplace(self._heap, self._rank(lane, lane.priority))
         else:
             heapq.heappop(self._heap)
 
-    def _rank(self, line: Line, level: int) -> tuple[int, float, int, Line]:
-        # Numbers are unique, so lines themselves are never compared.
-        return -level, self._ledger.served(line.account), line.head.number, line
+    def _rank(self, lane: Lane, level: int) -> tuple[int, float, int, Lane]:
+        # Numbers are unique, so lanes themselves are never compared.
+        return -level, self._ledger.served(lane.account), lane.head.number, lane
 
 
 class Policy:
@@ -208,7 +207,7 @@ class Policy:
         self.ledger = Ledger()
         self.revision = 0
         self._schedule = schedule
-        self._queue = Queue([])
+        self._queue = Lanes([])
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -225,7 +224,7 @@ class Policy:
         self._queue.add(Waiting(work, prepared, self._arrivals, now_s))
 
     def remove(self, lease: str) -> bool:
-        """Take a work out of the queue; tell whether it was in there."""
+        """Remove a work from the queue; return whether it was there."""
         waiting = self._queue.works.get(lease)
         if waiting is None:
             return False
@@ -235,7 +234,7 @@ class Policy:
         return True
 
     def prioritize(self, lease: str, priority: int, now_s: float) -> None:
-        """Move a waiting work behind those that wait at `priority`. Unknown ids are ignored."""
+        """Move a waiting work behind those that wait at `priority`. Unknown leases are ignored."""
         waiting = self._queue.works.get(lease)
         if waiting is None or waiting.work.priority == priority:
             return
@@ -245,39 +244,39 @@ class Policy:
         waiting.since_s = now_s
         self._queue.add(waiting)
 
-    def take(self, turn: Turn, room: Room) -> Waiting | None:
-        """Take the next work that may start in `room` out of the queue, or return None."""
-        waiting = turn.take(room)
+    def pop(self, selection: Selection, vacancy: Vacancy) -> Waiting | None:
+        """Pop the next work that may start in `vacancy`, or return None."""
+        waiting = selection.pop(vacancy)
         self.revision += waiting is not None
         return waiting
 
-    def put_back(self, waiting: Waiting, produced: int, now_s: float) -> None:
-        """Let a work that was taken wait again, first in its line: it is paused, after `produced` output tokens.
+    def requeue(self, waiting: Waiting, produced: int, now_s: float) -> None:
+        """Let a work wait again, first in its lane: the engine paused it after `produced` output tokens.
 
-        It is under no suspicion any more: it has had its steps.
+        It is no longer under suspicion: it has had its steps.
         """
         self.revision += 1
         waiting.work = msgspec.structs.replace(waiting.work, solo=False)
         waiting.prepared = msgspec.structs.replace(waiting.prepared, produced=produced)
         waiting.since_s, waiting.skips = now_s, 0
-        self._queue.put_back(waiting)
+        self._queue.requeue(waiting)
 
     def release(self, work: Work) -> None:
-        """A work that was taken has left the engine."""
+        """Forget a popped work: it has left the engine."""
         self.ledger.leave(work.account)
 
-    def turn(self, now_s: float) -> Turn:
-        """Return the order of service at this moment, for `take`. Costs time in proportion to the lines."""
-        return Turn(self._queue, self.ledger, self._schedule, now_s)
+    def select(self, now_s: float) -> Selection:
+        """Return the order of service at this moment, for `pop`. Costs time in proportion to the lanes."""
+        return Selection(self._queue, self.ledger, self._schedule, now_s)
 
     def order(self, now_s: float) -> list[Waiting]:
-        """Return all waiting works in the order in which they would be taken now, if all fitted and nothing was cached.
+        """Return all waiting works in the order in which they would be popped if all fitted and nothing was cached.
 
         Costs O(n log n): a few microseconds for each waiting work.
         """
         ledger, order = self.ledger.trial(), []
-        turn = Turn(self._queue.copy(), ledger, self._schedule, now_s)
-        while (waiting := turn.take(None)) is not None:
+        selection = Selection(self._queue.copy(), ledger, self._schedule, now_s)
+        while (waiting := selection.pop(None)) is not None:
             ledger.charge(waiting.work.account, prefilled=waiting.prefill_tokens)
             order.append(waiting)
         return order

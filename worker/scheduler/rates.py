@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 WINDOW_S = 5.0
-# Outputs of finished works are averaged over about so many works.
+"""Busy seconds after which a measurement counts 1/e of its first weight."""
+
 FINISHED_WORKS = 16
+"""The lengths of outputs are averaged over about this many finished works."""
 
 
 class Mean:
@@ -69,7 +71,7 @@ class Rates:
         return tokens_max if self._output_tokens is None else min(tokens_max, self._output_tokens)
 
     def wait_ms(self, tokens_ahead: float) -> int | None:
-        """Estimate the time until a slot is free for a work that lets works of so many output tokens go first.
+        """Estimate the time until a slot is free for a work behind others that will produce `tokens_ahead` tokens.
 
         All slots together produce the tokens, and the first slot is free after one more work's share of them. None
         before the first work has finished.

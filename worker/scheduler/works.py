@@ -1,4 +1,4 @@
-"""What the scheduler is given and what it answers: works, and one batch of their events per engine step."""
+"""The scheduler's input and output: works, and one batch of their events per engine step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from worker.errors import Problem
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """A generation with what the scheduler weighs. `generation.lease` names one attempt of one choice of one job.
+    """A generation and its claim on the engine. `generation.lease` names one attempt at one choice of one job.
 
-    `priority` 0 to 9, higher first. Waiting works of equal priority are served by account, least served first,
-    per share: a account of `weight` 2 has two.
-    A `solo` work shares no step with others until its first token: it is suspected of killing the engine.
+    `priority` 0 to 9, higher first. Waiting works of equal priority are served by account, least served first, per
+    share: an account of `weight` 2 has two. A `solo` work shares no step with others until its first token: it is
+    suspected of killing the engine.
     """
 
     generation: Generation
@@ -26,21 +26,21 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """How to schedule: the settings of `policy` and `loop`.
+    """How to schedule: the settings of `policy` and `loop`, under the names that they have in `config.settings`.
 
-    An engine step computes at most `prefill_tokens_per_step` prompt tokens. A line of waiting works gains a level of
-    priority per `ageing_s` seconds unserved. A work that does not fit is passed by at most `skips_max` others. Changed
-    positions are told at most every `news_ms` milliseconds.
+    An engine step computes at most `prefill_tokens_per_step` prompt tokens. A lane of waiting works gains a level of
+    priority per `priority_ageing_s` seconds unserved. A work that does not fit is passed by at most `queue_skips_max`
+    others. Changed positions are reported at most every `queue_news_ms` milliseconds.
     """
 
     prefill_tokens_per_step: int = 256
-    ageing_s: float = 30.0
-    skips_max: int = 16
-    news_ms: int = 250
+    priority_ageing_s: float = 30.0
+    queue_skips_max: int = 16
+    queue_news_ms: int = 250
 
 
 class Placed(msgspec.Struct, frozen=True, array_like=True, tag="Q"):
-    """Work `id` waits at `position` (from 1); `eta_ms` is estimated from measured rates, None while there are none.
+    """The work waits at `position` (from 1); `eta_ms` is estimated from measured rates, None while there are none.
 
     Sent when the position changed; far back in the queue only when it changed much.
     """
@@ -51,7 +51,7 @@ class Placed(msgspec.Struct, frozen=True, array_like=True, tag="Q"):
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag="S"):
-    """Work `id` holds a slot. `cached_tokens` of its `prompt_tokens` (resumed ones not counted) were in the cache."""
+    """The work holds a slot. `cached_tokens` of its `prompt_tokens` (resumed ones not counted) were in the cache."""
 
     lease: str
     prompt_tokens: int
@@ -59,7 +59,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag="S"):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="R"):
-    """Work `id` can never run here, and why. It is gone."""
+    """The work can never run here, for the reason in `error`. It is gone."""
 
     lease: str
     error: Problem
@@ -84,12 +84,12 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
 class Batch(msgspec.Struct, frozen=True, tag="batch"):
     """All that happened in one step, in order, and the engine's state after it.
 
-    `heard` counts the commands (`Submit`, `Cancel`, `Update`) taken so far: while it is behind what was sent, or while
-    works run or wait, another batch is to come. `handling` is the work that is prepared or admitted next: if the engine
-    dies before it says more, it died of that.
+    `commands_answered` counts the commands (`Submit`, `Cancel`, `Prioritize`) that took effect so far: while it is
+    behind the number sent, or while works run or wait, another batch will come. `handling` is the lease of the work
+    that is prepared or admitted next: if the engine dies before the next batch, it died of that work.
     """
 
     events: tuple[WorkEvent, ...]
     stats: Stats
-    heard: int = 0
+    commands_answered: int = 0
     handling: str = ""
