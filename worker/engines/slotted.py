@@ -21,7 +21,7 @@ from worker.engines.vocabulary import Vocabulary
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class SlotRow:
     """A sequence in a slot: `cached` of its tokens are in the cache, `prefill_tokens` were there at admission.
 
     While it waits for `leader`, it is not computed: the first `common` tokens are going to be copied from there.
@@ -31,7 +31,7 @@ class Row:
     slot: int
     cached: int
     prefill_tokens: int
-    leader: Row | None = None
+    leader: SlotRow | None = None
     common: int = 0
 
     @property
@@ -46,7 +46,7 @@ class Row:
         return [Prefilled(self.sequence.lease, self.cached, self.prefill_tokens)] if prefilling else []
 
 
-R = TypeVar("R", bound=Row)
+R = TypeVar("R", bound=SlotRow)
 
 
 class Runner(Protocol[R]):

@@ -11,7 +11,7 @@ import pytest
 from worker.engines.base import EngineSpec
 from worker.engines.exllamav2 import gpu_memory, requirements
 from worker.engines.exllamav2.folder import Folder
-from worker.engines.exllamav2.memory import Memory, Shape, estimate, whole_pages
+from worker.engines.exllamav2.memory import CacheShape, Memory, estimate, whole_pages
 from worker.engines.exllamav2.options import Options
 from worker.errors import ModelError
 
@@ -39,8 +39,8 @@ def folder(path: Path, weights_bytes: int, config: dict[str, object] | None = No
 
 
 def test_a_token_of_cache_in_each_precision(tmp_path: Path) -> None:
-    shape = Shape.of(folder(tmp_path / "m", 10))
-    assert shape == Shape(32, 8, 128, 131_072)
+    shape = CacheShape.of(folder(tmp_path / "m", 10))
+    assert shape == CacheShape(32, 8, 128, 131_072)
     assert shape.token_bytes("fp16") == 131_072
     # Quantised, with a scale, and one layer in float16 to work on.
     assert shape.token_bytes("q8") == 131_072 * 8.5 / 16 + 4096
@@ -49,11 +49,11 @@ def test_a_token_of_cache_in_each_precision(tmp_path: Path) -> None:
 
 def test_shapes_are_read_from_every_way_to_write_them(tmp_path: Path) -> None:
     old = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
-    assert Shape.of(folder(tmp_path / "old", 1, old)) == Shape(2, 4, 16, 2048)
+    assert CacheShape.of(folder(tmp_path / "old", 1, old)) == CacheShape(2, 4, 16, 2048)
     nested = {"text_config": {**old, "head_dim": 32, "num_key_value_heads": 1, "max_position_embeddings": 512}}
-    assert Shape.of(folder(tmp_path / "nested", 1, nested)) == Shape(2, 1, 32, 512)
+    assert CacheShape.of(folder(tmp_path / "nested", 1, nested)) == CacheShape(2, 1, 32, 512)
     with pytest.raises(ModelError, match="num_hidden_layers"):
-        Shape.of(folder(tmp_path / "bare", 1, {"num_attention_heads": 4}))
+        CacheShape.of(folder(tmp_path / "bare", 1, {"num_attention_heads": 4}))
 
 
 def test_all_that_slots_can_use_is_wanted_and_what_fits_is_made(tmp_path: Path) -> None:

@@ -145,9 +145,9 @@ def test_what_a_sequence_knows_survives_a_pause(
 
 def _pause_always(engine: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every step find that there is no room."""
-    from worker.engines.exllamav2.job import Job
+    from worker.engines.exllamav2.job import SequenceJob
 
-    monkeypatch.setattr(Job, "has_room", lambda job: not job.ready)
+    monkeypatch.setattr(SequenceJob, "has_room", lambda job: not job.ready)
 
 
 def test_a_failed_pass_after_growing_is_repeated(

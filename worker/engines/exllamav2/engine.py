@@ -29,7 +29,7 @@ from worker.engines.base import (
     StepEvent,
 )
 from worker.engines.exllamav2.folder import Folder
-from worker.engines.exllamav2.job import Job, JobFault, Plan, Step, page_names
+from worker.engines.exllamav2.job import JobFault, Plan, SequenceJob, Step, page_names
 from worker.engines.exllamav2.model import Loaded, load_model
 from worker.engines.exllamav2.options import PAGE_TOKENS, Options, read_options
 from worker.engines.exllamav2.vocabulary import FolderVocabulary
@@ -51,10 +51,10 @@ def load_engine(spec: EngineSpec, on_load: OnLoad) -> ExLlamaV2Engine:
 
 
 @dataclass
-class _Row:
+class _Running:
     """A sequence in the batch and its job, which a replay replaces."""
 
-    job: Job
+    job: SequenceJob
     replayed: bool = False
 
 
@@ -73,7 +73,7 @@ class ExLlamaV2Engine:
             template, bos_token=folder.token_name("bos_token"), eos_token=folder.token_name("eos_token")
         )
         self._step = Step()
-        self._running: dict[str, _Row] = {}  # in order of admission
+        self._running: dict[str, _Running] = {}  # in order of admission
         self._paused: dict[str, Sequence] = {}
         self._info = EngineInfo(
             engine="exllamav2",
@@ -133,8 +133,8 @@ class ExLlamaV2Engine:
         sequence = self._paused.pop(prepared.lease, None) or Sequence(prepared, self._vocabulary, self._guides)
         assert len(sequence.tokens) == prepared.tokens_present
         plan = Plan(sequence, prepared.tokens_reserved, len(sequence.tokens), self._vocabulary.size, self._ahead)
-        job = Job(plan, self._step, 0)
-        self._running[prepared.lease] = _Row(job)
+        job = SequenceJob(plan, self._step, 0)
+        self._running[prepared.lease] = _Running(job)
         cached = job.told = self._start(job)
         return cached
 
@@ -182,7 +182,7 @@ class ExLlamaV2Engine:
         self._paused[lease] = job.sequence
         self._step.events.append(Paused(lease, job.sequence.position))
 
-    def _start(self, job: Job) -> int:
+    def _start(self, job: SequenceJob) -> int:
         """Put a job into the batch; return how many of its tokens the cache had."""
         self._generator.enqueue(job)
         self._generator.iterate_start_jobs([])
@@ -190,7 +190,7 @@ class ExLlamaV2Engine:
         with torch.inference_mode():
             return job.adopt()
 
-    def _recover(self, error: Exception, culprit: Job | None) -> None:
+    def _recover(self, error: Exception, culprit: SequenceJob | None) -> None:
         """Break the culprit and replay the others, or raise the error."""
         if _is_final(error):
             raise error
@@ -208,7 +208,7 @@ class ExLlamaV2Engine:
         generator.reset_page_table()
         for row in rows:
             row.replayed = row.replayed or culprit is None
-            row.job = Job(row.job.plan, self._step, row.job.told)
+            row.job = SequenceJob(row.job.plan, self._step, row.job.told)
             self._start(row.job)
 
 

@@ -59,12 +59,12 @@ class Plan:
 class JobFault(Exception):
     """Something of the library's failed in the part of a step that is `job`'s alone. The cause is the exception's."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SequenceJob) -> None:
         super().__init__(job)
         self.job = job
 
 
-class Job(ExLlamaV2DynamicJob):
+class SequenceJob(ExLlamaV2DynamicJob):
     """A sequence from its prompt to its end. `told` of its prefilled tokens were reported before."""
 
     def __init__(self, plan: Plan, step: Step, told: int) -> None:

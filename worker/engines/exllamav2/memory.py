@@ -16,7 +16,7 @@ RESERVE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Shape:
+class CacheShape:
     """What of a model decides the size of its KV cache."""
 
     layers: int
@@ -25,7 +25,7 @@ class Shape:
     context_tokens: int
 
     @classmethod
-    def of(cls, folder: Folder) -> Shape:
+    def of(cls, folder: Folder) -> CacheShape:
         """Read it from config.json. Raises ModelError where that does not say."""
         config = {**folder.config, **(folder.config.get("text_config") or {})}
         try:
@@ -113,12 +113,12 @@ def estimate(
     folder: Folder, options: Options, slots: int, context_tokens: int, free_bytes: tuple[int, ...] = ()
 ) -> Memory:
     """Return what a model takes with these options. `context_tokens` 0 is the model's own. Raises ModelError."""
-    shape, draft = Shape.of(folder), Folder(Path(options.draft_model)) if options.draft_model else None
+    shape, draft = CacheShape.of(folder), Folder(Path(options.draft_model)) if options.draft_model else None
     context = min(shape.context_tokens, (context_tokens or shape.context_tokens) + options.ahead)
     weights, token_bytes = folder.weights_bytes, shape.token_bytes(options.cache)
     if draft is not None:
         weights += draft.weights_bytes
-        token_bytes += Shape.of(draft).token_bytes(options.cache)
+        token_bytes += CacheShape.of(draft).token_bytes(options.cache)
     spare = 1 if options.speculates else 0
     wanted = whole_pages(options.cache_tokens) or (slots * (whole_pages(context) // PAGE_TOKENS) + spare) * PAGE_TOKENS
     least = (1 + spare) * PAGE_TOKENS

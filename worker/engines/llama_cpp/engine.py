@@ -22,7 +22,7 @@ from worker.engines.output.sampling import Logits, log_softmax
 from worker.engines.output.sequence import Sequence
 from worker.engines.prompt.chat import ChatTemplate
 from worker.engines.slots import Placement
-from worker.engines.slotted import Row, SlottedEngine
+from worker.engines.slotted import SlotRow, SlottedEngine
 from worker.errors import ModelError
 
 CONTEXT_TOKENS_DEFAULT = 4096
@@ -85,7 +85,7 @@ def _engine(lib: Any, model: Any, name: str, spec: EngineSpec) -> SlottedEngine[
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class LlamaCppRow(Row):
+class LlamaCppRow(SlotRow):
     """A sequence in a slot, with its sampler; `output` is where the batch has its logits."""
 
     sampler: Sampler

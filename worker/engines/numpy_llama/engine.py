@@ -17,17 +17,17 @@ from worker.engines.numpy_llama.forward import Chunk, Forward
 from worker.engines.numpy_llama.gguf import Gguf, open_gguf
 from worker.engines.numpy_llama.kv_cache import KvCache
 from worker.engines.numpy_llama.tokenizer import load_tokenizer
-from worker.engines.numpy_llama.weights import Weights, load_weights
+from worker.engines.numpy_llama.weights import LlamaWeights, load_weights
 from worker.engines.output.sequence import Sequence, advance
 from worker.engines.prompt.chat import ChatTemplate
 from worker.engines.slots import Placement
-from worker.engines.slotted import Row, SlottedEngine
+from worker.engines.slotted import SlotRow, SlottedEngine
 from worker.errors import ModelError
 
 CONTEXT_TOKENS_DEFAULT = 4096
 
 
-def load(spec: EngineSpec, on_load: OnLoad) -> SlottedEngine[Row]:
+def load(spec: EngineSpec, on_load: OnLoad) -> SlottedEngine[SlotRow]:
     """Load the GGUF file `spec.model`, which must be given.
 
     Makes fewer slots than asked for if their cache could fill more than half of the memory beside the weights. Raises
@@ -65,7 +65,7 @@ def load(spec: EngineSpec, on_load: OnLoad) -> SlottedEngine[Row]:
 class NumpyRunner:
     """Computes with one model and its cache, see `worker.engines.slotted.Runner`."""
 
-    def __init__(self, weights: Weights, cache: KvCache, context_tokens: int) -> None:
+    def __init__(self, weights: LlamaWeights, cache: KvCache, context_tokens: int) -> None:
         self._cache = cache
         self._forward = Forward(weights, cache, context_tokens)
 
@@ -76,11 +76,11 @@ class NumpyRunner:
             self._cache.copy(donor, slot, shared)
         return shared
 
-    def row(self, sequence: Sequence, slot: int, cached: int) -> Row:
+    def row(self, sequence: Sequence, slot: int, cached: int) -> SlotRow:
         """Return the row of a sequence that is admitted."""
-        return Row(sequence, slot, cached, len(sequence.tokens))
+        return SlotRow(sequence, slot, cached, len(sequence.tokens))
 
-    def run(self, work: list[tuple[Row, int]]) -> list[StepEvent]:
+    def run(self, work: list[tuple[SlotRow, int]]) -> list[StepEvent]:
         """Compute the next tokens of all rows in one pass, and choose the next token of those in decode."""
         hidden = self._forward([_chunk(row, count) for row, count in work])
         sound = np.all(np.isfinite(hidden), axis=1)
@@ -100,7 +100,7 @@ class NumpyRunner:
     def close(self) -> None:
         """Do nothing: memory is freed with the object."""
 
-    def _broke(self, row: Row, count: int) -> Broke:
+    def _broke(self, row: SlotRow, count: int) -> Broke:
         """End a sequence whose last `count` tokens gave no numbers, and clear its slot.
 
         The next sequence in the slot may read past its own end, and what is not a number stays so even if masked.
@@ -110,11 +110,11 @@ class NumpyRunner:
         return row.sequence.broke(ArithmeticError("the model's output is not a number"))
 
 
-def _chunk(row: Row, count: int) -> Chunk:
+def _chunk(row: SlotRow, count: int) -> Chunk:
     return Chunk(row.slot, row.cached, row.sequence.tokens[row.cached : row.cached + count])
 
 
-def _slots(file: Gguf, weights: Weights, asked: int, context_tokens: int) -> int:
+def _slots(file: Gguf, weights: LlamaWeights, asked: int, context_tokens: int) -> int:
     """The number of slots asked for, or fewer: their cache fits into half of the memory beside the weights."""
     memory, shape = memory_bytes(), weights.shape
     if memory is None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from worker.engines.numpy_llama.kv_cache import PAGE_TOKENS, KvCache, Places
 from worker.engines.numpy_llama.linear import Floats, Ids, multiply
-from worker.engines.numpy_llama.weights import Weights
+from worker.engines.numpy_llama.weights import LlamaWeights
 
 # What it costs to compute one more group of slots apart, in positions of cache that could be read meanwhile.
 GROUP_TOKENS = 400
@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class SlotGroup:
     """Rows that are the only ones of their slots. `slots` is the range they lie in, `tokens` the longest's length.
 
     `places` are the rows' places in that range, None if they fill it. `mask` (slots, 1, 1, n) is added to the last n
@@ -58,7 +58,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Rows:
     """All rows of one pass: the token and the place of each, and how their attention is computed.
 
     `ends` are the rows of the last token of each chunk, in the order in which the chunks were given.
@@ -67,14 +67,14 @@ class Batch:
     ids: Ids
     places: Places
     ends: Ids
-    groups: list[Group]
+    groups: list[SlotGroup]
     spans: list[Span]
 
 
 class Forward:
     """Computes batches with one model and one cache."""
 
-    def __init__(self, weights: Weights, cache: KvCache, context: int) -> None:
+    def __init__(self, weights: LlamaWeights, cache: KvCache, context: int) -> None:
         self._weights = weights
         self._cache = cache
         shape = weights.shape
@@ -90,38 +90,38 @@ class Forward:
 
         (chunks, hidden), in their order. There is at least one chunk, and no slot has two.
         """
-        batch = _batch(chunks)
+        rows = _lay_out(chunks)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            hidden = self._layers(batch)
-        return hidden[batch.ends]
+            hidden = self._layers(rows)
+        return hidden[rows.ends]
 
     def logits(self, hidden: Floats) -> Floats:
         """Return the logits (rows, vocab) after hidden states (rows, hidden)."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             return self._weights.head(_normed(hidden, self._weights.shape.norm_eps) * self._weights.norm)
 
-    def _layers(self, batch: Batch) -> Floats:
+    def _layers(self, rows: Rows) -> Floats:
         shape, cache = self._weights.shape, self._cache
-        rows, eps = len(batch.ids), shape.norm_eps
-        turns = self._turns[batch.places.positions][:, None]
-        hidden = self._weights.embedding.output_rows(batch.ids)
-        mixed = np.empty((rows, shape.queries), np.float32)
+        count, eps = len(rows.ids), shape.norm_eps
+        turns = self._turns[rows.places.positions][:, None]
+        hidden = self._weights.embedding.output_rows(rows.ids)
+        mixed = np.empty((count, shape.queries), np.float32)
         for number, layer in enumerate(self._weights.layers):
-            qkv = layer.qkv(_normed(hidden, eps)).reshape(rows, -1, shape.head_dim)
+            qkv = layer.qkv(_normed(hidden, eps)).reshape(count, -1, shape.head_dim)
             turned = qkv[:, : shape.heads + shape.kv_heads].view(np.complex64)
             turned *= turns
-            cache.write(number, batch.places, qkv[:, shape.heads : -shape.kv_heads], qkv[:, -shape.kv_heads :])
-            queries = qkv[:, : shape.heads].reshape(rows, shape.kv_heads, self._group, shape.head_dim)
-            for group in batch.groups:
+            cache.write(number, rows.places, qkv[:, shape.heads : -shape.kv_heads], qkv[:, -shape.kv_heads :])
+            queries = qkv[:, : shape.heads].reshape(count, shape.kv_heads, self._group, shape.head_dim)
+            for group in rows.groups:
                 self._attend_group(number, group, queries, mixed)
-            for span in batch.spans:
+            for span in rows.spans:
                 self._attend_span(number, span, queries, mixed)
             hidden += layer.output(mixed)
             gate_up = layer.gate_up(_normed(hidden, eps))
             hidden += layer.down(_gated(gate_up[:, : shape.ffn], gate_up[:, shape.ffn :]))
         return hidden
 
-    def _attend_group(self, layer: int, group: Group, queries: Floats, mixed: Floats) -> None:
+    def _attend_group(self, layer: int, group: SlotGroup, queries: Floats, mixed: Floats) -> None:
         """Attention of single rows: each sees all of its slot's positions."""
         mine = queries[group.rows]
         if group.places is not None:
@@ -167,7 +167,7 @@ class Forward:
         return found
 
 
-def _batch(chunks: Sequence[Chunk]) -> Batch:
+def _lay_out(chunks: Sequence[Chunk]) -> Rows:
     """Lay out the rows: single tokens first, by slot, then prompts."""
     keys = [(len(chunk.ids) > 1, chunk.slot) for chunk in chunks]
     order = sorted(range(len(chunks)), key=keys.__getitem__)
@@ -177,7 +177,7 @@ def _batch(chunks: Sequence[Chunk]) -> Batch:
     ends = np.empty(len(chunks), np.intp)
     ends[order] = row_stops
     ends -= 1
-    return Batch(
+    return Rows(
         ids=np.array([token for chunk, _ in laid for token in chunk.ids]),
         places=Places.of(
             slots=np.array([chunk.slot for chunk, _ in laid for _ in chunk.ids]),
@@ -193,7 +193,7 @@ def _batch(chunks: Sequence[Chunk]) -> Batch:
     )
 
 
-def plan_groups(slots: Sequence[int], lengths: Sequence[int]) -> list[Group]:
+def plan_groups(slots: Sequence[int], lengths: Sequence[int]) -> list[SlotGroup]:
     """Cut rows, sorted by slot, into groups of neighbouring slots that are worth computing together.
 
     Together means: as long as the longest, gaps included. Apart means the price of one more group.
@@ -203,7 +203,7 @@ def plan_groups(slots: Sequence[int], lengths: Sequence[int]) -> list[Group]:
     waste = (slots[-1] - slots[0] + 1) * max(lengths) - sum(lengths)
     if waste <= GROUP_TOKENS:
         return [_group(slots, lengths, slice(0, len(slots)))]
-    groups: list[Group] = []
+    groups: list[SlotGroup] = []
     start, longest = 0, 0
     for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
         together = (slot - slots[start] + 1) * max(longest, length)
@@ -215,7 +215,7 @@ def plan_groups(slots: Sequence[int], lengths: Sequence[int]) -> list[Group]:
     return [*groups, _group(slots, lengths, slice(start, len(slots)))]
 
 
-def _group(slots: Sequence[int], lengths: Sequence[int], rows: slice) -> Group:
+def _group(slots: Sequence[int], lengths: Sequence[int], rows: slice) -> SlotGroup:
     first, count = slots[rows.start], slots[rows.stop - 1] - slots[rows.start] + 1
     longest, shortest = max(lengths[rows]), min(lengths[rows])
     places = np.array(slots[rows]) - first if count > rows.stop - rows.start else None
@@ -226,7 +226,7 @@ def _group(slots: Sequence[int], lengths: Sequence[int], rows: slice) -> Group:
         limits[np.array(slots[rows]) - first] = lengths[rows]
         hidden = np.arange(shortest, longest) >= limits[:, None]
         mask = np.where(hidden, np.float32(-np.inf), np.float32(0))[:, None, None]
-    return Group(rows, slice(first, first + count), longest, places, mask)
+    return SlotGroup(rows, slice(first, first + count), longest, places, mask)
 
 
 def _normed(hidden: Floats, eps: float) -> Floats:

@@ -22,7 +22,7 @@ from worker.errors import ModelError
 
 Bytes = NDArray[np.uint8]
 Matrix = NDArray[np.float32]
-Value: TypeAlias = bool | int | float | str | list[str] | NDArray[np.generic]
+MetadataValue: TypeAlias = bool | int | float | str | list[str] | NDArray[np.generic]
 T = TypeVar("T", bool, int, float, str, list[str], NDArray[np.generic])
 
 MAGIC = b"GGUF"
@@ -105,7 +105,7 @@ class Gguf:
     """An open GGUF file. `data` are the bytes behind the header, mapped from disk; tensors are decoded when read."""
 
     path: Path
-    metadata: Mapping[str, Value]
+    metadata: Mapping[str, MetadataValue]
     tensors: Mapping[str, Tensor]
     data: Bytes
 
@@ -155,7 +155,7 @@ def open_gguf(path: Path) -> Gguf:
         swapped = " (or the file is big-endian)" if version >> 16 else ""
         _refuse(path, f"it has GGUF version {version}{swapped}, and 2 and 3 can be read", "Convert the model again.")
     tensor_count, value_count = cursor.integer("<Q"), cursor.integer("<Q")
-    metadata: dict[str, Value] = {}
+    metadata: dict[str, MetadataValue] = {}
     for _ in range(value_count):
         key = cursor.string()
         if key in metadata:
@@ -220,7 +220,7 @@ class _Cursor:
     def string(self) -> str:
         return str(self.take(self.integer("<Q")), "utf-8", "replace")
 
-    def value(self, kind: int) -> Value:
+    def value(self, kind: int) -> MetadataValue:
         if kind == STRING:
             return self.string()
         if kind == ARRAY:
@@ -228,7 +228,7 @@ class _Cursor:
         scalar: bool | int | float = self._scalars(kind, 1)[0].item()
         return scalar
 
-    def _array(self, kind: int, count: int) -> Value:
+    def _array(self, kind: int, count: int) -> MetadataValue:
         if kind == STRING:
             return [self.string() for _ in range(count)]
         return self._scalars(kind, count)

@@ -1,7 +1,7 @@
 """The weights of a Llama model: what a GGUF file must hold to be one, and the matrices in memory.
 
 What a Llama computes, per layer and token: RMS norm, queries, keys and values in one product, rotary positions,
-attention, output projection, RMS norm, gated feed-forward (`llama_forward`). Weights that only scale a matrix's inputs
+attention, output projection, RMS norm, gated feed-forward (`forward`). Weights that only scale a matrix's inputs
 or outputs are multiplied into it here, once: norm weights, and the square root of the head size by which scores are
 divided.
 """
@@ -44,7 +44,7 @@ LAYER_PARTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class LlamaShape:
     """The sizes of a model; `heads` query heads share `kv_heads` key and value heads of `head_dim` numbers."""
 
     vocab: int
@@ -89,10 +89,10 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class LlamaWeights:
     """A model in memory. `frequencies` are the angles by which RoPE turns each pair per position, in radians."""
 
-    shape: Shape
+    shape: LlamaShape
     embedding: Linear
     layers: tuple[Layer, ...]
     norm: Floats
@@ -106,7 +106,7 @@ class Weights:
         return sum(ends.values()) + sum(layer.nbytes for layer in self.layers)
 
 
-def load_weights(file: Gguf, on_load: OnLoad) -> Weights:
+def load_weights(file: Gguf, on_load: OnLoad) -> LlamaWeights:
     """Read a model of architecture "llama". Raises ModelError for anything that would not be computed correctly."""
     shape = read_shape(file)
     tied = "output.weight" not in file.tensors
@@ -123,10 +123,10 @@ def load_weights(file: Gguf, on_load: OnLoad) -> Weights:
         loaded += layers[-1].nbytes
         on_load(LoadProgress("weights", number + 1, shape.layers, loaded))
     norm = file.read("output_norm.weight", (shape.hidden,))
-    return Weights(shape, embedding, tuple(layers), norm, head, frequencies)
+    return LlamaWeights(shape, embedding, tuple(layers), norm, head, frequencies)
 
 
-def read_shape(file: Gguf) -> Shape:
+def read_shape(file: Gguf) -> LlamaShape:
     """Read and check the sizes. Raises ModelError for another architecture, variants of it, and impossible sizes."""
     architecture = file.get("general.architecture", str)
     if architecture != "llama":
@@ -137,7 +137,7 @@ def read_shape(file: Gguf) -> Shape:
             raise _other(file, f"its 'llama.{key}' is {value}, which the numpy engine does not compute")
     heads, hidden = file.get("llama.attention.head_count", int), file.get("llama.embedding_length", int)
     head_dim = file.get("llama.attention.key_length", int, hidden // heads if heads else 0)
-    shape = Shape(
+    shape = LlamaShape(
         vocab=len(file.get("tokenizer.ggml.tokens", list)),
         hidden=hidden,
         layers=file.get("llama.block_count", int),
@@ -157,7 +157,7 @@ def read_shape(file: Gguf) -> Shape:
     return shape
 
 
-def _frequencies(file: Gguf, shape: Shape) -> NDArray[np.float64]:
+def _frequencies(file: Gguf, shape: LlamaShape) -> NDArray[np.float64]:
     """The angles of RoPE. Llama 3's scaling comes as a tensor of factors, linear scaling as one number."""
     scaling = file.get("llama.rope.scaling.type", str, "none")
     if scaling not in ("none", "linear"):
@@ -173,7 +173,7 @@ def _frequencies(file: Gguf, shape: Shape) -> NDArray[np.float64]:
     return np.asarray(frequencies, np.float64)
 
 
-def _layer(file: Gguf, shape: Shape, at: str) -> Layer:
+def _layer(file: Gguf, shape: LlamaShape, at: str) -> Layer:
     hidden, queries, keys, ffn = shape.hidden, shape.queries, shape.keys, shape.ffn
     norm = file.read(at + "attn_norm.weight", (hidden,))
     wanted = (("q", queries), ("k", keys), ("v", keys))
@@ -190,7 +190,7 @@ def _layer(file: Gguf, shape: Shape, at: str) -> Layer:
     )
 
 
-def _check_names(file: Gguf, shape: Shape) -> None:
+def _check_names(file: Gguf, shape: LlamaShape) -> None:
     """Refuse tensors that nothing here would use, such as biases: the results would be wrong without a word."""
     for name in file.tensors:
         match = LAYER_TENSOR.fullmatch(name)
@@ -198,7 +198,7 @@ def _check_names(file: Gguf, shape: Shape) -> None:
             raise _other(file, f"it has the tensor {name!r}, which the numpy engine does not compute with")
 
 
-def _check_memory(file: Gguf, shape: Shape, tied: bool) -> None:
+def _check_memory(file: Gguf, shape: LlamaShape, tied: bool) -> None:
     """Refuse what cannot fit: the kernel would kill the process long after the start."""
     vocabularies = (1 if tied else 2) * shape.vocab * shape.hidden
     needed = 4 * (vocabularies + shape.layers * shape.parameters)
