@@ -19,9 +19,9 @@ from worker.requests import Prompt, Sampling
 class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One sequence to generate, as it travels to the engine process.
 
-    `id` is unique among live sequences. `generated` are the ids produced by earlier attempts: the engine prefills
+    `lease` is unique among live sequences. `generated` are the ids produced by earlier attempts: the engine prefills
     them after the prompt and samples on at position `len(generated)`. `max_tokens` is the whole budget, including
-    `generated`. `index` is the choice that it is of its job, for the reader's eyes only.
+    `generated`. `index` is the number of the choice in its job, for the reader's eyes only.
     """
 
     lease: str
@@ -37,9 +37,9 @@ class Prepared(msgspec.Struct, frozen=True):
 
     `max_tokens` is cut to what fits the context: `len(prompt_ids) + max_tokens <= context_tokens`. An engine that
     reserves KV cache in slices, of `slice_tokens` output tokens, pauses sequences when there is no room for the next
-    slice; `produced` counts the output tokens of such a sequence. `healed` are the bytes of a token that was taken off
-    the prompt: the first token of the output begins with them, its text is shown without. `prompt_pages` are the
-    engine's own names for the pages of KV cache that the prompt fills, where it has such.
+    slice; `produced` counts the output tokens of such a sequence. `healed` are the bytes of a token that was removed
+    from the prompt: the first token of the output begins with them, its text is shown without. `prompt_pages` are the
+    engine's own names for the pages of KV cache that the prompt fills, if it has such names.
     """
 
     generation: Generation
@@ -62,17 +62,17 @@ class Prepared(msgspec.Struct, frozen=True):
 
     @property
     def tokens_present(self) -> int:
-        """Tokens that are there before the first step: prompt, and what an earlier attempt or residence produced."""
+        """Tokens before the first step: the prompt, and the output of an earlier attempt or before a pause."""
         return len(self.prompt_ids) + max(self.produced, len(self.generation.generated))
 
     @property
     def tokens_reserved(self) -> int:
-        """Tokens of KV cache to reserve at admission: all that may come, or those present and one slice."""
+        """Tokens of KV cache to reserve at admission: the whole sequence, or the tokens present and one slice."""
         return min(self.tokens_max, self.tokens_present + self.slice_tokens) if self.slice_tokens else self.tokens_max
 
 
 class Prefilled(msgspec.Struct, frozen=True, array_like=True, tag="P"):
-    """`done` of `total` tokens of sequence `id` are in the KV cache (prompt and resumed tokens)."""
+    """`done` of `total` tokens of a sequence are in the KV cache (prompt and resumed tokens)."""
 
     lease: str
     done: int
@@ -83,7 +83,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     """Progress of one sequence in one step: text that may be shown and the ids it came from, or its end, or both.
 
     Tokens whose text must be held back (half a character, the beginning of a stop string) are withheld with their
-    text: after each delta nothing of the ids handed out is pending, so a sequence can be resumed from its ids alone.
+    text: after each delta no text of the released ids is pending, so a sequence can be resumed from its ids alone.
     `ids` never contain the end-of-sequence token, nor tokens of a matched stop string.
     """
 
@@ -97,17 +97,17 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="D"):
 
 
 class Broke(msgspec.Struct, frozen=True, array_like=True, tag="B"):
-    """Sequence `id` alone failed inside a step, for `reason`; it has left the engine. The others go on."""
+    """One sequence alone failed inside a step, for `reason`; it has left the engine. The others go on."""
 
     lease: str
     reason: str
 
 
 class Paused(msgspec.Struct, frozen=True, array_like=True, tag="X"):
-    """Sequence `id` has left the batch because there is no KV cache for its next slice; it has produced `produced`.
+    """A sequence left the batch after `produced` output tokens, because there is no KV cache for its next slice.
 
-    The engine keeps all the rest of it, text and tokens that are withheld included. Admitted again, with `produced` in
-    its `Prepared`, it goes on exactly where it was.
+    The engine keeps the rest of its state, withheld text and tokens included. Admitted again, with `produced` in its
+    `Prepared`, it goes on exactly where it was.
     """
 
     lease: str
@@ -120,7 +120,7 @@ StepEvent: TypeAlias = Prefilled | Delta | Broke | Paused
 class Capacity(msgspec.Struct, frozen=True):
     """Room in the engine now: free sequences, and free KV cache in tokens, handed out in blocks of `kv_block_tokens`.
 
-    A sequence takes `ceil(tokens_reserved / kv_block_tokens)` blocks, less those that it can share with others in the
+    A sequence needs `ceil(tokens_reserved / kv_block_tokens)` blocks, less those that it can share with others in the
     batch. Engines with one fixed row of cache per slot have blocks of a whole context, so that slots alone decide.
     """
 
@@ -131,7 +131,7 @@ class Capacity(msgspec.Struct, frozen=True):
     kv_block_tokens: int
 
     def fits(self, tokens: int) -> bool:
-        """Tell whether there is room for a sequence that takes so many tokens of KV cache."""
+        """Return whether there is room for a sequence that needs `tokens` of KV cache."""
         blocks = -(-tokens // self.kv_block_tokens)
         return self.slots_free > 0 and blocks * self.kv_block_tokens <= self.kv_tokens_free
 
@@ -154,7 +154,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What to load: sent to the engine process, so it is plain data. `model` None is the bundled model.
 
-    `context_tokens` 0 takes the model's own (bounded by the engine), `threads` 0 lets the engine choose.
+    `context_tokens` 0 means the model's own (bounded by the engine), `threads` 0 lets the engine choose.
     `chat_template` names a file; `choose` puts its text in place of the name.
     """
 
@@ -188,7 +188,7 @@ class Engine(Protocol):
         ...
 
     def prepare(self, generation: Generation) -> Prepared:
-        """Render, tokenize and check a generation without taking any room.
+        """Render, tokenize and check a generation without reserving anything.
 
         Raises InvalidParams for a prompt that is empty or too long for the context, a token id out of range, a bad
         schema or grammar, or a setting that this engine cannot honour.
@@ -200,11 +200,11 @@ class Engine(Protocol):
         ...
 
     def fits(self, prepared: Prepared) -> bool:
-        """Tell whether a sequence can be admitted now. What it shares with others in the batch takes no room."""
+        """Return whether a sequence can be admitted now. Cache that it shares with others is not counted."""
         ...
 
     def admit(self, prepared: Prepared) -> int:
-        """Give a sequence a slot and its KV cache; return how many of its tokens were found in the cache.
+        """Give a sequence a slot and its KV cache; return how many of its tokens were in the cache already.
 
         The caller asks `fits(prepared)` first; without room this is an AssertionError. A `Paused` sequence is admitted
         in the same way.
@@ -218,7 +218,7 @@ class Engine(Protocol):
         ...
 
     def leave(self, lease: str) -> None:
-        """Forget a sequence, running or paused. Its KV cache is free before the next step; unknown ids are ignored."""
+        """Forget a sequence, running or paused. Its KV cache is free before the next step. Ignores unknown leases."""
         ...
 
     def close(self) -> None:

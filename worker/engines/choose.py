@@ -1,4 +1,4 @@
-"""Chooses the engine for a model, and says why. Engines are imported only when they are chosen."""
+"""Chooses the engine for a model, with the reason. Engines are imported only when they are chosen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODULES = {
     "llama_cpp": "worker.engines.llama_cpp.engine",
     "exllamav2": "worker.engines.exllamav2",
 }
-"""Engines by the name that `--engine` takes. Each module has a function `load`."""
+"""Engines by their names for `--engine`. Each module has a function `load`."""
 
 
 def bundled_model() -> str:
@@ -29,11 +29,11 @@ def bundled_model() -> str:
 
 
 def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
-    """Return the function that loads a model, what exactly to load, and a sentence why that engine.
+    """Return the function that loads a model, the exact spec for it, and the reason for this engine.
 
-    What to load names the model's path, and has the text of the chat template in place of its file. Raises ModelError
-    for an engine that does not exist, a model that none of them can run, a template that cannot be read, or settings
-    that the engine does not know.
+    The spec returned names the model's path, and has the text of the chat template in place of its file. Raises
+    ModelError for an engine that does not exist, a model that no engine can run here, a template that cannot be read,
+    or settings that the engine does not know.
     """
     template = _read_template(spec.chat_template) if spec.chat_template else None
     resolved = msgspec.structs.replace(spec, model=spec.model or bundled_model(), chat_template=template)
@@ -74,7 +74,7 @@ def _pick(spec: EngineSpec) -> tuple[str, str]:
 
 
 def _require_exllamav2(why: str) -> None:
-    """Raise ModelError if that engine cannot run here; `why` it is needed begins the sentence. Imports no CUDA."""
+    """Raise ModelError if that engine cannot run here; `why` begins the sentence. Imports no CUDA."""
     from worker.engines import exllamav2
 
     reason = exllamav2.missing()

@@ -1,4 +1,4 @@
-"""What the machine has that an engine must know before it reserves anything."""
+"""Facts about the machine that an engine needs before it reserves anything."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cores() -> int:
 
 
 def memory_bytes() -> int | None:
-    """Return the size of the machine's memory, None where the system does not say."""
+    """Return the size of the machine's memory, None where the system does not reveal it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -24,7 +24,7 @@ def memory_bytes() -> int | None:
 
 
 def lacks_avx2() -> bool:
-    """Tell whether this is an x86-64 CPU without AVX2, from what numpy found; its newer releases say X86_V3."""
+    """Return whether this is an x86-64 CPU without AVX2, as numpy found it; newer releases call it X86_V3."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     return {"AVX2", "X86_V3"}.isdisjoint(_found())
@@ -32,12 +32,12 @@ def lacks_avx2() -> bool:
 
 @cache
 def has_avx512() -> bool:
-    """Tell whether numpy found AVX-512 as in Skylake servers and later; its newer releases say X86_V4."""
+    """Return whether numpy found AVX-512 as in Skylake servers and later; newer releases call it X86_V4."""
     return not {"AVX512_SKX", "X86_V4"}.isdisjoint(_found())
 
 
 def _found() -> list[str]:
-    """The names of the instruction sets that numpy was built for or found."""
+    """Return the names of the instruction sets that numpy was built for or found."""
     config: Any = np.show_config(mode="dicts")
     found = config["SIMD Extensions"]
     return [*found["baseline"], *found["found"]]

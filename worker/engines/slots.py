@@ -1,7 +1,7 @@
 """Slots of a KV cache: which are free, what they still hold, and which is best for a new sequence. Pure decisions.
 
-A slot that a sequence left keeps its keys and values until another takes it, so a prompt that begins like an earlier
-one, or like one that is running, need not be computed again.
+A slot keeps its keys and values after its sequence left, until the next one gets it: a prompt that begins like an
+earlier one, or like one that is running, need not be computed again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from worker.engines.base import Capacity
 
-SHARED_TOKENS_MIN = 16  # a shorter prefix is not worth a copy from another slot
+SHARED_TOKENS_MIN = 16
+"""A shorter prefix is not worth a copy from another slot."""
 
 
 class Placement(NamedTuple):
@@ -31,7 +32,7 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """How many slots are free."""
+        """The number of free slots."""
         return len(self._held)
 
     def capacity(self, context_tokens: int) -> Capacity:
@@ -43,7 +44,7 @@ class Slots:
         """Choose a free slot for a sequence of `tokens`, and the slot that shares the longest prefix with it.
 
         `busy` are the other slots and the tokens that each holds. At most all tokens but one are shared, because the
-        logits of the last are needed. With nothing busy, a slot with a shared prefix is taken as it is, or the one that
+        logits of the last are needed. With nothing busy, a slot with a shared prefix is used as it is, or the one that
         was free for longest; else the one that leaves the fewest gaps: engines compute neighbours together.
         """
         donor, shared = self._donor(tokens[:-1], busy)
@@ -62,7 +63,7 @@ class Slots:
         self._held[slot] = tokens
 
     def _donor(self, tokens: list[int], busy: Mapping[int, list[int]]) -> tuple[int, int]:
-        """The slot that shares the longest prefix, and its length; of equal ones a free one."""
+        """Return the slot that shares the longest prefix, and its length; of equal ones a free one."""
         shared = {slot: common_prefix(tokens, held) for slot, held in [*self._held.items(), *busy.items()]}
         donor = max(shared, key=shared.__getitem__)
         return donor, shared[donor]

@@ -50,7 +50,7 @@ R = TypeVar("R", bound=SlotRow)
 
 
 class Runner(Protocol[R]):
-    """What computes: the model and its cache."""
+    """The model and its cache, which compute what a `SlottedEngine` decides."""
 
     def share(self, placement: Placement) -> int:
         """Make the shared tokens the only ones in the placement's slot; return how many there are now, maybe none."""
@@ -61,7 +61,7 @@ class Runner(Protocol[R]):
         ...
 
     def run(self, work: list[tuple[R, int]]) -> list[StepEvent]:
-        """Compute the next tokens of each row, as many as stand beside it; return what happened.
+        """Compute the given number of tokens of each row; return the events.
 
         Counts them, and chooses a token for each row that is not `prefilling` then. Sequences that end have `finished`
         set; the caller frees their slots.
@@ -77,7 +77,7 @@ class SlottedEngine(Generic[R]):
     """The engine port over a runner.
 
     `follow`: prompts wait for others that compute the same tokens. Without `reuse` a slot keeps nothing of a sequence
-    that left. `step_prefill_tokens_max` bounds the prompt tokens of a step, whatever the scheduler allows.
+    that left. `step_prefill_tokens_max` bounds the prompt tokens of a step below what the scheduler allows.
     """
 
     def __init__(
@@ -163,11 +163,11 @@ class SlottedEngine(Generic[R]):
         self._runner.close()
 
     def _kept(self, row: R) -> list[int]:
-        """The tokens in a row's slot that other sequences may share."""
+        """Return the tokens in a row's slot that other sequences may share."""
         return row.sequence.tokens[: row.cached] if self._reuse else []
 
     def _plan(self, budget: int) -> list[tuple[R, int]]:
-        """How many tokens of each sequence this step computes."""
+        """Return the rows that this step computes, with the number of tokens of each."""
         work = []
         for row in self._running.values():
             if row.leader is not None:

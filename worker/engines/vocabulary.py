@@ -1,4 +1,4 @@
-"""What the parts that every engine shares (text, sampling, guides, preparation) know of a model's tokenizer."""
+"""A model's tokenizer, as far as the parts shared by all engines need it: text, sampling, guides, preparation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Protocol
 class Vocabulary(Protocol):
     """A model's tokens: ids are 0 to `size` - 1, and every row of logits has `size` entries.
 
-    `add_bos`: a prompt begins with `bos_id` even where its text does not say so. `eos_ids` end a sequence.
-    `special_ids` are control tokens (begin, end, roles): they stand for no text of their own, `special_names` is how
-    prompts spell them. `token_text_max` is the longest text in UTF-8 bytes that one token stands for, those included.
+    `add_bos`: a prompt begins with `bos_id` even if its text does not. `eos_ids` end a sequence. `special_ids` are
+    control tokens (begin, end, roles): they stand for no text of their own, and prompts spell them by `special_names`.
+    `token_text_max` is the length in UTF-8 bytes of the longest text that one token stands for, those names included.
     """
 
     @property

@@ -1,1 +1,1 @@
-"""llama.cpp for GGUF models. `library` loads it and says what is missing, `engine` is the port."""
+"""llama.cpp for GGUF models. `library` loads it or names the missing part, `sampler` draws tokens, `engine` runs it."""

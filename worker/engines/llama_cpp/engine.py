@@ -169,5 +169,5 @@ class LlamaCppRunner:
             return sequence.broke(error)
 
     def _logits(self, row: LlamaCppRow) -> Logits:
-        """A copy of the logits (vocab,). Slow for large vocabularies: they come as a list of numbers."""
+        """Return a copy of the logits (vocab,). Slow for large vocabularies: they come as a list of numbers."""
         return np.array(self._context.get_logits_ith(row.output), np.float32)

@@ -1,4 +1,4 @@
-"""llama.cpp itself, as cyllama brings it: whether it can run here, its models, contexts and vocabularies."""
+"""llama.cpp itself, from the package cyllama: whether it can run here, its models, contexts and vocabularies."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from worker.engines.base import LoadProgress, OnLoad
 from worker.engines.machine import lacks_avx2, memory_bytes
 from worker.errors import ModelError
 
-SLOTS_MAX = 256  # llama.cpp's own limit
+SLOTS_MAX = 256
+"""llama.cpp's own limit."""
 
 
 def missing() -> str | None:
-    """Say why this engine cannot run here, None if it can. Imports nothing of it."""
+    """Return why this engine cannot run here, None if it can. Imports nothing of it."""
     if sys.version_info < (3, 12):
         return f"llama.cpp needs Python 3.12 or newer, this is {platform.python_version()}"
     if importlib.util.find_spec("cyllama") is None:
@@ -30,12 +31,12 @@ def missing() -> str | None:
 
 
 def library() -> Any:
-    """Import llama.cpp, or raise ModelError saying why it cannot run here."""
+    """Import llama.cpp. Raises ModelError with the reason if it cannot run here."""
     reason = missing()
     if reason is not None:
         raise ModelError(reason)
-    # Both are read when the library loads. Waiting threads that spin take the core from those that compute; a failed
-    # assertion would start a debugger.
+    # Both are read when the library loads. Waiting threads that spin would occupy the cores of those that compute, and a
+    # failed assertion would start a debugger.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     lib: Any = importlib.import_module("cyllama.llama.llama_cpp")
@@ -49,13 +50,13 @@ def load_model(lib: Any, path: Path, on_load: OnLoad) -> Any:
     if not path.is_file():
         raise ModelError(f"There is no model file {path}.")
     size = path.stat().st_size
-    told = -1
+    reported = -1
 
     def progress(share: float) -> bool:
-        nonlocal told
+        nonlocal reported
         percent = int(share * 100)
-        if percent > told:
-            told = percent
+        if percent > reported:
+            reported = percent
             on_load(LoadProgress("weights", percent, 100, int(share * size)))
         return True
 
@@ -66,7 +67,7 @@ def load_model(lib: Any, path: Path, on_load: OnLoad) -> Any:
     try:
         return lib.LlamaModel(str(path), params, False)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        # llama.cpp's own first line of error says more than the exception.
+        # The first line of llama.cpp's own error is more precise than the exception.
         raise ModelError(f"{path.name} cannot be loaded: {next(iter(reasons), str(error))}") from error
     finally:
         lib.disable_logging()
@@ -88,7 +89,7 @@ def make_context(lib: Any, model: Any, slots: int, context_tokens: int, batch_to
 
 
 def affordable_slots(model: Any, asked: int, context_tokens: int) -> int:
-    """Return as many slots as asked, if their cache, 16 bits a value, fits half of what the weights leave of memory."""
+    """Return the number of slots asked for, or fewer: their cache of 16-bit values fits half of the memory left."""
     limit = min(asked, SLOTS_MAX)
     memory = memory_bytes()
     if memory is None:
@@ -121,7 +122,7 @@ class LlamaVocabulary:
         return self.name(_token(self._vocab.token_eos()))
 
     def name(self, token: int | None) -> str:
-        """The text that stands for a special token in a prompt, "" for None."""
+        """Return the text that stands for a special token in a prompt, "" for None."""
         return "" if token is None else str(self._vocab.get_text(token))
 
     def encode(self, text: str, *, special: bool) -> list[int]:
@@ -135,5 +136,5 @@ class LlamaVocabulary:
 
 
 def _token(token: int) -> int | None:
-    """llama.cpp says -1 for a special token that the model has not."""
+    """Return a special token, None for the -1 by which llama.cpp says that the model has none."""
     return None if token < 0 else token

@@ -115,7 +115,7 @@ def _chunk(row: SlotRow, count: int) -> Chunk:
 
 
 def _slots(file: Gguf, weights: LlamaWeights, asked: int, context_tokens: int) -> int:
-    """The number of slots asked for, or fewer: their cache fits into half of the memory beside the weights."""
+    """Return the number of slots asked for, or fewer: their cache fits into half of the memory beside the weights."""
     memory, shape = memory_bytes(), weights.shape
     if memory is None:
         return asked

@@ -1,8 +1,8 @@
 """The forward pass of a Llama: one batch of tokens, of many sequences, through all layers.
 
 A batch mixes two kinds of rows: single tokens, the next of a sequence in decode, and chunks of a prompt in prefill. All
-of them share the matrix products, which is what makes batching worth while. Attention is different for each row; single
-tokens in neighbouring slots are computed together, on the cache in place.
+rows share the matrix products, which makes batching worthwhile. Attention is different for each row; single tokens in
+neighbouring slots are computed together, on the cache in place.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from worker.engines.numpy_llama.kv_cache import PAGE_TOKENS, KvCache, Places
 from worker.engines.numpy_llama.linear import Floats, Ids, multiply
 from worker.engines.numpy_llama.weights import LlamaWeights
 
-# What it costs to compute one more group of slots apart, in positions of cache that could be read meanwhile.
 GROUP_TOKENS = 400
-# Queries of a prompt that are computed together: scores take 4 * heads * QUERIES_MAX * tokens bytes.
+"""The cost of computing one more group of slots apart, in positions of cache that could be read meanwhile."""
+
 QUERIES_MAX = 64
+"""Queries of a prompt that are computed together: their scores need 4 * heads * QUERIES_MAX * tokens bytes."""
 
 
 class Chunk(NamedTuple):

@@ -1,7 +1,7 @@
 """Reads GGUF model files: metadata and weights, of versions 2 and 3, little-endian.
 
-Everything in the file is distrusted: each count, length and offset is checked against the bytes that are there before
-it is used, so a broken file gives a ModelError that says what is wrong, never a crash, a hang or an absurd allocation.
+Nothing in the file is trusted: each count, length and offset is checked against the bytes present before it is used,
+so a broken file gives a ModelError with the reason, never a crash, a hang or an absurd allocation.
 The layout is that of the GGUF specification (ggml, docs/gguf.md).
 """
 
@@ -30,11 +30,13 @@ VERSIONS = (2, 3)
 ALIGNMENT_DEFAULT = 32
 DIMENSIONS_MAX = 4
 
-# Type numbers of metadata values, and how the scalars among them are stored.
 BOOL, STRING, ARRAY = 7, 8, 9
+"""Type numbers of metadata values that are no plain numbers."""
+
 SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", BOOL: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"
 }  # fmt: skip
+"""How scalar metadata values are stored, by type number."""
 
 Q8_0_BLOCK = 32
 Q8_0_BYTES = 2 + Q8_0_BLOCK
@@ -96,7 +98,7 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """The number of its elements."""
         return prod(self.shape)
 
 
@@ -149,7 +151,7 @@ def open_gguf(path: Path) -> Gguf:
     cursor = _Cursor(content, path)
     if content[: len(MAGIC)] != MAGIC:
         _refuse(path, "this is not a GGUF file", "Give a .gguf file as --model.")
-    cursor.take(len(MAGIC))
+    cursor.read(len(MAGIC))
     version = cursor.integer("<I")
     if version not in VERSIONS:
         swapped = " (or the file is big-endian)" if version >> 16 else ""
@@ -170,7 +172,7 @@ def open_gguf(path: Path) -> Gguf:
 
 
 def _content(path: Path) -> mmap.mmap | bytes:
-    """The bytes of a regular file, mapped: a pipe or a device could make us wait for ever."""
+    """Map a regular file and return its bytes: a pipe or a device could make us wait for ever."""
     if path.exists() and not path.is_file():
         _refuse(path, "this is not a file", "Give a .gguf file as --model.")
     try:
@@ -182,7 +184,7 @@ def _content(path: Path) -> mmap.mmap | bytes:
 
 
 def _checked(infos: list[Tensor], data: Bytes, path: Path) -> dict[str, Tensor]:
-    """The tensors by name, each of which lies within the data."""
+    """Return the tensors by name. Raises ModelError for one that does not lie within the data."""
     tensors: dict[str, Tensor] = {}
     for tensor in infos:
         if tensor.name in tensors:
@@ -200,25 +202,25 @@ def _checked(infos: list[Tensor], data: Bytes, path: Path) -> dict[str, Tensor]:
 
 
 class _Cursor:
-    """Reads the header from front to back. `offset` is how far it has come."""
+    """Reads the header from front to back. `offset` is the number of bytes read."""
 
     def __init__(self, content: mmap.mmap | bytes, path: Path) -> None:
         self._content = memoryview(content)
         self._path = path
         self.offset = 0
 
-    def take(self, size: int) -> memoryview:
+    def read(self, size: int) -> memoryview:
         start, self.offset = self.offset, self.offset + size
         if self.offset > len(self._content):
             _broken(self._path, f"it ends within its header, at byte {len(self._content)}")
         return self._content[start : self.offset]
 
     def integer(self, form: str) -> int:
-        (number,) = struct.unpack(form, self.take(struct.calcsize(form)))
+        (number,) = struct.unpack(form, self.read(struct.calcsize(form)))
         return int(number)
 
     def string(self) -> str:
-        return str(self.take(self.integer("<Q")), "utf-8", "replace")
+        return str(self.read(self.integer("<Q")), "utf-8", "replace")
 
     def value(self, kind: int) -> MetadataValue:
         if kind == STRING:
@@ -237,7 +239,7 @@ class _Cursor:
         form = SCALARS.get(kind)
         if form is None:
             _broken(self._path, f"a metadata value has type {kind}, which does not exist or is a list of lists")
-        numbers = np.frombuffer(self.take(count * np.dtype(form).itemsize), form)
+        numbers = np.frombuffer(self.read(count * np.dtype(form).itemsize), form)
         return numbers != 0 if kind == BOOL else numbers.copy()
 
     def tensor(self) -> Tensor:

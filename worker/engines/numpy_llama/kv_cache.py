@@ -15,6 +15,7 @@ import numpy as np
 from worker.engines.numpy_llama.linear import Floats, Ids
 
 PAGE_TOKENS = 64
+"""Positions whose keys are stored as one matrix."""
 
 
 class Places(NamedTuple):
@@ -46,7 +47,7 @@ class KvCache:
 
     @staticmethod
     def bytes_per_token(layers: int, heads: int, dim: int) -> int:
-        """Return how many bytes one position takes."""
+        """Return the bytes of one position."""
         return layers * 2 * heads * dim * 4
 
     @property
@@ -62,7 +63,7 @@ class KvCache:
     def keys(self, layer: int, slots: slice, tokens: int) -> Floats:
         """Return the keys of the first `tokens` positions, in place: (slots, heads, pages, dim, PAGE_TOKENS).
 
-        The last page is whole: what is behind `tokens` is left over from earlier sequences, or zero.
+        The last page is whole: positions behind `tokens` are left over from earlier sequences, or zero.
         """
         return self._keys[layer, slots, :, : -(-tokens // PAGE_TOKENS)]
 
@@ -71,20 +72,20 @@ class KvCache:
         return self._values[layer, slots, :, :tokens]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first `tokens` positions of slot `source` to slot `target`, and what else is in the last page."""
+        """Copy the first `tokens` positions of slot `source` to slot `target`, and the rest of the last page."""
         pages = -(-tokens // PAGE_TOKENS)
         self._keys[:, target, :, :pages] = self._keys[:, source, :, :pages]
         self._values[:, target, :, :tokens] = self._values[:, source, :, :tokens]
 
     def clear(self, slot: int, tokens: int) -> None:
-        """Make the first `tokens` positions of a slot zero, and what else is in the last page."""
+        """Make the first `tokens` positions of a slot zero, and the rest of the last page."""
         self._keys[:, slot, :, : -(-tokens // PAGE_TOKENS)] = 0
         self._values[:, slot, :, :tokens] = 0
 
 
 def _lazy(shape: tuple[int, ...]) -> Floats:
-    """Zeros that take memory only once they are written, in pages of the system's ordinary size.
+    """Return zeros that occupy memory only once they are written, in pages of the system's ordinary size.
 
-    numpy.zeros asks for huge pages, and then the first token of a slot would take 2 MiB in every layer.
+    numpy.zeros asks for huge pages, and then the first token of a slot would occupy 2 MiB in every layer.
     """
     return np.frombuffer(mmap.mmap(-1, 4 * prod(shape)), np.float32).reshape(shape)

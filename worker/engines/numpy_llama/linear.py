@@ -16,9 +16,13 @@ Floats = NDArray[np.float32]
 Ids = NDArray[np.intp]
 
 SMALL_PRODUCT = 1_000_000
+"""Multiplications up to which OpenBLAS uses its kernels for small matrices."""
+
 BLOCK_COLUMNS = 64
-# Matrices with so many inputs that fewer rows fit a small product are not cut: larger kernels are as fast then.
+"""Columns of a matrix that is cut."""
+
 SMALL_ROWS_MIN = 8
+"""Matrices are not cut if fewer rows than these fit a small product: larger kernels are as fast then."""
 
 
 def multiply(rows: Floats, matrices: Floats, out: Floats) -> None:

@@ -10,7 +10,7 @@ from worker.engines.prompt.pretokenizers import PRE_TOKENIZERS
 from worker.errors import ModelError
 
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-"""Keys of the tokens that end a sequence, in the order in which one of them is *the* end token."""
+"""Keys of the tokens that end a sequence; the first that the file has names the end token in chat templates."""
 
 
 def load_tokenizer(file: Gguf) -> Bpe:
@@ -48,7 +48,7 @@ def load_tokenizer(file: Gguf) -> Bpe:
 
 
 def _token_id(file: Gguf, key: str, size: int) -> int | None:
-    """The id of a special token, None if the file names none."""
+    """Return the id of a special token, None if the file names none."""
     key = f"tokenizer.ggml.{key}"
     if key not in file.metadata:
         return None

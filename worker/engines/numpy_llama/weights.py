@@ -1,6 +1,6 @@
-"""The weights of a Llama model: what a GGUF file must hold to be one, and the matrices in memory.
+"""The weights of a Llama model: the tensors that its GGUF file must have, and the matrices in memory.
 
-What a Llama computes, per layer and token: RMS norm, queries, keys and values in one product, rotary positions,
+Per layer and token a Llama computes: RMS norm, queries, keys and values in one product, rotary positions,
 attention, output projection, RMS norm, gated feed-forward (`forward`). Weights that only scale a matrix's inputs
 or outputs are multiplied into it here, once: norm weights, and the square root of the head size by which scores are
 divided.
@@ -20,7 +20,6 @@ from worker.engines.numpy_llama.gguf import Gguf
 from worker.engines.numpy_llama.linear import Floats, Linear
 from worker.errors import ModelError
 
-# What a "llama" may say of itself that changes its mathematics, and the values with which it is computed here.
 PLAIN: dict[str, tuple[float, ...]] = {
     "expert_count": (0,),
     "attention.causal": (True,),
@@ -36,6 +35,8 @@ PLAIN: dict[str, tuple[float, ...]] = {
     "rope.scaling.attn_factor": (1,),
     "use_parallel_residual": (False,),
 }
+"""Metadata that changes a Llama's mathematics, and the values for which it is computed correctly here."""
+
 TENSORS = ("token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight")
 LAYER_TENSOR = re.compile(r"blk\.([0-9]{1,9})\.(\w+)\.weight")
 LAYER_PARTS = (
@@ -158,7 +159,7 @@ def read_shape(file: Gguf) -> LlamaShape:
 
 
 def _frequencies(file: Gguf, shape: LlamaShape) -> NDArray[np.float64]:
-    """The angles of RoPE. Llama 3's scaling comes as a tensor of factors, linear scaling as one number."""
+    """Return the angles of RoPE. Llama 3's scaling comes as a tensor of factors, linear scaling as one number."""
     scaling = file.get("llama.rope.scaling.type", str, "none")
     if scaling not in ("none", "linear"):
         raise _other(file, f"its rotary positions are scaled by {scaling!r}, which the numpy engine does not compute")
@@ -191,7 +192,7 @@ def _layer(file: Gguf, shape: LlamaShape, at: str) -> Layer:
 
 
 def _check_names(file: Gguf, shape: LlamaShape) -> None:
-    """Refuse tensors that nothing here would use, such as biases: the results would be wrong without a word."""
+    """Refuse tensors that would not be used here, such as biases: the results would be silently wrong."""
     for name in file.tensors:
         match = LAYER_TENSOR.fullmatch(name)
         if name not in TENSORS and (match is None or int(match[1]) >= shape.layers or match[2] not in LAYER_PARTS):
@@ -199,7 +200,7 @@ def _check_names(file: Gguf, shape: LlamaShape) -> None:
 
 
 def _check_memory(file: Gguf, shape: LlamaShape, tied: bool) -> None:
-    """Refuse what cannot fit: the kernel would kill the process long after the start."""
+    """Refuse a model that cannot fit: the kernel would kill the process long after the start."""
     vocabularies = (1 if tied else 2) * shape.vocab * shape.hidden
     needed = 4 * (vocabularies + shape.layers * shape.parameters)
     available = memory_bytes()

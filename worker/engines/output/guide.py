@@ -1,4 +1,4 @@
-"""Structured output: a guide says which tokens may come next (llguidance).
+"""Structured output: a guide restricts the tokens that may come next (llguidance).
 
 The next token is sampled freely and only checked; the mask over the whole vocabulary, which costs more, is computed
 when the check fails.
@@ -22,13 +22,19 @@ from worker.errors import FieldError, InvalidParams
 from worker.requests import ResponseFormat
 
 GRAMMARS_CACHED_MAX = 16
-# An ambiguous grammar costs more with every token. With these limits it fails before a step takes some 20 ms, which all
-# sequences of the batch wait for; an object with 250 optional properties still fits.
+
 ROW_ITEMS_MAX = 1_000
+"""Parser items per token. An ambiguous grammar costs more with every one: it fails before a step exceeds some 20 ms."""
+
 STEP_ITEMS_MAX = 20_000
-# The compiler recurses along chains of rules and references: the usual stack ends, and the process with it, after some
-# thousands. Memory is taken only as far as it is used.
+"""Parser items per step, for which the whole batch waits; an object with 250 optional properties still fits."""
+
 COMPILER_STACK_BYTES = 1 << 26
+"""The compiler recurses along chains of rules: the usual stack, and the process with it, ends after some thousands.
+
+Memory is committed only as far as it is used.
+"""
+
 _POINTERS = {
     "json_object": "/response_format",
     "json_schema": "/response_format/schema",
@@ -46,14 +52,14 @@ class Guide:
 
     @property
     def complete(self) -> bool:
-        """Tell whether nothing may follow: the output is whole."""
+        """Whether the output is whole: nothing may follow."""
         return self._matcher.is_stopped()
 
     def accept(self, token: int) -> bool:
-        """Take a token if it may come next. Raises RuntimeError when the grammar became too complex to follow."""
-        taken = self._matcher.try_consume_tokens([token]) == 1
+        """Accept a token if it may come next, and return whether. Raises RuntimeError if the grammar is too complex."""
+        accepted = self._matcher.try_consume_tokens([token]) == 1
         self._check()
-        return taken
+        return accepted
 
     def allowed(self) -> NDArray[np.bool_]:
         """Return which tokens may come next, shape (vocab,). Raises RuntimeError like `accept`."""
@@ -69,7 +75,7 @@ class Guide:
 class Guides:
     """Makes guides for one vocabulary. The tokenizer is built on first use, compiled grammars are kept for reuse.
 
-    `healing` says which tokens may be the first of an output that heals its prompt.
+    `healing` finds the tokens that may be the first of an output that heals its prompt.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -78,7 +84,7 @@ class Guides:
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
 
     def guide(self, wanted: ResponseFormat, generated: tuple[int, ...] = ()) -> Guide | None:
-        """Return a guide for what is wanted, None for plain text; it has read the tokens `generated` already.
+        """Return a guide for the wanted format, None for plain text; it has read the tokens `generated` already.
 
         Raises InvalidParams for a bad schema, pattern or grammar, and where `generated` does not follow it.
         """
@@ -127,7 +133,7 @@ class _Tokens:
 
 
 def _matcher(tokenizer: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatcher:
-    """Compile a grammar and see whether any token may begin; the matcher says what is wrong."""
+    """Compile a grammar and check that some token may begin; the matcher returned holds the error."""
     limits = llguidance.LLParserLimits(max_items_in_row=ROW_ITEMS_MAX, step_max_items=STEP_ITEMS_MAX)
     usual = threading.stack_size(COMPILER_STACK_BYTES)
     try:
@@ -141,13 +147,13 @@ def _matcher(tokenizer: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMa
 
 
 def _reason(matcher: llguidance.LLMatcher) -> str:
-    """Why a matcher failed, without the state that llguidance appends."""
+    """Return why a matcher failed, without the state that llguidance appends."""
     reason = matcher.get_error().partition("\n<")[0]
     return "no text fits it" if reason == "NoExtensionBias" else reason
 
 
 def _grammar(wanted: ResponseFormat) -> str:
-    """The grammar in llguidance's own form. Raises InvalidParams when the part that it needs is missing."""
+    """Return the grammar in llguidance's own form. Raises InvalidParams when the part that it needs is missing."""
     try:
         if wanted.type == "regex" and wanted.pattern is not None:
             return llguidance.LLMatcher.grammar_from_regex(wanted.pattern)
@@ -165,7 +171,7 @@ def _grammar(wanted: ResponseFormat) -> str:
 
 
 def _refusal(wanted: ResponseFormat, reason: str) -> InvalidParams:
-    """The error for a bad schema, pattern or grammar."""
+    """Return the error for a bad schema, pattern or grammar."""
     detail = " ".join(reason.split())[:500]
     pointer = _POINTERS[wanted.type]
     return InvalidParams(f"The {wanted.type} of the response format: {detail}", errors=(FieldError(pointer, detail),))

@@ -1,8 +1,8 @@
 """Token healing: the last token of a prompt is chosen anew, together with what may follow it in one token.
 
 "http:" ends in the token ":", and a model that has only ever seen "://" as one token finds "//" improbable after that.
-So the last token is taken off the prompt, the first token of the output must begin with its bytes, and the text that is
-shown is without those (Lundberg, "The art of prompt design: prompt boundaries and token healing", 2023).
+So the last token is removed from the prompt, the first token of the output must begin with its bytes, and the text is
+shown without those (Lundberg, "The art of prompt design: prompt boundaries and token healing", 2023).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Healing:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        # The bytes of all tokens, one after the other, and by token where they start and how many they are.
+        # The bytes of all tokens, one after the other, and the start and number of each token's.
         pieces = [vocabulary.token_bytes(token) for token in range(vocabulary.size)]
         self._data = np.frombuffer(b"".join(pieces), np.uint8)
         self._sizes = np.fromiter(map(len, pieces), np.int32, len(pieces))

@@ -15,9 +15,16 @@ from numpy.typing import NDArray
 from worker.requests import Sampling
 
 Logits = NDArray[np.float32]
-REPETITION_PENALTY_MIN = 0.01  # smaller ones, which would divide by zero, are taken for this
-BLOCK = 64  # tokens
-PLACE_BITS = 20  # of a float, that do not count for its place
+
+REPETITION_PENALTY_MIN = 0.01
+"""Smaller penalties, which would divide by zero, count as this one."""
+
+BLOCK = 64
+"""Tokens whose weights are summed together when a token is drawn."""
+
+PLACE_BITS = 20
+"""Lower bits of a float that are ignored when weights are sorted into places, see `_reaching`."""
+
 FIRST_PLACE = int(np.float32(1.0).view(np.uint32)) >> PLACE_BITS
 _TINY = float(np.finfo(np.float32).tiny)
 _MASK = (1 << 64) - 1
@@ -28,7 +35,7 @@ def mix(seed: int, position: int, draw: int = 0) -> int:
     """Return 64 random bits, a pure function of its arguments.
 
     SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), keyed in two rounds so
-    that neighbouring seeds have unrelated streams. `draw` tells several numbers at one position apart.
+    that neighbouring seeds have unrelated streams. `draw` distinguishes several numbers at one position.
     """
     return _finalize(_finalize((seed + _GOLDEN) & _MASK) + (2 * position + draw + 1) * _GOLDEN)
 
@@ -73,12 +80,12 @@ def filtered(logits: Logits, settings: Sequence[Sampling]) -> NDArray[np.float32
 
 
 def _threshold(weights: NDArray[np.float32], sampling: Sampling) -> float:
-    """The smallest weight of a row (vocab,) that top_k and then top_p keep: top_p counts the mass that top_k left."""
+    """Return the smallest weight of a row (vocab,) that top_k, then top_p keep: top_p counts the mass that is left."""
     least, left = 0.0, weights
     if 0 < sampling.top_k < len(weights):
         least = _reaching(weights, None, sampling.top_k)
         above = weights[weights > least]
-        # Of equal ones no more than top_k have a part in the mass.
+        # Among equal weights, only top_k tokens in all count for the mass.
         left = np.append(above, np.full(sampling.top_k - len(above), least, np.float32))
     if sampling.top_p < 1.0:
         least = _reaching(left, left, sampling.top_p * float(left.sum(dtype=np.float64)))
@@ -86,12 +93,12 @@ def _threshold(weights: NDArray[np.float32], sampling: Sampling) -> float:
 
 
 def _reaching(weights: NDArray[np.float32], amounts: NDArray[np.float32] | None, wanted: float) -> float:
-    """The weight with which the amounts (None: one each), largest weight first, add up to `wanted`. Takes O(vocab).
+    """Return the weight at which the amounts (None: one each), largest weight first, reach `wanted`. O(vocab).
 
     Positive floats are in the order of their bits: the upper ones give every weight a place, among eight for each power
-    of two, and only those at the place where it happens are sorted. Sorting a large vocabulary takes ten times as long.
+    of two, and only those at the place where it happens are sorted. Sorting a large vocabulary is ten times slower.
     """
-    # What is not a number goes first.
+    # Values that are not a number go first.
     places = FIRST_PLACE - np.minimum(weights.view(np.uint32) >> PLACE_BITS, FIRST_PLACE).astype(np.intp)
     sums = np.cumsum(np.bincount(places, amounts))
     place = min(int(np.searchsorted(sums, wanted)), len(sums) - 1)
@@ -102,9 +109,9 @@ def _reaching(weights: NDArray[np.float32], amounts: NDArray[np.float32] | None,
 
 
 def _draw(weights: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The first token of each row at which the cumulated weight passes that share of the total.
+    """Return the first token of each row at which the cumulated weight passes that share of the total.
 
-    First the block of the vocabulary is found, then the token in it: cumulating the whole row takes five times as long.
+    First the block of the vocabulary is found, then the token in it: cumulating the whole row is five times slower.
     """
     vocab = weights.shape[1]
     mass = np.add.reduceat(weights, np.arange(0, vocab, BLOCK), axis=1, dtype=np.float64).cumsum(axis=1)
@@ -118,7 +125,7 @@ def _draw(weights: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDArra
 
 
 def _passed(mass: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The first column of each row of running sums whose sum is above the target: so it added something.
+    """Return the first column of each row of running sums whose sum is above the target: so it added something.
 
     Rounding must not lift a target to the total, which nothing passes.
     """
@@ -128,12 +135,12 @@ def _passed(mass: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[n
 
 
 def biases(sampling: Sampling, banned: Iterable[int] = ()) -> dict[int, float]:
-    """Return what is added to the logits of which tokens; `banned` tokens can never be chosen."""
+    """Return the bias of each biased token; `banned` tokens can never be chosen."""
     return {**sampling.logit_bias, **dict.fromkeys(banned, -np.inf)}
 
 
 class Shaping:
-    """What one sequence adds to its logits: bias, and penalties that count its tokens.
+    """The changes to one sequence's logits: bias, and penalties that count its tokens.
 
     The repetition penalty divides positive logits and multiplies negative ones (Keskar et al. 2019, CTRL), for tokens
     of prompt and output; presence and frequency penalties are subtracted for tokens of the output, once and per
@@ -156,7 +163,7 @@ class Shaping:
 
     @staticmethod
     def wanted(sampling: Sampling, bias: dict[int, float]) -> bool:
-        """Tell whether these settings change logits at all."""
+        """Return whether these settings change logits at all."""
         penalties = (sampling.repetition_penalty - 1.0, sampling.presence_penalty, sampling.frequency_penalty)
         return bool(bias) or any(penalties)
 
@@ -198,7 +205,7 @@ def likeliest(logprobs: NDArray[np.float32], count: int) -> list[int]:
 
 
 def _finalize(bits: int) -> int:
-    """The finalizer of SplitMix64: each bit of the input changes half of the output's."""
+    """Apply the finalizer of SplitMix64: each bit of the input changes half of the output's."""
     bits &= _MASK
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK

@@ -28,8 +28,9 @@ class _Ranked(NamedTuple):
 class Sequence:
     """The tokens of one generation and everything that follows from them: text, guide, penalties, its end.
 
-    `tokens` are prompt and output so far, `prompt_tokens` how many of them are prompt, `bias` is what is added to which
-    logits. Once `finished`, the engine takes it out of the batch. Raises InvalidParams like `Guides.guide`.
+    `tokens` are prompt and output so far, `prompt_tokens` is the length of the prompt, `bias` maps tokens to what is
+    added to their logits. Once `finished`, the engine removes it from the batch. Raises InvalidParams like
+    `Guides.guide`.
     """
 
     def __init__(self, prepared: Prepared, vocabulary: Vocabulary, guides: Guides) -> None:
@@ -47,7 +48,7 @@ class Sequence:
         self._text = TextAssembler(self.sampling.stop, shown, self.sampling.banned_strings)
         self._guide = guides.guide(self.sampling.response_format, generation.generated)
         self._withheld: list[tuple[int, _Ranked | None]] = []
-        # A guide says by itself when the output is complete, and then only an end token is left.
+        # A guide knows by itself when the output is complete, and then allows an end token alone.
         banned = vocabulary.eos_ids if self.sampling.ignore_eos and self._guide is None else ()
         self.bias = biases(self.sampling, banned)
         self._shaping = self._shape()
@@ -61,7 +62,7 @@ class Sequence:
 
     @property
     def reshapes(self) -> bool:
-        """Tell whether `reshape` changes anything."""
+        """Whether `reshape` changes anything."""
         return self._shaping is not None or self.position in self._blocked
 
     def reshape(self, row: Logits) -> None:
@@ -76,13 +77,13 @@ class Sequence:
         return uniform(self.sampling.seed, self.position, number)
 
     def accepts(self, token: int) -> bool:
-        """Tell whether the guide takes this token as the next one, or if it heals the prompt; else every token is."""
+        """Return whether this token may come next: if a guide accepts it, or if it heals the prompt; else always."""
         if self._heals:
             return self._vocabulary.token_bytes(token).startswith(self._healed)
         return self._guide is None or self._guide.accept(token)
 
     def choose_allowed(self, row: Logits) -> int:
-        """Choose from one row of logits (vocab,) among the tokens that are allowed, after `accepts` said no.
+        """Choose from one row of logits (vocab,) among the tokens that are allowed, after `accepts` refused one.
 
         `row` has bias and penalties in it. Raises RuntimeError when none is left.
         """
@@ -97,7 +98,7 @@ class Sequence:
     def append(self, token: int, logprobs: Logits | None = None) -> Delta | None:
         """Append the chosen token. Return what may be shown now or how the sequence ended, None if text is withheld.
 
-        Where the text completes a banned string, `tokens` has become shorter instead: the last ones are taken back.
+        If the text completes a banned string, `tokens` becomes shorter instead: the last ones are removed again.
         `logprobs` are the model's own log-probabilities (vocab,), needed where the settings ask for them.
         """
         if token in self._vocabulary.eos_ids:
@@ -129,25 +130,25 @@ class Sequence:
 
     @property
     def _heals(self) -> bool:
-        """Tell whether the next token begins with one that was taken off the prompt."""
+        """Whether the next token begins with the one that was removed from the prompt."""
         return bool(self._healed) and self.position == 0
 
     def _allowed(self) -> NDArray[np.bool_]:
-        """Which tokens may come next, shape (vocab,), where not every one may."""
+        """Return which tokens may come next, shape (vocab,), when not every one may."""
         if self._heals:
             return self._healing.allowed(self._healed)
         assert self._guide is not None
         return self._guide.allowed()
 
     def _shape(self) -> Shaping | None:
-        """Bias and penalties that count the tokens so far."""
+        """Return the bias and the penalties that count the tokens so far."""
         if not Shaping.wanted(self.sampling, self.bias):
             return None
         prompt, output = self.tokens[: self.prompt_tokens], self.tokens[self.prompt_tokens :]
         return Shaping(self.sampling, self.bias, self._vocabulary.size, prompt, output)
 
     def _rewind(self, count: int) -> None:
-        """Take the last tokens back, and never choose the first of them at this place again."""
+        """Remove the last tokens, and never choose the first of them at this place again."""
         first = self.tokens[-count]
         del self.tokens[-count:], self._withheld[-count:]
         self._blocked = {position: tokens for position, tokens in self._blocked.items() if position <= self.position}
@@ -177,7 +178,7 @@ class Sequence:
 
 
 def advance(sequences: list[Sequence], logits: Logits) -> list[Delta | Broke]:
-    """Choose and append the next token of each sequence, given its row of `logits` (rows, vocab); return what to tell.
+    """Choose and append the next token of each sequence, given its row of `logits` (rows, vocab); return the events.
 
     Sequences whose text is withheld give no event. One that fails gives `Broke`, and the others go on. Each sequence
     that ended, either way, has `finished` set.
@@ -198,7 +199,7 @@ def advance(sequences: list[Sequence], logits: Logits) -> list[Delta | Broke]:
 
 
 def _reshaped(sequences: list[Sequence], logits: Logits) -> Logits:
-    """The logits with bias and penalties; a copy if there are any."""
+    """Return the logits with bias and penalties; a copy if there are any."""
     if not any(sequence.reshapes for sequence in sequences):
         return logits
     shaped = logits.copy()
@@ -210,7 +211,7 @@ def _reshaped(sequences: list[Sequence], logits: Logits) -> Logits:
 def _append_next(
     sequence: Sequence, pick: int, row: Logits, usable: bool, logprobs: Logits | None
 ) -> Delta | Broke | None:
-    """One sequence's part of a step; whatever goes wrong here concerns it alone."""
+    """Append one sequence's next token; an error here breaks that sequence alone."""
     try:
         if not usable:
             raise ArithmeticError("the model's output is not a number")

@@ -1,8 +1,8 @@
-"""Text from tokens: incremental UTF-8, stop strings, and what of it may be shown now.
+"""Text from tokens: incremental UTF-8, stop strings, and how much of it may be shown now.
 
 Tokens are cut anywhere: in the middle of a character, in the middle of a stop string. Text is released only up to a
-token boundary that nothing pending reaches across, together with the tokens that it came from. So whoever holds the
-released tokens can go on from them alone, and the concatenation of all pieces is the one-shot decoding of all bytes
+token boundary that no pending text reaches across, together with the tokens that it came from. So a sequence can be
+resumed from the released tokens alone, and the concatenation of all pieces is the one-shot decoding of all bytes
 (errors="replace"), cut at the stop string.
 """
 
@@ -18,11 +18,11 @@ _decoder = codecs.getincrementaldecoder("utf-8")
 class Piece(NamedTuple):
     """Text that may be shown now; the oldest `tokens` of those withheld go with it. `stop` is the match that ended it.
 
-    Where the newest text completes a banned string, nothing is shown, and the newest `rewound` tokens are to be taken
-    back: the assembler has forgotten them.
+    When the newest text completes a banned string, nothing is shown, and the caller must remove the newest `rewound`
+    tokens: the assembler has forgotten them.
 
     Up to a stop string text is shown to its last character, tokens only to the last boundary before: a token that
-    reaches into the stop string gives its text but is not handed out, because nobody should continue from it.
+    reaches into the stop string gives its text but is not released: a sequence must not be resumed from it.
     """
 
     tokens: int
@@ -35,7 +35,7 @@ NOTHING = Piece(0, "")
 
 
 class _State(NamedTuple):
-    """What an assembler knew at one point: its decoder's state, its matchers', and characters decoded."""
+    """An assembler's state at one point: its decoder's, its matchers', and the number of characters decoded."""
 
     decoder: tuple[bytes, int]
     stop: int
@@ -44,7 +44,7 @@ class _State(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """A withheld token: its text, the text's end, and if a character ends there too; and what was known before it."""
+    """A withheld token: its text, the text's end, whether a character ends there too; and the state before it."""
 
     text: str
     end: int
@@ -66,14 +66,14 @@ class TextAssembler:
         self._bans = _Matcher(tuple(map(_folded, banned)))
         self._plain = not stop and not banned
         self._held: list[_Held] = []
-        self._releasable = 0  # leading tokens of _held that no stop string can reach any more
-        self._end = 0  # of the text, in characters; where they are counted from does not matter
+        self._releasable = 0  # leading tokens of _held that no stop string can still reach
+        self._end = 0  # of the text, in characters, from an arbitrary start
         text = self._decoder.decode(shown)
         self._matcher.feed(text)
         self._bans.feed(_folded(text))
 
     def push(self, data: bytes) -> Piece:
-        """Add the bytes of the next token; return what may be shown now. After a stop string, push no more."""
+        """Add the bytes of the next token; return what may be shown now. Not allowed after a stop string."""
         before = self._state() if self._bans else None
         text = self._decoder.decode(data)
         whole = not self._decoder.getstate()[0]
@@ -83,7 +83,7 @@ class TextAssembler:
 
     def finish(self) -> Piece:
         """End the text: nothing is withheld any longer, and half a character becomes U+FFFD."""
-        self._bans = _Matcher(())  # what is left of a banned string now stays a piece
+        self._bans = _Matcher(())  # the beginning of a banned string is shown now
         tail = self._decoder.decode(b"", True)
         piece = self._add(_Held(tail, self._end + len(tail), True)) if tail else NOTHING
         if piece.stop is not None:
@@ -142,7 +142,7 @@ class TextAssembler:
 
 
 def _folded(text: str) -> str:
-    """The text in one case, character by character, so that lengths stay."""
+    """Return the text in one case, character by character, so that lengths stay."""
     lower = text.lower()
     if text.isascii():
         return lower
@@ -157,7 +157,7 @@ class _Match(NamedTuple):
 
 
 class _Matcher:
-    """Finds stop strings in a stream of text (Aho and Corasick 1975): one step per character, whatever the strings."""
+    """Finds stop strings in a stream of text (Aho and Corasick 1975): one step per character, however many strings."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._next: list[dict[str, int]] = [{}]
@@ -169,7 +169,7 @@ class _Matcher:
         self.state = 0
 
     def __bool__(self) -> bool:
-        """Tell whether there is anything to find."""
+        """Return whether there is anything to find."""
         return len(self._next) > 1
 
     @property

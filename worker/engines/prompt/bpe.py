@@ -21,17 +21,17 @@ CACHED_WORD_CHARS_MAX = 64
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Types of token in GGUF."""
 
-# Tokens that end a turn by their name: many files name only one of them in their metadata.
 END_NAMES = frozenset(
     {
         "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|endoftext|>", "<|end_of_text|>",
         "<end_of_turn>", "<end_of_utterance>", "</s>", "<EOT>", "[EOS]", "[EOT]",
     }
 )  # fmt: skip
+"""Names of tokens that end a turn: many models name only one of them in their metadata."""
 
 
 def _alphabet() -> list[str]:
-    """The character that stands for each byte: itself if it is printable Latin-1, else one from U+0100 on."""
+    """Return the character that stands for each byte: itself if it is printable Latin-1, else one from U+0100 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -39,8 +39,8 @@ def _alphabet() -> list[str]:
 
 CHARACTERS = _alphabet()
 BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
-# Bytes that UTF-8 never uses need no token.
 _NEVER_USED = {0xC0, 0xC1, *range(0xF5, 0x100)}
+"""Bytes that UTF-8 never uses: they need no token."""
 
 
 class Bpe:
@@ -135,7 +135,7 @@ class Bpe:
         while heap:
             rank, place = heapq.heappop(heap)
             other = following[place]
-            # A merge on either side may have taken this pair away since it was pushed: then its rank differs.
+            # A merge on either side may have consumed this pair since it was pushed: then its rank differs.
             found = merges.get(ids[place] * size + ids[other]) if other < end and ids[place] >= 0 else None
             if found is None or found[0] != rank:
                 continue
@@ -156,7 +156,7 @@ class Bpe:
         return [self._ids.get(character, -1) for character in CHARACTERS]
 
     def _pairs(self, merges: Iterable[str]) -> dict[int, tuple[int, int]]:
-        """Pair of ids, as one number -> rank and merged id."""
+        """Return a table from a pair of ids, as one number, to its rank and the merged id."""
         pairs: dict[int, tuple[int, int]] = {}
         for rank, merge in enumerate(merges):
             left, _, right = merge.partition(" ")
@@ -169,7 +169,7 @@ class Bpe:
 
 
 def _decoded(text: str) -> bytes:
-    """The bytes of a normal token; one that is not written in the alphabet stands for its own text."""
+    """Return the bytes of a normal token; one that is not written in the alphabet stands for its own text."""
     try:
         return bytes([BYTES[character] for character in text])
     except KeyError:

@@ -17,18 +17,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from worker.errors import FieldError, InvalidParams
 from worker.requests import Message
 
-# For models without a template of their own: one line per message, as in a written dialogue.
 FALLBACK_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}\n"
     "{% endfor %}Assistant:"
 )
+"""For models without a template of their own: one line per message, as in a written dialogue."""
 
 
 class ChatTemplate:
-    """One model's template, compiled on first use. `source` None takes `FALLBACK_TEMPLATE`.
+    """One model's template, compiled on first use. `source` None means `FALLBACK_TEMPLATE`.
 
-    `bos_token` and `eos_token` are the names of those special tokens, "" where there is none. `clock` is what templates
-    that print the date see.
+    `bos_token` and `eos_token` are the names of those special tokens, "" where there is none. Templates that print the
+    date read it from `clock`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ChatTemplate:
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`, which marks what the assistant says for training, is its content."""
+    """`{% generation %}...{% endgeneration %}` is its content: it only marks the assistant's messages for training."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as an instance's)
 
@@ -94,12 +94,12 @@ class _Generation(Extension):
 
 
 def _tojson(value: object, indent: int | None = None, **options: Any) -> str:
-    """As in transformers: no HTML escapes, non-ASCII as it is."""
+    """Encode as transformers does: no HTML escapes, non-ASCII as it is."""
     return json.dumps(value, ensure_ascii=False, indent=indent, **options)
 
 
 def _raise_exception(message: str) -> NoReturn:
-    """What templates call when they refuse messages."""
+    """Refuse messages: templates call this."""
     raise jinja2.TemplateError(message)
 
 

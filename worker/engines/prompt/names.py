@@ -9,7 +9,7 @@ from collections.abc import Iterable
 def finder(names: Iterable[str], *, whole: bool = True) -> re.Pattern[str] | None:
     """Return an expression that finds these names, the longest of several at one place; None where there are none.
 
-    What it finds is the name, or where not `whole`, its first character alone. Names are told apart behind their first
+    A match is the name, or without `whole` its first character alone. The expression begins with the names' first
     characters, for which text is searched a hundred times faster.
     """
     rests: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""From a request to token ids: render, tokenize, and refuse what this model cannot run, before it takes any room."""
+"""From a request to token ids: render, tokenize, and refuse what this model cannot run, before room is reserved."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def prepare(
 ) -> Prepared:
     """Return the generation with its prompt's token ids and a budget that fits `context_tokens`.
 
-    `rewinds` tells that the engine can take tokens back, as banned strings need. Raises InvalidParams for an empty
-    prompt, one that leaves no room for a token, ids of `logit_bias` or `generated` out of range, an empty stop or
-    banned string, banned strings or token healing that cannot be had, a bad schema, pattern or grammar, and a
-    `generated` that is complete already.
+    `rewinds`: the engine can remove tokens again, as banned strings need. Raises InvalidParams for an empty prompt, one
+    that leaves no room for a token, ids of `logit_bias` or `generated` out of range, an empty stop or banned string,
+    banned strings or token healing that are not supported here, a bad schema, pattern or grammar, and a `generated`
+    that is complete already.
     """
     _check_sampling(generation, vocabulary)
     _check_bans(generation, rewinds)
@@ -48,9 +48,9 @@ def prepare(
 def _texts(
     generation: Generation, vocabulary: Vocabulary, chat: ChatTemplate, context_tokens: int, pointer: str
 ) -> list[str]:
-    """The prompt's text, in pieces that are tokenized each on its own where a message spells a control token.
+    """Return the prompt's text, cut where a message spells a control token: each piece is tokenized on its own.
 
-    Refused before the work of tokenizing it if so many bytes cannot fit.
+    Refuses a text of more bytes than can fit, before the work of tokenizing it.
     """
     bytes_max = context_tokens * vocabulary.token_text_max
     prompt = generation.prompt
@@ -66,7 +66,7 @@ def _texts(
 
 
 def _tokenize(texts: list[str], vocabulary: Vocabulary) -> list[int]:
-    # A lone surrogate, which JSON can carry, is no text that a tokenizer could encode.
+    # A lone surrogate, which JSON can carry, cannot be encoded by a tokenizer.
     whole = [text.encode("utf-8", "replace").decode() for text in texts if text]
     if not whole:
         return []
@@ -106,6 +106,6 @@ def _check_healing(generation: Generation) -> None:
 
 
 def _refusal(pointer: str, detail: str) -> InvalidParams:
-    # A prompt is a conversation of one message here: its author need not know.
+    # A prompt may have become a conversation of one message: its author need not know.
     subject = "The prompt" if pointer in ("/prompt", "/messages") else pointer[1:]
     return InvalidParams(f"{subject} {detail}.", errors=(FieldError(pointer, detail),))

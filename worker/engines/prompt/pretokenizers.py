@@ -1,6 +1,6 @@
 """How text is cut into words before byte-level BPE merges within each: the rules that GGUF names `tokenizer.ggml.pre`.
 
-The names and what they mean are llama.cpp's (src/llama-vocab.cpp); the expressions are those of the tokenizers that the
+The names and their meanings are llama.cpp's (src/llama-vocab.cpp); the expressions are those of the tokenizers that the
 models were trained with.
 """
 
@@ -26,8 +26,8 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 class PreTokenizer:
     """Cuts text into words: each expression in turn isolates its matches within the words of the one before.
 
-    `whole_words`: a word that is a token becomes that token, whatever the merges say. `add_bos` is the default for
-    models that do not say.
+    `whole_words`: a word that is a token becomes that token, even if merges lead elsewhere. `add_bos` is the default for
+    models that do not specify it.
     """
 
     expressions: tuple[str, ...]
@@ -47,7 +47,7 @@ class PreTokenizer:
 
 
 def _isolated(pattern: regex.Pattern[str], text: str) -> Iterator[str]:
-    """The matches and what lies between them, in order."""
+    """Yield the matches and the text between them, in order."""
     end = 0
     for match in pattern.finditer(text):
         start = match.start()

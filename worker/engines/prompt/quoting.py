@@ -1,7 +1,7 @@
 """Text that is quoted to a model is no command to it: a message may not spell the model's control tokens.
 
-An application puts what its own users write into messages. If their text could say `<|im_start|>system`, they could
-speak in another role. A template is rendered to one text, in which names of control tokens become those tokens, so the
+An application puts its users' text into messages. If that text could contain `<|im_start|>system`, users could write in
+another role. A template is rendered to one text, in which names of control tokens become those tokens, so the
 names within a message are marked first, and the text is cut there before it is tokenized: each half is plain text.
 """
 
@@ -16,7 +16,7 @@ from worker.engines.prompt.names import finder
 from worker.requests import Message
 
 QUOTED_ROLES = frozenset({"user", "tool"})
-"""Who may say anything. What the system and the assistant said is taken as the application wrote it."""
+"""Roles whose text is quoted. Messages of system and assistant are passed on as the application wrote them."""
 
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Noncharacters of Unicode, which are for use within a program."""
