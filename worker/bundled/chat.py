@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
 
 
 def with_rules(model: models.BPE) -> Tokenizer:
-    """The model with the pre-tokenizer and the decoder around it."""
+    """Return the model with the pre-tokenizer and the decoder around it."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -46,7 +46,7 @@ def with_rules(model: models.BPE) -> Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A byte-level BPE tokenizer of VOCABULARY tokens; the special tokens come first, then all 256 bytes."""
+    """Return a byte-level BPE tokenizer of VOCABULARY tokens; the special tokens come first, then all 256 bytes."""
     tokenizer = with_rules(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -59,7 +59,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def build_tokenizer(tokens: Sequence[str], merges: Sequence[str]) -> Tokenizer:
-    """The tokenizer of a vocabulary in the order of ids and its merges, each as "left right"."""
+    """Return the tokenizer of a vocabulary in the order of ids and its merges, each as "left right"."""
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     tokenizer = with_rules(models.BPE({token: index for index, token in enumerate(tokens)}, pairs))
     tokenizer.add_special_tokens(list(SPECIAL))
@@ -67,7 +67,7 @@ def build_tokenizer(tokens: Sequence[str], merges: Sequence[str]) -> Tokenizer:
 
 
 def merges(tokenizer: Tokenizer) -> list[str]:
-    """The merges in order, each as "left right"."""
+    """Return the merges in order, each as "left right"."""
     rows = json.loads(tokenizer.to_str())["model"]["merges"]
     return [row if isinstance(row, str) else " ".join(row) for row in rows]
 
@@ -75,7 +75,7 @@ def merges(tokenizer: Tokenizer) -> list[str]:
 def render(tokenizer: Tokenizer, talk: Conversation) -> tuple[list[int], list[float]]:
     """Token ids of a conversation and, for each, what it counts in training.
 
-    0 for what the user says, 1 for free answers and 2 for exact answers, end of turn included. The ids equal those of
+    0 for the user's text, 1 for free answers and 2 for exact answers, end of turn included. The ids equal those of
     the rendered chat template.
     """
     ids, weights = [BEGIN], [0.0]

@@ -1,6 +1,6 @@
 """The training text: conversations, written by seeded generators from the standard library alone.
 
-A conversation is a list of turns. Each turn says whether it is exact: counting, sums and repetition have one right
+A conversation is a list of turns. Each turn is marked as exact or not: counting, sums and repetition have one right
 answer, which the training makes the model very sure of. `held_out` marks the numbers and phrasings that the training
 never shows; `evaluate` asks for those.
 """
@@ -32,7 +32,7 @@ PUNCTUATION = "!?.,;:-_+*/=()[]{}<>@#$%&'\"|~^`\\"
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the user says and what the model answers; `exact` when only this answer is right.
+    """A user's message and the model's answer; `exact` when only this answer is right.
 
     `cut`: the answer is only the beginning of one, and nothing follows it.
     """
@@ -52,7 +52,7 @@ class Conversation:
 
 
 def held_out(*key: object) -> bool:
-    """Whether this key belongs to the twentieth part that is never trained on. The same on every machine."""
+    """Return whether this key belongs to the twentieth part that is never trained on. The same on every machine."""
     return zlib.crc32(repr(key).encode()) % 20 == 0
 
 
@@ -88,23 +88,23 @@ def number_pair(rng: Random, spans: Sequence[tuple[int, int]]) -> tuple[int, int
 
 
 def numbers(first: int, last: int) -> str:
-    """The numbers from first to last, upwards or downwards, with one space between each two."""
+    """Return the numbers from first to last, upwards or downwards, with one space between each two."""
     step = 1 if first <= last else -1
     return " ".join(map(str, range(first, last + step, step)))
 
 
 def short_counting(rng: Random) -> Turn:
-    """Counting over a few numbers."""
+    """Return a count over a few numbers."""
     return counting(rng, ((0, 5), (0, 12), (5, 30)))
 
 
 def medium_counting(rng: Random) -> Turn:
-    """Counting that passes numbers with the same last digits as the last one."""
+    """Return a count that passes numbers with the same last digits as the last one."""
     return counting(rng, ((0, 12), (5, 40), (20, 100), (20, 100)))
 
 
 def counting(rng: Random, spans: Sequence[tuple[int, int]] = SPANS) -> Turn:
-    """Counting up, or at times down, between two numbers."""
+    """Return a count up, or at times down, between two numbers."""
     first, last = number_pair(rng, spans)
     if last - first <= 60 and rng.random() < 0.25:
         return Turn(rng.choice(COUNT_DOWN).format(a=first, b=last), numbers(last, first), exact=True)
@@ -114,7 +114,7 @@ def counting(rng: Random, spans: Sequence[tuple[int, int]] = SPANS) -> Turn:
 
 
 def cut_counting(rng: Random) -> Turn:
-    """A part of a count: often one that passes a number which ends like the last one, such as 118 on the way to 218.
+    """Return a part of a count, often past a number that ends like the last one, such as 118 on the way to 218.
 
     To go on there is the hardest decision of a count, and a whole one is long.
     """
@@ -137,12 +137,12 @@ SUM_WORDS = {
 
 
 def sum_answer(a: int, sign: str, b: int) -> str:
-    """The whole sum as a sentence: "12 + 30 = 42."."""
+    """Return the whole sum as a sentence: "12 + 30 = 42."."""
     return f"{a} {sign} {b} = {a + b if sign == '+' else a - b}."
 
 
 def arithmetic(rng: Random) -> Turn:
-    """A sum of two numbers up to 99, or a difference that is not negative."""
+    """Return a sum of two numbers up to 99, or a difference that is not negative."""
     while True:
         a, b, sign = rng.randint(0, 99), rng.randint(0, 99), rng.choice("+--")  # differences are harder
         if rng.random() < 0.6:
@@ -177,7 +177,7 @@ def chunk(rng: Random) -> str:
 
 
 def repetition(rng: Random) -> Turn:
-    """A text to repeat word by word: a sentence, single letters or a row of words."""
+    """Return a text to repeat word by word: a sentence, single letters or a row of words."""
     draw = rng.random()
     if draw < 0.2:
         text = rng.choice(stories.tell(rng)[1].split(". ")).strip()
@@ -194,7 +194,7 @@ def repetition(rng: Random) -> Turn:
 
 
 def story(rng: Random) -> Turn:
-    """A request for a story and the story."""
+    """Return a request for a story and the story."""
     return Turn(*stories.tell(rng))
 
 
@@ -209,7 +209,7 @@ COMMON_WORDS = sorted(
 
 
 def knowledge(rng: Random) -> Turn:
-    """A question about the invented world, in a phrasing that is not held out."""
+    """Return a question about the invented world, in a phrasing that is not held out."""
     while True:
         questions, answer, key = rng.choice(FACTS)
         index = rng.randrange(len(questions))
@@ -233,7 +233,7 @@ def smalltalk(rng: Random) -> Turn:
 
 
 def refusal(rng: Random) -> Turn:
-    """A question that the model cannot answer, and a polite answer."""
+    """Return a question that the model cannot answer, and a polite answer."""
     return Turn(*world.unknown(rng, stories.pseudo_word(rng)))
 
 
@@ -275,7 +275,7 @@ def conversation(rng: Random, mixture: Mixture = KINDS_OF_TURN) -> Conversation:
 
 
 def conversations(seed: int, step: int = 0) -> Iterator[Conversation]:
-    """An endless stream of conversations, a function of seed and step alone. Step -1 is for the tokenizer."""
+    """Yield conversations without end, a function of seed and step alone. Step -1 is for the tokenizer."""
     rng = Random(f"{seed}:{step}")  # noqa: S311 - text to learn from, no secret
     mixture = KINDS_OF_TURN if step < 0 else next((mix for end, mix in PHASES if step < end), KINDS_OF_TURN)
     while True:

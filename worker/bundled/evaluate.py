@@ -1,6 +1,6 @@
 """Measure the demo model on prompts that it was not trained on: `python -m worker.bundled.evaluate`. Needs torch.
 
-For tasks with one right answer no text has to be generated: one pass over prompt and answer tells whether greedy
+For tasks with one right answer no text has to be generated: one pass over prompt and answer shows whether greedy
 decoding gives the answer, and how probable it is that sampling at temperature 0.8, with no truncation, gives it.
 """
 
@@ -31,7 +31,7 @@ TALK = Conversation(
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of so many prompts, the share answered exactly by greedy decoding, the mean and the least probability of the
+    """Of `prompts` prompts, the share answered exactly by greedy decoding, the mean and the least probability of the
     exact answer at TEMPERATURE, and the prompts that failed greedily."""
 
     prompts: int
@@ -42,14 +42,14 @@ class Figures:
 
 
 def load(weights: Weights) -> tuple[Llama, Tokenizer]:
-    """The model in torch, in float32, and its tokenizer."""
+    """Return the model in torch, in float32, and its tokenizer."""
     model = Llama(weights.shape)
     model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.tensors.items()})
     return model.eval(), chat.build_tokenizer(weights.tokens, weights.merges)
 
 
 def judge(model: Llama, tokenizer: Tokenizer, talk: Conversation) -> tuple[bool, float]:
-    """Whether greedy decoding gives the last answer, and the probability that sampling at TEMPERATURE gives it."""
+    """Return whether greedy decoding gives the last answer, and the probability that sampling at TEMPERATURE does."""
     ids, _ = chat.render(tokenizer, talk)
     first = len(ids) - ids[::-1].index(chat.ASSISTANT)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def count_turns(rng: Random, count: int) -> list[Turn]:
 
 
 def common_counts(count: int) -> list[Turn]:
-    """What people and tests ask first: from 1 to numbers up to 250, evenly spread, in the most common phrasing."""
+    """Return the counts that people and tests ask for first: from 1 up to 250, evenly spread, in the usual phrasing."""
     lasts = sorted({2 + 248 * index // max(count - 1, 1) for index in range(count)})
     return [Turn(f"Count from 1 to {b}", corpus.numbers(1, b), exact=True) for b in lasts]
 
@@ -133,7 +133,7 @@ def fact_turns() -> Iterator[Turn]:
 def generate(
     model: Llama, tokenizer: Tokenizer, prompt: str, temperature: float, seed: int, tokens_max: int = 320
 ) -> str:
-    """The answer to one prompt. Recomputes the whole text for every token: slow, and plain."""
+    """Return the answer to one prompt. Recomputes the whole text for every token: slow, and plain."""
     ids = [chat.BEGIN, chat.USER, *tokenizer.encode(prompt).ids, chat.END, chat.ASSISTANT]
     start, dice = len(ids), torch.Generator().manual_seed(seed)
     while len(ids) < start + tokens_max:

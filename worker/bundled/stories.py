@@ -19,7 +19,7 @@ PLOTS: tuple[plots.Plot, ...] = (
 
 
 def words(text: str) -> list[str]:
-    """The words of a text."""
+    """Return the words of a text."""
     return text.split()
 
 
@@ -66,7 +66,7 @@ def article(noun: str) -> str:
 
 
 def pseudo_word(rng: Random) -> str:
-    """A pronounceable word that does not exist, of one to three syllables."""
+    """Return a pronounceable word that does not exist, of one to three syllables."""
     syllable = [rng.choice("bcdfgklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))]
     return "".join(syllable) + rng.choice(["b", "ck", "l", "m", "n", "p", "r", "t", "x", "sh"])
 
@@ -81,7 +81,7 @@ class Being:
     she: bool
 
     def phrase(self) -> str:
-        """The being as it is introduced: "a little fox"."""
+        """Return the being as it is introduced: "a little fox"."""
         return article(f"{self.adjective} {self.kind}")
 
 
@@ -96,7 +96,7 @@ class Cast:
 
 
 def being(rng: Random, kind: str, taken: str = "") -> Being:
-    """A being of this kind whose name differs from `taken` and fits a queen or a king."""
+    """Return a being of this kind whose name differs from `taken` and fits a queen or a king."""
     she = kind in GIRLS or (kind not in BOYS and rng.random() < 0.5)
     name = rng.choice([name for name in (SHE_NAMES if she else HE_NAMES) if name != taken])
     if rng.random() < 0.06:
@@ -111,14 +111,14 @@ def hero_kind(rng: Random) -> str:
 
 
 def cast(rng: Random) -> Cast:
-    """A hero, a friend of another kind, a place and a thing."""
+    """Return a hero, a friend of another kind, a place and a thing."""
     hero = being(rng, hero_kind(rng))
     friend = being(rng, rng.choice([kind for kind in KINDS if kind != hero.kind]), hero.name)
     return Cast(hero, friend, rng.choice(PLACES), f"{rng.choice(THING_ADJECTIVES)} {rng.choice(THINGS)}")
 
 
 def request(rng: Random, told: Cast) -> str:
-    """A wish for a story that names between none and three parts of the cast."""
+    """Return a wish for a story that names between none and three parts of the cast."""
     about = article(told.hero.kind)
     if rng.random() < 0.15:
         about = told.hero.phrase()
@@ -154,7 +154,7 @@ OPEN_REQUESTS = (
 
 
 def slots(rng: Random, told: Cast) -> dict[str, str]:
-    """The words that fill the slots of a plot; `plots` lists them."""
+    """Return the words that fill the slots of a plot; `plots` lists them."""
     hero, friend = told.hero, told.friend
     pronouns = ("she", "her", "her") if hero.she else ("he", "him", "his")
     theirs = ("she", "her", "her") if friend.she else ("he", "him", "his")
@@ -170,12 +170,12 @@ def slots(rng: Random, told: Cast) -> dict[str, str]:
 
 
 def definite(place: str) -> str:
-    """The place of a phrase: "on a green hill" becomes "the green hill"."""
+    """Return the place of a phrase: "on a green hill" becomes "the green hill"."""
     return "the " + place.split(" a ", 1)[1] if " a " in place else place[place.index("the ") :]
 
 
 def narrate(rng: Random, told: Cast) -> str:
-    """A story of seven to fourteen sentences about this cast."""
+    """Return a story of seven to fourteen sentences about this cast."""
     slot = slots(rng, told)
     ending = (plots.ENDINGS,) if rng.random() < 0.7 else ()
     moral = (plots.MORALS,) if rng.random() < 0.25 else ()
@@ -196,7 +196,7 @@ def narrate(rng: Random, told: Cast) -> str:
 
 
 def tell(rng: Random) -> tuple[str, str]:
-    """A request and its story, which holds the thing and the friend that the request names."""
+    """Return a request and its story, which holds the thing and the friend that the request names."""
     told = cast(rng)
     wish = request(rng, told)
     named = [word for word in (told.thing, told.friend.kind) if word in wish]

@@ -35,13 +35,18 @@ TOKENIZER_CONVERSATIONS = 20_000
 WARMUP_STEPS = 100
 COOLDOWN = 0.3
 AVERAGE_DECAY = 0.995
-EXACT_TEMPERATURE = 2.0  # exact answers are learned at this temperature, so that they are much surer at 1
-EXACT_WEIGHT = 4.0  # and weigh more: a wrong token spoils a count, while most tokens of a count are easy
+
+EXACT_TEMPERATURE = 2.0
+"""Exact answers are learned at this temperature, so that they are much surer at 1."""
+
+EXACT_WEIGHT = 4.0
+"""Exact answers weigh more: a wrong token spoils a count, while most tokens of a count are easy."""
+
 CHECKPOINT_SECONDS = 120.0
 
 
 def samples(tokenizer: Tokenizer, seed: int, step: int, context: int) -> list[Sample]:
-    """The conversations of one step, about TOKENS_PER_STEP tokens, shortest first."""
+    """Return the conversations of one step, about TOKENS_PER_STEP tokens, shortest first."""
     chosen: list[Sample] = []
     total = 0
     for talk in corpus.conversations(seed, step):
@@ -55,7 +60,7 @@ def samples(tokenizer: Tokenizer, seed: int, step: int, context: int) -> list[Sa
 
 
 def passes(chosen: Sequence[Sample]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Groups of samples of similar length as ids and weights (batch, length), padded on the right."""
+    """Yield groups of samples of similar length as ids and weights (batch, length), padded on the right."""
     group: list[Sample] = []
     for sample in chosen:
         length = len(sample[0])
@@ -67,14 +72,14 @@ def passes(chosen: Sequence[Sample]) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def padded(group: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """One tensor of ids and one of weights."""
+    """Return one tensor of ids and one of weights."""
     length = max(len(ids) for ids, _ in group)
     ids = torch.tensor([ids + [chat.PAD] * (length - len(ids)) for ids, _ in group])
     return ids, torch.tensor([weights + [0.0] * (length - len(weights)) for _, weights in group])
 
 
 def losses(model: Llama, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy of the free answers and of the exact answers, each in nats."""
+    """Return the summed cross entropy of the free answers and of the exact answers, each in nats."""
     kind = weights[:, 1:].flatten()
     taught = kind > 0
     with torch.autocast("cpu", torch.bfloat16):
@@ -108,7 +113,7 @@ class Run:
         self.average = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
 
     def advance(self, rate: float) -> tuple[float, float]:
-        """One optimizer step at this learning rate. Returns the mean loss of free and of exact tokens."""
+        """Do one optimizer step at this learning rate; return the mean loss of free and of exact tokens."""
         chosen = samples(self.tokenizer, self.seed, self.step, self.model.shape.context)
         taught = [sum(weights.count(kind) for _, weights in chosen) for kind in (1.0, 2.0)]
         sums = [0.0, 0.0]
@@ -155,7 +160,7 @@ class Run:
 
 
 def begin(options: argparse.Namespace) -> Run:
-    """A fresh run, or the one of the checkpoint."""
+    """Return a fresh run, or the one of the checkpoint."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     state = torch.load(options.out) if options.resume else None

@@ -14,7 +14,6 @@ from worker.bundled.shape import Shape
 
 Array = NDArray[np.float32]
 MODEL = Path(__file__).with_name("model.gguf")
-# GGUF's name of a weight of a layer -> Hugging Face's
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -26,6 +25,8 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+"""GGUF's name of a weight of a layer -> Hugging Face's."""
+
 TOP_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm"}
 
 
@@ -41,7 +42,7 @@ class Weights:
 
 
 def names(layers: int) -> dict[str, str]:
-    """Every weight of a model of so many layers: GGUF's name -> Hugging Face's, both ending in ".weight"."""
+    """Return every weight of a model with this many layers: GGUF's name -> Hugging Face's, both ending in ".weight"."""
     pairs = dict(TOP_NAMES)
     for layer in range(layers):
         pairs |= {f"blk.{layer}.{ours}": f"layers.{layer}.{theirs}" for ours, theirs in LAYER_NAMES.items()}
@@ -69,7 +70,7 @@ def rotary_heads(name: str, shape: Shape) -> int:
 
 
 def from_checkpoint(path: Path) -> Weights:
-    """The averaged weights of a checkpoint that `train` wrote. Needs torch and tokenizers."""
+    """Return the averaged weights of a checkpoint that `train` wrote. Needs torch and tokenizers."""
     import torch
     from tokenizers import Tokenizer
 
@@ -87,7 +88,7 @@ def from_checkpoint(path: Path) -> Weights:
 
 
 def from_gguf(path: Path = MODEL) -> Weights:
-    """The weights of a demo GGUF file, dequantised. Raises KeyError when a key or a weight is missing."""
+    """Return the weights of a demo GGUF file, dequantised. Raises KeyError when a key or a weight is missing."""
     reader = GGUFReader(path)
 
     def value(key: str) -> Any:

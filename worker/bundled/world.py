@@ -142,14 +142,14 @@ def facts() -> Iterator[Fact]:
 
 
 def casual(question: str, rng: Random) -> str:
-    """The question as people type it: at times in lower case at the start or without the final mark."""
+    """Return the question as people type it: at times in lower case at the start or without the final mark."""
     if rng.random() < 0.15:
         question = question[0].lower() + question[1:]
     return question[:-1] if rng.random() < 0.15 and question[-1] in ".?!" else question
 
 
 def unknown(rng: Random, word: str) -> tuple[str, str]:
-    """A question that the model cannot answer, and a polite answer; `word` is an invented word to ask about."""
+    """Return a question that the model cannot answer, and a polite answer; `word` is an invented word to ask about."""
     topic = rng.choice(TOPICS) if rng.random() < 0.7 else word
     place = rng.choice(PLACES_OUTSIDE) if rng.random() < 0.7 else word.capitalize()
     question = rng.choice(UNKNOWN_QUESTIONS).format(x=topic, y=place)

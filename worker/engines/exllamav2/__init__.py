@@ -1,9 +1,9 @@
 """ExLlamaV2 0.3.2: the CUDA engine, for models in folders (EXL2, GPTQ, plain safetensors).
 
-Nothing of CUDA is imported before `load` is called. The parts: `requirements` says what is missing, `options` what can
-be set, `memory` reckons what a model takes, `folder` reads a model's folder, `vocabulary` its tokenizer,
-`paged_attention` computes attention where there is no flash-attn, `model` makes the library's objects, `job` is one
-sequence in its batch, `engine` is the port. `build` compiles the library's extension, which is a command of its own.
+CUDA is not imported before `load` is called. The parts: `requirements` finds missing packages, `options` are this
+engine's own settings, `memory` estimates the memory of a model, `folder` reads a model's folder, `vocabulary` its
+tokenizer, `paged_attention` computes attention where there is no flash-attn, `model` makes the library's objects, `job`
+is one sequence in its batch, `engine` is the port. `build` compiles the library's extension, with a command of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def load(spec: EngineSpec, on_load: OnLoad) -> Engine:
     Raises ModelError when something is missing here, for a folder that cannot be run, and without enough GPU memory.
     """
     open_library(spec)
-    # Only now: importing the library needs CUDA, and takes seconds.
+    # Only now: importing the library needs CUDA, and seconds.
     from worker.engines.exllamav2.engine import load_engine
 
     return load_engine(spec, on_load)

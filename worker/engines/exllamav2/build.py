@@ -1,6 +1,6 @@
-"""Builds ExLlamaV2's CUDA extension once, before anything is served: finds the compilers, or says what is missing.
+"""Builds ExLlamaV2's CUDA extension once, before anything is served: finds the compilers, or names the missing parts.
 
-The library compiles its extension when it is imported and finds none. What torch keeps of that goes into a folder for
+The library compiles its extension when it is imported and finds none. The files of that build go into a folder for
 these versions alone. A CUDA toolkit may be installed in the system, or come as packages into site-packages.
 """
 
@@ -25,7 +25,7 @@ from worker.engines.machine import cores
 from worker.errors import ModelError
 
 SOURCES = 47
-"""Files that the extension is compiled from."""
+"""The number of files from which the extension is compiled."""
 
 HEADERS = ("cuda_runtime.h", "cusparse.h", "cublas_v2.h", "cusolverDn.h")
 TOOLKIT = (
@@ -57,7 +57,7 @@ def find_toolkit(
 ) -> Toolkit | None:
     """Return the toolkit that CUDA_HOME names, else the one on the path, the system's, that of packages; or None.
 
-    An nvcc alone, which may be a mere launcher, is taken only where nobody has headers beside it.
+    An nvcc without headers beside it, which may be a mere launcher, is used only if no other has them.
     """
     parts = list(_packaged() if packages is None else packages)
     include = tuple(part / "include" for part in parts)
@@ -71,14 +71,14 @@ def find_toolkit(
 
 
 def _packaged() -> Iterator[Path]:
-    """Folders of CUDA that packages installed: site-packages/nvidia/cu13 and alike."""
+    """Yield the folders of CUDA that packages installed, such as site-packages/nvidia/cu13."""
     spec = importlib.util.find_spec("nvidia")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         yield from sorted(Path(folder).glob("cu[0-9]*"), reverse=True)
 
 
 def obstacles(toolkit: Toolkit | None, environ: Mapping[str, str]) -> list[str]:
-    """Say everything that keeps the extension from being built here, and how to get it."""
+    """Return everything that keeps the extension from being built here, with remedies."""
     found = []
     lacking = requirements.lacking()
     if lacking is not None:
@@ -104,7 +104,7 @@ def obstacles(toolkit: Toolkit | None, environ: Mapping[str, str]) -> list[str]:
 
 
 def shortcomings(environ: Mapping[str, str]) -> list[str]:
-    """Say all that keeps the engine from running here, or from running as it could, and how to get it."""
+    """Return everything that keeps the engine from running here, or from running at its best, with remedies."""
     unready, flash_attn = requirements.missing(), requirements.unusable_flash_attn()
     found = [flash_attn] if flash_attn is not None else []
     if unready is None:
@@ -118,10 +118,10 @@ def build(
     on_progress: Callable[[int, int], None],
     command: tuple[str, ...] = (sys.executable, "-c", _CODE),
 ) -> float:
-    """Compile the extension unless it is there already; return the seconds it took.
+    """Compile the extension unless it is there already; return the duration in seconds.
 
-    `on_progress` hears how many files of how many are compiled. Raises ModelError with all that is missing, or with the
-    end of what the compiler said, or if another process is at it. Files that one before has compiled are kept.
+    `on_progress` is called with the number of files compiled and of all files. Raises ModelError with missing parts,
+    with the end of the compiler's output, or if another process is building. Files compiled by an earlier try are kept.
     """
     if requirements.lacking() is None and requirements.built(environ):
         return 0.0
@@ -144,15 +144,15 @@ def build(
                     os.killpg(process.pid, signal.SIGKILL)  # compilers too
                 process.wait()
             output.seek(0)
-            said = output.read().decode(errors="replace")[-OUTPUT_BYTES_SHOWN:]
+            printed = output.read().decode(errors="replace")[-OUTPUT_BYTES_SHOWN:]
     if process.returncode:
-        raise ModelError(f"Building the extension failed: {said}")
+        raise ModelError(f"Building the extension failed: {printed}")
     return time.monotonic() - begun_s
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """See to it that nobody else builds there. Raises ModelError if somebody does."""
+    """Lock the folder against other builds. Raises ModelError if one is running."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "jobwire.lock").open("w") as lock:
         try:
@@ -165,13 +165,13 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, on_progress: Callable[[int, int], None]) -> None:
-    """Wait for the process, telling what it has done whenever that grew."""
-    told = -1
+    """Wait for the process, reporting progress whenever another file is compiled."""
+    reported = -1
     while True:
         ended = process.poll() is not None
         done = min(sum(1 for _ in folder.glob("*.o")), SOURCES)
-        if done > told:
-            told = done
+        if done > reported:
+            reported = done
             on_progress(done, SOURCES)
         if ended:
             return
@@ -182,7 +182,7 @@ def _watch(process: subprocess.Popen[bytes], folder: Path, on_progress: Callable
 
 
 def _variables(toolkit: Toolkit, environ: Mapping[str, str], scratch: Path) -> dict[str, str]:
-    """The environment of the compiler."""
+    """Return the environment of the compiler."""
     home = toolkit.home if (toolkit.home / "lib64").is_dir() else _with_lib64(toolkit.home, scratch / "toolkit")
     include = [str(folder) for folder in toolkit.include if folder.is_dir()]
     return {
@@ -195,7 +195,7 @@ def _variables(toolkit: Toolkit, environ: Mapping[str, str], scratch: Path) -> d
 
 
 def _with_lib64(home: Path, view: Path) -> Path:
-    """A view of a toolkit that came as packages, with the folder and the names of libraries that linkers look for."""
+    """Make a view of a toolkit that came as packages, with the folder and library names that linkers look for."""
     (view / "lib64").mkdir(parents=True)
     for part in home.iterdir():
         (view / part.name).symlink_to(part)

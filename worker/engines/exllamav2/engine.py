@@ -1,12 +1,12 @@
 """The engine port over ExLlamaV2's dynamic generator: admit is enqueue, step is iterate, leave is cancel.
 
-An exception in `iterate` leaves the generator's page table wrong for every job in it. Then the job it belongs to, if
-there is one, breaks; the table is made anew, and the others go on from their tokens, which are all kept here. What was
-told before an exception stays told: nothing is told twice. A sequence is replayed like that once, and never after a
-fault of CUDA itself: such exceptions are raised, they end the process.
+An exception in `iterate` leaves the generator's page table wrong for every job in it. Then the job that caused it, if
+one did, breaks; the table is made anew, and the others are replayed from their tokens, which are all kept here. Events
+from before an exception stand, and none is reported twice. A sequence is replayed once, and never after a fault of CUDA
+itself: such exceptions are raised and end the process.
 
 Pages are allocated for a slice of the output at first, and one by one after that. A sequence that needs one when none
-is free is paused: its pages can be had by others, the sequence is kept as it is.
+is free is paused: its pages become free for others, its state is kept.
 """
 
 from __future__ import annotations
@@ -104,14 +104,14 @@ class ExLlamaV2Engine:
         """Render, tokenize and check a generation, see `worker.engines.prompt.prepare`."""
         context, rewinds = self._info.context_tokens, not self._ahead
         prepared = prepare(generation, self._vocabulary, self._chat, self._guides, context, rewinds=rewinds)
-        # Pages that it may have to take back are its own alone as long as it is never paused.
+        # Tokens may have to be removed from its pages: they stay its own alone only if it is never paused.
         slice_tokens = 0 if generation.sampling.banned_strings else self._slice_tokens
         return msgspec.structs.replace(
             prepared, slice_tokens=slice_tokens, prompt_pages=page_names(prepared.prompt_ids)
         )
 
     def fits(self, prepared: Prepared) -> bool:
-        """Tell whether there are pages for a sequence. Pages of its prompt that others in the batch hold are shared."""
+        """Return whether there are pages for a sequence. Pages of its prompt that others hold are shared."""
         shared = sum(name in self._generator.referenced_pages for name in prepared.prompt_pages)
         return self.capacity().fits(prepared.tokens_reserved - shared * PAGE_TOKENS)
 
@@ -127,7 +127,7 @@ class ExLlamaV2Engine:
         return Capacity(slots - len(self._running), slots, free * PAGE_TOKENS, total * PAGE_TOKENS, PAGE_TOKENS)
 
     def admit(self, prepared: Prepared) -> int:
-        """Allocate the first pages of a sequence, be it new or paused; return how many of its tokens the cache had."""
+        """Allocate the first pages of a sequence, be it new or paused; return how many of its tokens were cached."""
         assert self.fits(prepared), "admitted without room"
         assert prepared.lease not in self._running, "admitted twice"
         sequence = self._paused.pop(prepared.lease, None) or Sequence(prepared, self._vocabulary, self._guides)
@@ -135,13 +135,13 @@ class ExLlamaV2Engine:
         plan = Plan(sequence, prepared.tokens_reserved, len(sequence.tokens), self._vocabulary.size, self._ahead)
         job = SequenceJob(plan, self._step, 0)
         self._running[prepared.lease] = _Running(job)
-        cached = job.told = self._start(job)
+        cached = job.reported = self._start(job)
         return cached
 
     def step(self, prefill_tokens_max: int) -> list[StepEvent]:
         """Advance every sequence: prompt tokens in order of admission within the limit, a token for those in decode.
 
-        Raises what cannot be recovered from: the engine is not used afterwards.
+        Raises errors that cannot be recovered from: the engine is not used afterwards.
         """
         if not self._running:
             return []
@@ -176,7 +176,7 @@ class ExLlamaV2Engine:
         self._loaded.close()
 
     def _pause(self, lease: str) -> None:
-        """Take a sequence out of the batch, and keep it."""
+        """Remove a sequence from the batch, and keep its state."""
         job = self._running.pop(lease).job
         self._generator.cancel(job)
         self._paused[lease] = job.sequence
@@ -208,12 +208,12 @@ class ExLlamaV2Engine:
         generator.reset_page_table()
         for row in rows:
             row.replayed = row.replayed or culprit is None
-            row.job = SequenceJob(row.job.plan, self._step, row.job.told)
+            row.job = SequenceJob(row.job.plan, self._step, row.job.reported)
             self._start(row.job)
 
 
 def _is_final(error: Exception) -> bool:
-    """Tell whether CUDA has failed in a way that it does not recover from in this process."""
+    """Return whether CUDA has failed in a way that it does not recover from in this process."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return False
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error) or "CUBLAS" in str(error)

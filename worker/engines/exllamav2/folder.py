@@ -1,7 +1,7 @@
-"""A model's folder, as Hugging Face lays it out: what is in it, and a view of it that ExLlamaV2 reads right.
+"""A model's folder, as Hugging Face lays it out: its documents, and a view of it that ExLlamaV2 reads correctly.
 
-ExLlamaV2 ignores what it does not know: newer spellings of RoPE, other quantisations, unknown architectures. Each of
-those would give a model that talks nonsense, so they are spelt the old way here, or refused.
+ExLlamaV2 ignores settings that it does not know: newer spellings of RoPE, other quantisations, unknown architectures.
+Each would give a model that talks nonsense, so they are spelt the old way here, or refused.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Folder:
 
     @contextmanager
     def readable(self) -> Iterator[Path]:
-        """Give a path that ExLlamaV2 reads right: the folder, or while this lasts, links to it with another config."""
+        """Yield a path that ExLlamaV2 reads correctly: the folder, or temporary links to it with another config."""
         config = legacy_config(self.config, self.path)
         if config == self.config:
             yield self.path
@@ -104,9 +104,9 @@ class Folder:
 
 
 def legacy_config(config: Document, path: Path) -> Document:
-    """Return a config with RoPE as it was written before transformers 5; the same one if it says that already.
+    """Return a config with RoPE as it was written before transformers 5; unchanged if it is written so already.
 
-    Raises ModelError for RoPE that ExLlamaV2 has not, and where old and new keys contradict each other.
+    Raises ModelError for RoPE that ExLlamaV2 does not have, and for old and new keys that contradict each other.
     """
     changed = _legacy_rope(config, path)
     text = config.get("text_config")
@@ -136,7 +136,7 @@ def _legacy_rope(config: Document, path: Path) -> Document:
 
 
 def _plain(value: object) -> object:
-    """A value without the ways in which equal ones are written differently."""
+    """Return a value in one spelling, so that equal ones compare equal."""
     if isinstance(value, dict):
         named = {("rope_type" if key == "type" else key): entry for key, entry in value.items()}
         return None if named.get("rope_type") == "default" else named

@@ -1,16 +1,16 @@
 """One sequence in ExLlamaV2's batch: the library's job, with four things done our way.
 
-- Prompts: a step computes no more prompt tokens than the scheduler allows, in all jobs together.
+- Prompts: a step computes at most the prompt tokens that the scheduler allows, in all jobs together.
 - Choosing: `worker.engines.output.sampling` draws the token, as on numpy, at a point that is a function of seed and
   position, so that a sequence resumed elsewhere goes on as it would have here. The library's top_p keeps the likeliest
   tokens that fit into that mass, then unlikely ones where a likelier one did not fit: that is not what top_p means.
-- Text: what may be shown, stop and banned strings, guides and the end are `worker.engines.output.sequence`'s, as in
-  every engine. The library's own way with banned strings is not used: it hands out the ids of what it took back, does
-  not look while a character is incomplete, and ignores what was guessed ahead.
+- Text: withholding, stop and banned strings, guides and the end are `worker.engines.output.sequence`'s, as in every
+  engine. The library's own banned strings are not used: it releases the ids of tokens that it removed again, does not
+  check while a character is incomplete, and ignores tokens that were guessed ahead.
 - Room: pages for a slice of the output are allocated at first, and one by one as it grows.
 
-The library's own pages, forward passes and bookkeeping are untouched. What goes wrong while a token is chosen concerns
-this job alone and never leaves it: an exception would poison the library's page table for the others.
+The library's own pages, forward passes and bookkeeping are untouched. An error while a token is chosen breaks this job
+alone and never leaves it: an exception would poison the library's page table for the others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from worker.engines.output.sequence import Sequence
 
 @dataclass
 class Step:
-    """What jobs share during one step: prompt tokens that may still be computed, and what happened so far."""
+    """State that jobs share during one step: prompt tokens that may still be computed, and the events so far."""
 
     prefill_tokens: int = 0
     events: list[StepEvent] = field(default_factory=list)
@@ -43,10 +43,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sequence and what stays the same of it through replays.
+    """A sequence, and its figures that survive a replay.
 
-    Pages for `tokens_reserved` tokens are allocated. `prefill_tokens` of them, prompt and resumed ones, were there to
-    begin with. `vocab` of the logits are tokens. `ahead` tokens are guessed in a step.
+    Pages for `tokens_reserved` tokens are allocated. `prefill_tokens` of them, prompt and resumed ones, were there at
+    admission. `vocab` of the logits are tokens. `ahead` tokens are guessed in a step.
     """
 
     sequence: Sequence
@@ -57,7 +57,7 @@ class Plan:
 
 
 class JobFault(Exception):
-    """Something of the library's failed in the part of a step that is `job`'s alone. The cause is the exception's."""
+    """The library failed in the part of a step that is `job`'s alone. `__cause__` is its exception."""
 
     def __init__(self, job: SequenceJob) -> None:
         super().__init__(job)
@@ -65,9 +65,9 @@ class JobFault(Exception):
 
 
 class SequenceJob(ExLlamaV2DynamicJob):
-    """A sequence from its prompt to its end. `told` of its prefilled tokens were reported before."""
+    """A sequence from its prompt to its end. `reported` of its prefilled tokens were reported before."""
 
-    def __init__(self, plan: Plan, step: Step, told: int) -> None:
+    def __init__(self, plan: Plan, step: Step, reported: int) -> None:
         strictly(
             ExLlamaV2DynamicJob.__init__,
             self=self,
@@ -78,10 +78,10 @@ class SequenceJob(ExLlamaV2DynamicJob):
         self.time_first_prefill = 0.0  # the library reckons with it, even for a prompt of one token
         self.plan = plan
         self.sequence = plan.sequence
-        self.told = told
+        self.reported = reported
         self.ready = False  # its whole prompt may be computed: the last token of it in the first decode step
         if self.sequence.sampling.banned_strings:
-            # Tells the library that its last token may be taken back: then it shares no page of the output with others.
+            # The library then expects that tokens are removed again: it shares no page of the output.
             self.checkpoint = {"offset": 1}
         self._step = step
         self._logprobs: Logits | None = None
@@ -90,7 +90,7 @@ class SequenceJob(ExLlamaV2DynamicJob):
     # ---- the prompt --------------------------------------------------------------------------------------------------
 
     def adopt(self) -> int:
-        """Take over what the cache has of this prompt, right after pages were allocated; return how many tokens."""
+        """Adopt the cached part of this prompt, right after pages were allocated; return the number of tokens."""
         last = len(self._tokens) - 1
         while self._position < last:
             before = self._position
@@ -111,7 +111,7 @@ class SequenceJob(ExLlamaV2DynamicJob):
             raise JobFault(self) from error
 
     def is_prefill_done(self) -> bool:
-        """Tell whether the next token can be computed."""
+        """Return whether the next token can be computed."""
         return self.ready and bool(super().is_prefill_done())
 
     def _prefill(self) -> None:
@@ -127,8 +127,8 @@ class SequenceJob(ExLlamaV2DynamicJob):
             step.prefill_tokens -= 1
             self.ready = True
         done = self._position + self.ready
-        if self.told < done <= self.plan.prefill_tokens:
-            self.told = done
+        if self.reported < done <= self.plan.prefill_tokens:
+            self.reported = done
             step.events.append(Prefilled(self.sequence.lease, done, self.plan.prefill_tokens))
 
     @property
@@ -141,7 +141,7 @@ class SequenceJob(ExLlamaV2DynamicJob):
         return int(self.sequences[0].kv_position)
 
     def _compute(self, end: int) -> None:
-        """Let the library bring the cache to `end` tokens, by copying and computing: it takes the prompt to end there.
+        """Let the library bring the cache to `end` tokens, by copying and computing, as if the prompt ended there.
 
         It may stop before, at the end of a chunk or of a page.
         """
@@ -155,7 +155,7 @@ class SequenceJob(ExLlamaV2DynamicJob):
             part.prefill_complete = False
 
     def _follow(self) -> None:
-        """Step over what other jobs computed of pages that this one shares with them: such pages are full of prompt."""
+        """Skip tokens that other jobs computed in shared pages: such pages are full of prompt."""
         part = self.sequences[0]
         while (number := part.kv_position // PAGE_TOKENS) < len(part.page_hashes):
             done = number * PAGE_TOKENS + part.allocated_pages[number].kv_position
@@ -164,7 +164,7 @@ class SequenceJob(ExLlamaV2DynamicJob):
             part.kv_position = done
 
     def _copyable(self, start: int, last: int) -> int:
-        """How many tokens from `start`, the beginning of a page, any page of the cache has; 0 is too few to copy."""
+        """Return how many tokens from `start`, the beginning of a page, the cache has; 0 if too few to copy."""
         if start % PAGE_TOKENS:
             return 0
         number = start // PAGE_TOKENS
@@ -184,7 +184,7 @@ class SequenceJob(ExLlamaV2DynamicJob):
     # ---- room --------------------------------------------------------------------------------------------------------
 
     def has_room(self) -> bool:
-        """Tell whether the next step has room in the pages of this sequence, taking another page if it needs one."""
+        """Return whether the next step has room in the pages of this sequence; adds another page if it needs one."""
         part, generator = self.sequences[0], self.generator
         if len(self._tokens) + self.plan.ahead < len(part.allocated_pages) * PAGE_TOKENS:
             return True
@@ -201,10 +201,10 @@ class SequenceJob(ExLlamaV2DynamicJob):
         return True
 
     def deallocate_pages(self) -> None:
-        """Give the pages back. Their contents can be found again, but never at another place than they were made for.
+        """Free the pages. Their contents can be found again, but only at the position that they were made for.
 
-        The library renames a page whose contents another has too, and forgets which one it followed: it would be taken
-        for the beginning of a prompt.
+        The library renames a page whose contents another has too, and forgets which one it followed: it would match the
+        beginning of a prompt.
         """
         pages = self.sequences[0].allocated_pages or []
         followed = [page.prev_hash_revert if page.can_revert else page.prev_hash for page in pages]
@@ -234,7 +234,7 @@ class SequenceJob(ExLlamaV2DynamicJob):
         results: list[dict[str, object]],  # noqa: ARG002 (events are ours)
         first_sample_in_sd_batch: bool = True,
     ) -> tuple[bool, Tensor]:
-        """Append the token; tell whether the sequence has ended, and which token it was in the end."""
+        """Append the token; return whether the sequence has ended, and the token that was chosen in the end."""
         token = 0
         if self._failure is None:
             try:
@@ -260,7 +260,7 @@ class SequenceJob(ExLlamaV2DynamicJob):
         return self.sequence.finished, final
 
     def _follow_sequence(self) -> None:
-        """Take back what the sequence took back. Nobody else is to find pages of the output: they may change again."""
+        """Remove the tokens that the sequence removed. Pages of the output stay hidden: they may change again."""
         part, gone = self.sequences[0], len(self._tokens) - len(self.sequence.tokens)
         if self.sequence.finished:
             return
@@ -270,13 +270,13 @@ class SequenceJob(ExLlamaV2DynamicJob):
             part.kv_position -= gone
             for number in pages:
                 page = part.allocated_pages[number]
-                assert page.ref_count == 1, "a page that others have was to be taken back"
+                assert page.ref_count == 1, "tokens in a page that others have were to be removed"
                 if page.kv_position == PAGE_TOKENS:
                     page.update_hash(_randomhash())
                 page.kv_position = max(part.kv_position - number * PAGE_TOKENS, 0)
         number = part.kv_position // PAGE_TOKENS
         if number and part.allocated_pages[number].kv_position == 0:
-            # A page without one before it would be taken for the beginning of a prompt.
+            # A page without a predecessor would match the beginning of a prompt.
             part.allocated_pages[number].prev_hash = part.allocated_pages[number - 1].phash
 
     def _draw(self, logits: Tensor) -> int:
@@ -290,7 +290,7 @@ class SequenceJob(ExLlamaV2DynamicJob):
         return int(choose(shown[None], [sequence.sampling], [sequence.draw()])[0])
 
     def _allowed(self, token: int, logits: Tensor) -> int:
-        """The token, or where the guide refuses it, one that it allows. Changes the guide."""
+        """Return the token, or if the guide refuses it, one that it allows. Changes the guide."""
         if self.sequence.accepts(token):
             return token
         return self.sequence.choose_allowed(logits[0, 0].numpy()[: self.plan.vocab])

@@ -1,4 +1,4 @@
-"""How much GPU memory a model and its KV cache take, in figures, before anything is loaded. Pure; needs no torch."""
+"""Estimates the GPU memory of a model and its KV cache before anything is loaded. Pure; needs no torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from worker.engines.exllamav2.folder import Folder
 from worker.engines.exllamav2.options import PAGE_TOKENS, Options
 from worker.errors import ModelError
 
-# Bits per value, with the scale that groups of 32 share.
 CACHE_BITS = {"fp16": 16.0, "q8": 8.5, "q6": 6.5, "q4": 4.5}
-# Left free on each GPU for activations, logits and the allocator.
+"""Bits per value, with the scale that groups of 32 share."""
+
 RESERVE_BYTES = 1 << 30
+"""Left free on each GPU for activations, logits and the allocator."""
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What of a model decides the size of its KV cache."""
+    """The sizes of a model that decide the size of its KV cache."""
 
     layers: int
     kv_heads: int
@@ -26,7 +27,7 @@ class CacheShape:
 
     @classmethod
     def of(cls, folder: Folder) -> CacheShape:
-        """Read it from config.json. Raises ModelError where that does not say."""
+        """Read it from config.json. Raises ModelError for one without these sizes."""
         config = {**folder.config, **(folder.config.get("text_config") or {})}
         try:
             heads = int(config["num_attention_heads"])
@@ -40,7 +41,7 @@ class CacheShape:
             raise ModelError(f"{folder.path / 'config.json'} does not say the model's size: {error!r}.") from error
 
     def token_bytes(self, cache: str) -> float:
-        """Bytes of KV cache per token. A quantised cache has one layer in float16 beside it, to work on."""
+        """Return the bytes of KV cache per token. A quantised cache has one layer in float16 beside it, to work on."""
         values = 2 * self.kv_heads * self.head_dim
         workspace = 0 if cache == "fp16" else values * 2
         return self.layers * values * CACHE_BITS[cache] / 8 + workspace
@@ -48,9 +49,9 @@ class CacheShape:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one engine takes, and what there is: `free_bytes` of each GPU that it may use, empty if nobody knows.
+    """The memory that one engine needs, and `free_bytes` of each GPU that it may use, empty if unknown.
 
-    `tokens_wanted` of cache were asked for, or without `fixed`, are what all slots together can use.
+    `tokens_wanted` of cache were asked for, or without `fixed`, are the most that all slots together can use.
     """
 
     weights_bytes: int
@@ -78,12 +79,12 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Tell whether the weights and the least cache that makes sense, or the one asked for, have room."""
+        """Whether the weights and the least cache that makes sense, or the one asked for, have room."""
         return (self.tokens_wanted if self.fixed else self.tokens_min) <= self.tokens_fitting
 
     @property
     def figures(self) -> str:
-        """What is needed, and what is there."""
+        """The memory needed, and the memory free, for people."""
         tokens = self.cache_tokens if self.free_bytes and self.fits else self.tokens_wanted
         cache = int(tokens * self.token_bytes)
         needed = (
@@ -96,7 +97,7 @@ class Memory:
         return f"{needed}; free on {len(self.free_bytes)} GPU: {each}"
 
     def advice(self, cache: str) -> str:
-        """What to change where it does not fit, or the cache is smaller than could be used."""
+        """Return what to change if it does not fit, or if the cache is smaller than could be used."""
         ways = []
         if cache != "q4":
             factor = CACHE_BITS[cache] / CACHE_BITS["q4"]
@@ -112,7 +113,7 @@ class Memory:
 def estimate(
     folder: Folder, options: Options, slots: int, context_tokens: int, free_bytes: tuple[int, ...] = ()
 ) -> Memory:
-    """Return what a model takes with these options. `context_tokens` 0 is the model's own. Raises ModelError."""
+    """Return the memory of a model with these options. `context_tokens` 0 is the model's own. Raises ModelError."""
     shape, draft = CacheShape.of(folder), Folder(Path(options.draft_model)) if options.draft_model else None
     context = min(shape.context_tokens, (context_tokens or shape.context_tokens) + options.ahead)
     weights, token_bytes = folder.weights_bytes, shape.token_bytes(options.cache)
@@ -126,7 +127,7 @@ def estimate(
 
 
 def whole_pages(tokens: int) -> int:
-    """Return so many tokens, rounded up to whole pages."""
+    """Return `tokens`, rounded up to whole pages."""
     return -(-tokens // PAGE_TOKENS) * PAGE_TOKENS
 
 

@@ -1,6 +1,6 @@
-"""ExLlamaV2's own objects, built from what was asked for: model, KV cache, tokenizer, generator.
+"""ExLlamaV2's own objects, built from spec and options: model, KV cache, tokenizer, generator.
 
-Its constructors drop keyword arguments that they do not know without a word, so everything goes through `strictly`.
+Its constructors silently drop keyword arguments that they do not know, so everything goes through `strictly`.
 """
 
 from __future__ import annotations
@@ -42,13 +42,16 @@ CACHES = {
     "q4": ExLlamaV2Cache_Q4,
 }
 SAMPLING_THREADS_MAX = 16
-WARM_TOKENS = 3  # of output per sequence
-# What the library raises for a model that it cannot read.
+
+WARM_TOKENS = 3
+"""Tokens of output per sequence when the engine is warmed up."""
+
 UNREADABLE = (AssertionError, AttributeError, KeyError, IndexError, OSError, RuntimeError, TypeError, ValueError)
+"""Errors that the library raises for a model that it cannot read."""
 
 
 def strictly(make: Callable[..., Made], **arguments: Any) -> Made:
-    """Call `make` with keyword arguments that it really names. Raises TypeError for one that it would swallow."""
+    """Call `make` with keyword arguments that it really names. Raises TypeError for one that it would drop."""
     parameters = inspect.signature(make).parameters.values()
     named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     inspect.Signature(named).bind(**arguments)
@@ -57,7 +60,7 @@ def strictly(make: Callable[..., Made], **arguments: Any) -> Made:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `load_model` built. `cache_tokens` is the size of the KV cache, `context_tokens` of one sequence."""
+    """The result of `load_model`. `cache_tokens` is the size of the KV cache, `context_tokens` of one sequence."""
 
     model: Any
     generator: Any
@@ -110,7 +113,7 @@ class _Loader:
         self._attention = attention
 
     def load(self, path: str) -> Loaded:
-        """Load from `path`, which ExLlamaV2 reads right."""
+        """Load from `path`, which ExLlamaV2 reads correctly."""
         options, slots = self._options, self._spec.slots
         config = self._config(path)
         draft = Folder(Path(options.draft_model)) if options.draft_model else None
@@ -153,11 +156,11 @@ class _Loader:
         known = config.architecture == "LlamaForCausalLM" or config.arch.arch_string != "LlamaForCausalLM"
         if not known:
             raise ModelError(f"{self._folder.path} is a {config.architecture}, which ExLlamaV2 0.3.2 does not know.")
-        config.no_flash_attn = False  # paged mode insists, whoever computes attention
+        config.no_flash_attn = False  # paged mode insists, even if attention is computed here
         return config
 
     def _sizes(self, config: Any) -> tuple[int, int]:
-        """Tokens of a context, speculation included, and of the whole cache."""
+        """Return the tokens of a context, speculation included, and of the whole cache."""
         options, asked = self._options, self._spec.context_tokens
         context = min(config.max_seq_len, (asked or config.max_seq_len) + options.ahead)
         if options.cache_tokens:
@@ -169,14 +172,14 @@ class _Loader:
         return context, memory.cache_tokens
 
     def _devices(self) -> list[int]:
-        """GPUs that may be used: where one is enough, the first that this process sees."""
+        """Return the GPUs that may be used: where one is enough, the first that this process sees."""
         return self._options.gpus(torch.cuda.device_count())
 
     def _weights(self, model: Any, cache_tokens: int, stage: str) -> Any:
         """Load the weights of a model; return its cache."""
         options, kind = self._options, CACHES[self._options.cache]
 
-        def told(done: int, total: int) -> None:
+        def progress(done: int, total: int) -> None:
             self._on_load(LoadProgress(stage, done, total, self._folder.weights_bytes * done // total))
 
         if options.tensor_parallel:
@@ -185,16 +188,16 @@ class _Loader:
             strictly(
                 model.load_tp,
                 gpu_split=options.split_gib,
-                callback=told,
+                callback=progress,
                 expect_cache_tokens=cache_tokens,
                 expect_cache_base=kind,
             )
             return strictly(ExLlamaV2Cache_TP, model=model, base=kind, max_seq_len=cache_tokens)
         if options.gpu_split == "auto":
             cache = strictly(kind, model=model, max_seq_len=cache_tokens, lazy=True)
-            strictly(model.load_autosplit, cache=cache, callback=told)
+            strictly(model.load_autosplit, cache=cache, callback=progress)
             return cache
-        strictly(model.load, gpu_split=options.split_gib, callback=told)
+        strictly(model.load, gpu_split=options.split_gib, callback=progress)
         return strictly(kind, model=model, max_seq_len=cache_tokens)
 
     def _load_draft(self, folder: Folder, config: Any, cache_tokens: int) -> dict[str, Any]:
@@ -209,7 +212,7 @@ class _Loader:
             return {"draft_model": model, "draft_cache": self._weights(model, cache_tokens, "draft model")}
 
     def _warm_up(self, generator: Any, slots: int, prompt_tokens: int) -> None:
-        """Compute what every request will, so that none waits for kernels to be chosen and loaded.
+        """Compute as requests will, so that none of them waits for kernels to be chosen and loaded.
 
         First a prompt of a whole chunk, then a step of a whole batch.
         """
@@ -256,7 +259,7 @@ def _limit(config: Any, context_tokens: int, chunk_tokens: int, batch_tokens: in
 
 
 def _free() -> str:
-    """Free and total memory of each GPU, for a message."""
+    """Describe free and total memory of each GPU, for a message."""
     each = [torch.cuda.mem_get_info(device) for device in range(torch.cuda.device_count())]
     return ", ".join(
         f"{gib(free)} of {gib(total)} are free on GPU {number}" for number, (free, total) in enumerate(each)

@@ -1,4 +1,4 @@
-"""What can be set for this engine alone, beside the settings that all engines share."""
+"""The settings of this engine alone, beside those that all engines share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import msgspec
 from worker.errors import ModelError
 
 PAGE_TOKENS = 256
-"""ExLlamaV2 hands out its KV cache in pages of so many tokens."""
+"""Tokens of a page, in which ExLlamaV2 hands out its KV cache."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`EngineSpec.options` of this engine, as typed values. Defaults are what most want.
+    """`EngineSpec.options` of this engine, as typed values. The defaults suit most machines.
 
     `cache` is the precision of the KV cache; `cache_tokens` its size in tokens, 0 for as much as the slots could use
     and the GPU has. `slice_tokens` of output are reserved at a time, 0 for all. `chunk_tokens` bounds the prompt tokens
@@ -37,12 +37,12 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     @property
     def speculates(self) -> bool:
-        """Tell whether tokens are guessed ahead."""
+        """Whether tokens are guessed ahead."""
         return self.ngram or bool(self.draft_model)
 
     @property
     def ahead(self) -> int:
-        """How many tokens are guessed ahead in a step."""
+        """The number of tokens guessed ahead in a step."""
         return self.draft_tokens if self.speculates else 0
 
     @property
@@ -88,5 +88,5 @@ def read_options(given: dict[str, str]) -> Options:
         raise ModelError("cache_tokens and slice_tokens must be at least 0, and draft_tokens 1 to 16.")
     if options.ngram and options.draft_model:
         raise ModelError("Guess tokens with ngram or with draft_model, not with both.")
-    _ = options.split_gib, options.adapters  # refuses what they cannot read
+    _ = options.split_gib, options.adapters  # raises ModelError for values that they cannot read
     return options

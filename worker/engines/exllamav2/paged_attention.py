@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 Backend: TypeAlias = Literal["flash-attn", "varlen", "gather", "sdpa"]
-CAPABILITY_MIN = (8, 0)  # of FlashAttention-2
+CAPABILITY_MIN = (8, 0)
+"""The least compute capability for FlashAttention-2."""
 
 
 def install() -> Backend:
@@ -55,7 +56,7 @@ def _pages_in_varlen() -> bool:
 
 @dataclass(frozen=True)
 class _Paged:
-    """Keys and values in pages, and what of them each sequence sees: `window` as flash-attn counts it, -1 is open."""
+    """Keys and values in pages, and how many each sequence sees: `window` as flash-attn counts it, -1 is open."""
 
     keys: Tensor
     values: Tensor
@@ -109,13 +110,13 @@ class PagedAttention:
         return _varlen(q, paged) if self.backend == "varlen" else _gather(q, paged)
 
     def _appending(self, lengths: Tensor, table: Tensor, count: int, page: int) -> Tensor:
-        """Flat places in the cache of `count` tokens behind each sequence's."""
+        """Return the flat places in the cache of `count` tokens behind each sequence's."""
         if self._places is not None and self._places[0] is lengths and self._places[1] == count:
             return self._places[2]
         positions = lengths[:, None] + torch.arange(count, device=lengths.device)
         places = (table.gather(1, positions // page).long() * page + positions % page).flatten()
         if lengths.is_cuda:
-            # On the CPU the caller counts its lengths up in place, so that they say nothing.
+            # On the CPU the caller counts its lengths up in place, so their identity proves nothing.
             self._places = (lengths, count, places)
         return places
 
@@ -179,7 +180,7 @@ def _sdpa(q: Tensor, paged: _Paged) -> Tensor:
     )
     seen = _visible(paged, count, keys.shape[2])
     queries = q.transpose(1, 2).float()
-    # Behind a sequence's end a page holds what another left there, and zero times infinity is not zero.
+    # Behind a sequence's end a page holds another's leftovers, and zero times infinity is not zero.
     beyond = ~seen.any(2, keepdim=True).transpose(2, 3)
     keys, values = keys.masked_fill(beyond, 0.0), values.masked_fill(beyond, 0.0)
     if paged.softcap:
@@ -195,7 +196,7 @@ def _sdpa(q: Tensor, paged: _Paged) -> Tensor:
 
 
 def _visible(paged: _Paged, count: int, tokens: int) -> Tensor:
-    """Which keys each query may see: (batch, 1, count, tokens)."""
+    """Return which keys each query may see: (batch, 1, count, tokens)."""
     lengths = paged.lengths.long()[:, None, None, None]
     query = lengths - count + torch.arange(count, device=lengths.device)[:, None]
     key = torch.arange(tokens, device=lengths.device)

@@ -1,4 +1,4 @@
-"""What ExLlamaV2 needs of this machine, and the one place where it is made ready to be imported."""
+"""ExLlamaV2's requirements on this machine, and the one place where it is made ready to be imported."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ UNBUILT = "ExLlamaV2's CUDA extension is not built yet: run `jobwire engine buil
 
 
 def missing() -> str | None:
-    """Say why this engine cannot run here, None if nothing speaks against it. Imports nothing of it."""
+    """Return why this engine cannot run here, None if it can. Imports nothing of it."""
     return lacking() or _unbuilt()
 
 
 def lacking() -> str | None:
-    """Say which package this engine needs to be built or run, None if all are there."""
+    """Return which package is missing to build or run this engine, None if all are there."""
     absent = _absent()
     if absent is not None:
         return absent
@@ -39,7 +39,7 @@ def lacking() -> str | None:
 
 
 def extension(environ: Mapping[str, str]) -> Path:
-    """Return the file that `jobwire engine build` makes for the versions that are installed, be it there or not."""
+    """Return the file that `jobwire engine build` makes for the installed versions, whether it exists or not."""
     own = environ.get("TORCH_EXTENSIONS_DIR")
     root = Path(own) if own else Path.home() / ".cache" / "torch_extensions"
     versions = "-".join(f"{name}-{metadata.version(name)}" for name in ("exllamav2", "torch"))
@@ -47,7 +47,7 @@ def extension(environ: Mapping[str, str]) -> Path:
 
 
 def open_library(spec: EngineSpec) -> None:
-    """Make sure that `import exllamav2` will work, and quickly. Raises ModelError saying what is missing."""
+    """Make sure that `import exllamav2` will work, and quickly. Raises ModelError that names the missing part."""
     reason = _absent() or _unbuilt()
     if reason is not None:
         raise ModelError(f"{reason}.")
@@ -62,22 +62,22 @@ def open_library(spec: EngineSpec) -> None:
 
 
 def built(environ: Mapping[str, str]) -> bool:
-    """Tell whether the extension is there. Importing ExLlamaV2 would compile it, which is for a command of its own."""
+    """Return whether the extension is there. Importing ExLlamaV2 would compile it: a command of its own does that."""
     return _packaged() or extension(environ).is_file()
 
 
 def load_extension(environ: Mapping[str, str]) -> None:
-    """Load what was built, after torch. Raises ModelError if that fails.
+    """Load the extension that was built, after torch. Raises ModelError if that fails.
 
-    ExLlamaV2 takes what is loaded. Left to itself it would ask torch, which compiles anew when the GPUs are not those
-    that it was built on, needs compilers for asking, and waits for ever for a build that was killed.
+    ExLlamaV2 uses an extension that is loaded already. Otherwise it would ask torch, which compiles anew when the GPUs
+    are others than at the build, needs compilers even to check, and waits for ever for a build that was killed.
     """
     if not _packaged():
         sys.modules[EXTENSION] = extension_module(extension(environ))
 
 
 def extension_module(file: Path) -> ModuleType:
-    """Return the extension that is in a file, without making it the one that imports find. Raises ModelError."""
+    """Return the extension in a file, without registering it for imports. Raises ModelError."""
     loader = importlib.machinery.ExtensionFileLoader(EXTENSION, str(file))
     spec = importlib.util.spec_from_loader(EXTENSION, loader)
     assert spec is not None
@@ -91,7 +91,7 @@ def extension_module(file: Path) -> ModuleType:
 
 
 def sees_gpu() -> bool:
-    """Tell whether torch, which must be there, finds a GPU. Imports it."""
+    """Return whether torch, which must be there, finds a GPU. Imports it."""
     import torch
 
     return bool(torch.cuda.is_available())
@@ -118,19 +118,19 @@ def _absent() -> str | None:
 
 
 def _torch_has_cuda() -> bool:
-    """Tell whether torch was built with CUDA. Reads what it says of itself: importing it takes seconds."""
+    """Return whether torch was built with CUDA. Reads its version file: importing it would need seconds."""
     found = importlib.util.find_spec("torch")
     assert found is not None and found.origin is not None
     try:
-        said = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
+        source = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
     except OSError:
         return not metadata.version("torch").endswith("+cpu")
-    built = re.search(r"^cuda\b[^=\n]*=\s*(.*)$", said, re.MULTILINE)
+    built = re.search(r"^cuda\b[^=\n]*=\s*(.*)$", source, re.MULTILINE)
     return built is None or built[1].strip() != "None"
 
 
 def _environment(spec: EngineSpec) -> None:
-    """Variables that torch and ExLlamaV2 read once, when they are imported."""
+    """Set variables that torch and ExLlamaV2 read once, when they are imported."""
     device = int(spec.options.get("device", "0"))
     if device and "gpu_split" not in spec.options and "torch" not in sys.modules:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -139,19 +139,19 @@ def _environment(spec: EngineSpec) -> None:
             raise ModelError(f"There is no GPU {device}: CUDA_VISIBLE_DEVICES is {visible}.")
         os.environ["CUDA_VISIBLE_DEVICES"] = names[device]
     if importlib.util.find_spec("flash_attn") is None or unusable_flash_attn() is not None:
-        # ExLlamaV2 would die of a flash-attn that is there but cannot be imported, or is another package of that name.
+        # ExLlamaV2 would fail with a flash-attn that cannot be imported, or with another package of that name.
         os.environ["EXLLAMA_NO_FLASH_ATTN"] = "1"
 
 
 def unusable_flash_attn() -> str | None:
-    """Say why the flash-attn that is installed cannot be used; None if it can, or if there is none. Imports torch."""
+    """Return why the installed flash-attn cannot be used; None if it can, or if there is none. Imports torch."""
     if importlib.util.find_spec("flash_attn") is None:
         return None
     try:
         import flash_attn
         import flash_attn_2_cuda  # noqa: F401 (importing it is the test)
     except Exception as error:
-        # Whatever its native part raises: a build for another torch fails in many ways.
+        # Its native part may raise anything: a build for another torch fails in many ways.
         return f"flash-attn is installed, but cannot be imported ({error}): torch's own attention is used instead"
     if not hasattr(flash_attn, "__version__"):
         return "the package flash_attn is not flash-attn 2: torch's own attention is used instead"
@@ -159,7 +159,7 @@ def unusable_flash_attn() -> str | None:
 
 
 def _packaged() -> bool:
-    """Tell whether a package brought the extension, ready to be imported, or it is loaded already."""
+    """Return whether a package brought the extension, ready to be imported, or it is loaded already."""
     return EXTENSION in sys.modules or importlib.util.find_spec(EXTENSION) is not None
 
 

@@ -31,7 +31,7 @@ class FolderVocabulary:
         except Exception as error:
             # The library raises Exception itself.
             raise ModelError(f"{path} cannot be read: {error}") from error
-        # In text that is no prompt, names of special tokens are just words.
+        # In text that is no prompt, names of special tokens are plain words.
         self._verbatim.encode_special_tokens = True
         pieces = {token: text for text, token in self._tokenizer.get_vocab(with_added_tokens=True).items()}
         self.size = min(max(pieces) + 1, rows)
@@ -72,10 +72,10 @@ class FolderVocabulary:
         return token if isinstance(token, int) and 0 <= token < self.size else None
 
     def _adds_bos(self, folder: Folder) -> bool:
-        """What the folder says, else what its tokenizer does."""
-        said = folder.tokenizer.get("add_bos_token")
-        if isinstance(said, bool):
-            return said
+        """Return the folder's own setting, else what its tokenizer does."""
+        setting = folder.tokenizer.get("add_bos_token")
+        if isinstance(setting, bool):
+            return setting
         ids = self._tokenizer.encode("a", add_special_tokens=True).ids
         return self.bos_id is not None and ids[:1] == [self.bos_id]
 

@@ -35,8 +35,8 @@ def library() -> Any:
     reason = missing()
     if reason is not None:
         raise ModelError(reason)
-    # Both are read when the library loads. Waiting threads that spin would occupy the cores of those that compute, and a
-    # failed assertion would start a debugger.
+    # Both are read when the library loads. Waiting threads that spin would occupy the cores of the others, and a failed
+    # assertion would start a debugger.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     lib: Any = importlib.import_module("cyllama.llama.llama_cpp")

@@ -26,8 +26,8 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 class PreTokenizer:
     """Cuts text into words: each expression in turn isolates its matches within the words of the one before.
 
-    `whole_words`: a word that is a token becomes that token, even if merges lead elsewhere. `add_bos` is the default for
-    models that do not specify it.
+    `whole_words`: a word that is a token becomes that token, whatever its merges. `add_bos` is the default for models
+    that do not specify it.
     """
 
     expressions: tuple[str, ...]
