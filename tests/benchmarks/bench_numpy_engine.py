@@ -10,7 +10,7 @@ import argparse
 import time
 from pathlib import Path
 
-from tests.engines.models import unheard
+from tests.engines.models import ignore_progress
 from worker.engines.base import Delta, Engine, EngineSpec, Generation
 from worker.engines.numpy_llama.engine import load
 from worker.requests import Prompt, Sampling
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     options = parser.parse_args()
-    engine = load(EngineSpec(model=options.model), unheard)
+    engine = load(EngineSpec(model=options.model), ignore_progress)
     print(f"{engine.info.model}: {engine.info.parameters / 1e6:.2f} M parameters, {options.tokens} tokens each")
     print("sequences  greedy tok/CPU-s  sampled tok/CPU-s")
     for count in (1, 4, 16, 64):

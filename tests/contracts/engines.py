@@ -74,11 +74,11 @@ def exported() -> TemporaryDirectory[str]:
     return parent
 
 
-def unheard(_progress: LoadProgress) -> None:
+def ignore_progress(_progress: LoadProgress) -> None:
     """For tests that do not care how far loading is."""
 
 
-def load(name: str, spec: EngineSpec, on_load: OnLoad = unheard) -> Engine:
+def load(name: str, spec: EngineSpec, on_load: OnLoad = ignore_progress) -> Engine:
     """Load an engine by the name of its room, with the bundled model unless `spec` names another."""
     folders = name == "exllamav2"
     module = importlib.import_module(f"worker.engines.{name}" if folders else f"worker.engines.{name}.engine")
@@ -163,11 +163,13 @@ class Driver:
             assert len(delta.top_logprobs) == len(delta.ids)
             outcome.top += delta.top_logprobs
 
-    def run(self, generations: Iterable[Generation] = (), prefill_tokens_max: int = 64) -> dict[str, Outcome]:
+    def run(
+        self, generations: Iterable[Generation] = (), prefill_tokens_max: int = 64, steps_max: int = 3 * CONTEXT
+    ) -> dict[str, Outcome]:
         """Admit these and step until every sequence has ended."""
         for generation in generations:
             self.admit(generation)
-        for _ in range(3 * CONTEXT):
+        for _ in range(steps_max):
             if all(outcome.ended for outcome in self.outcomes.values()):
                 return self.outcomes
             self.step(prefill_tokens_max)

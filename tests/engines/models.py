@@ -198,7 +198,7 @@ class Reference:
         return np.asarray((gate / (1 + np.exp(-gate)) * up) @ weights[at + "ffn_down.weight"].T)
 
 
-def unheard(_progress: LoadProgress) -> None:
+def ignore_progress(_progress: LoadProgress) -> None:
     """For tests that do not care how far loading is."""
 
 

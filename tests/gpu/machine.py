@@ -37,13 +37,13 @@ def opened(device: Device) -> AbstractContextManager[None]:
 def load_engine(device: Device, spec: EngineSpec) -> Engine:
     """Load a model with ExLlamaV2 in this process."""
 
-    def unheard(_progress: LoadProgress) -> None:
+    def ignore_progress(_progress: LoadProgress) -> None:
         pass
 
     from worker.engines import exllamav2
 
     with opened(device):
-        return exllamav2.load(spec, unheard)
+        return exllamav2.load(spec, ignore_progress)
 
 
 def describe(device: Device) -> str:

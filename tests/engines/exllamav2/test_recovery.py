@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -82,6 +82,21 @@ def all_of(driver: Driver) -> None:
         driver.admit(generation(words, RANKED, name=str(number)))
 
 
+def in_decode(engine: Engine) -> Driver:
+    """A driver of all questions, at least the second of which is in decode."""
+    driver = Driver(engine)
+    all_of(driver)
+    while not driver.outcomes["1"].ids:
+        driver.step(30)
+    return driver
+
+
+def assert_undisturbed(driver: Driver, alone: dict[str, Outcome], numbers: Iterable[int] = range(4)) -> None:
+    """The questions of these numbers were answered as if nothing had failed."""
+    for number in numbers:
+        assert_alike(alone[QUESTIONS[number]], driver.outcomes[str(number)])
+
+
 @pytest.mark.parametrize("after", [1, 2, 9])
 def test_a_failed_pass_is_repeated_and_nobody_notices(
     engine: Engine, faults: Faults, alone: dict[str, Outcome], after: int
@@ -138,10 +153,7 @@ def test_what_cuda_does_not_recover_from_is_raised_at_once(engine: Engine, fault
 def test_a_prompt_that_fails_breaks_alone_however_often(
     engine: Engine, faults: Faults, alone: dict[str, Outcome]
 ) -> None:
-    driver = Driver(engine)
-    all_of(driver)
-    while not driver.outcomes["1"].ids:
-        driver.step(30)
+    driver = in_decode(engine)
     faults.plan = lambda prefill, _count: MemoryError("out of memory: 12 GiB of 80 GiB are free") if prefill else None
     for name in ("7", "8"):
         bad = driver.admit(generation(Prompt(text=f"{name} {LONG}"), name=name))
@@ -161,8 +173,7 @@ def test_a_prompt_that_fails_breaks_alone_however_often(
         )
     faults.plan = lambda _prefill, _count: None
     driver.run()
-    for number, words in enumerate(QUESTIONS):
-        assert_alike(alone[words], driver.outcomes[str(number)])
+    assert_undisturbed(driver, alone)
 
 
 def test_output_that_is_no_number_breaks_its_own_sequence(
@@ -182,8 +193,7 @@ def test_output_that_is_no_number_breaks_its_own_sequence(
     all_of(driver)
     driver.run(prefill_tokens_max=500)
     assert driver.outcomes["2"].broke == "ArithmeticError: the model's output is not a number"
-    for number in (0, 1, 3):
-        assert_alike(alone[QUESTIONS[number]], driver.outcomes[str(number)])
+    assert_undisturbed(driver, alone, (0, 1, 3))
 
 
 def test_a_sampler_that_fails_breaks_its_own_sequence(
@@ -204,8 +214,7 @@ def test_a_sampler_that_fails_breaks_its_own_sequence(
     bad = driver.admit(generation(QUESTIONS[0], Sampling(temperature=0.123), name="8"))
     driver.run()
     assert bad.broke == "RuntimeError: no candidate is left"
-    for number, words in enumerate(QUESTIONS):
-        assert_alike(alone[words], driver.outcomes[str(number)])
+    assert_undisturbed(driver, alone)
 
 
 def test_one_may_leave_right_after_a_failure(engine: Engine, faults: Faults, alone: dict[str, Outcome]) -> None:
@@ -217,8 +226,7 @@ def test_one_may_leave_right_after_a_failure(engine: Engine, faults: Faults, alo
     engine.leave("0")
     driver.outcomes.pop("0")
     driver.run()
-    for number, words in list(enumerate(QUESTIONS))[1:]:
-        assert_alike(alone[words], driver.outcomes[str(number)])
+    assert_undisturbed(driver, alone, (1, 2, 3))
 
 
 def test_tokens_of_the_failing_step_are_told_once(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,10 +264,7 @@ FULL = (
 def test_a_prompt_for_which_there_is_no_memory_breaks_alone_with_figures(
     engine: Engine, faults: Faults, alone: dict[str, Outcome]
 ) -> None:
-    driver = Driver(engine)
-    all_of(driver)
-    while not driver.outcomes["1"].ids:
-        driver.step(30)
+    driver = in_decode(engine)
     armed = [True]
 
     def plan(prefill: bool, _count: int) -> Exception | None:
@@ -269,8 +274,7 @@ def test_a_prompt_for_which_there_is_no_memory_breaks_alone_with_figures(
     bad = driver.admit(generation(Prompt(text=LONG), name="7"))
     driver.run()
     assert bad.broke == f"OutOfMemoryError: {FULL}"
-    for number, words in enumerate(QUESTIONS):
-        assert_alike(alone[words], driver.outcomes[str(number)])
+    assert_undisturbed(driver, alone)
 
 
 def test_a_step_for_which_there_is_no_memory_is_tried_once_more(
@@ -280,8 +284,7 @@ def test_a_step_for_which_there_is_no_memory_is_tried_once_more(
     all_of(driver)
     faults.decode_once(3, torch.cuda.OutOfMemoryError(FULL))
     driver.run()
-    for number, words in enumerate(QUESTIONS):
-        assert_alike(alone[words], driver.outcomes[str(number)])
+    assert_undisturbed(driver, alone)
     all_of(driver)
     faults.plan = lambda prefill, _count: None if prefill else torch.cuda.OutOfMemoryError(FULL)
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"2\.00 GiB"):

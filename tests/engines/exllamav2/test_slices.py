@@ -73,12 +73,7 @@ def test_several_take_turns_and_end_as_alone(engine: Engine, roomy: Engine) -> N
     """Three sequences that need four pages each, in five: each token comes once, and is the one it would have been."""
     driver = Driver(engine)
     wanted = [generation(prompt, LONG, name=str(n), max_tokens=650) for n, prompt in enumerate(prompts(3))]
-    for one in wanted:
-        driver.admit(one)
-    for _ in range(3000):
-        if all(outcome.ended for outcome in driver.outcomes.values()):
-            break
-        driver.step()
+    driver.run(wanted, steps_max=3000)
     outcomes = driver.outcomes.values()
     assert sum(outcome.pauses for outcome in outcomes) >= 2
     assert {len(outcome.ids) for outcome in outcomes} == {650}
@@ -188,12 +183,7 @@ def test_guessed_tokens_have_room_too(roomy: Engine, option: str) -> None:
     try:
         driver = Driver(guessing)
         wanted = [generation(prompt, LONG, name=str(n), max_tokens=500) for n, prompt in enumerate(prompts(2))]
-        for one in wanted:
-            driver.admit(one)
-        for _ in range(3000):
-            if all(outcome.ended for outcome in driver.outcomes.values()):
-                break
-            driver.step()
+        driver.run(wanted, steps_max=3000)
         assert {len(outcome.ids) for outcome in driver.outcomes.values()} == {500}
         for one in wanted:
             assert_alike(run_one(roomy, one), driver.outcomes[one.lease])

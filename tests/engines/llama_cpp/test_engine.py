@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.contracts.engines import MODEL, Driver, generation, load, run_one, unheard
+from tests.contracts.engines import MODEL, Driver, generation, load, run_one, ignore_progress
 from worker.engines import machine
 from worker.engines.base import EngineSpec, Prefilled
 from worker.engines.llama_cpp import engine as llama_cpp
@@ -26,14 +26,14 @@ def test_an_older_python_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 11, 9))
     assert "Python 3.12" in (llama_library.missing() or "")
     with pytest.raises(ModelError, match=r"Python 3\.12"):
-        llama_cpp.load(EngineSpec(model=str(MODEL)), unheard)
+        llama_cpp.load(EngineSpec(model=str(MODEL)), ignore_progress)
 
 
 def test_without_the_extra_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 12, 1))
     monkeypatch.setattr(importlib.util, "find_spec", {}.get)
     with pytest.raises(ModelError, match=r'pip install "jobwire\[gguf\]"'):
-        llama_cpp.load(EngineSpec(model=str(MODEL)), unheard)
+        llama_cpp.load(EngineSpec(model=str(MODEL)), ignore_progress)
 
 
 def test_the_machine_is_known() -> None:

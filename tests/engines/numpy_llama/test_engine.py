@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engines.models import TOKENS, Reference, Sizes, random_weights, same_bits, unheard, write_model
+from tests.engines.models import TOKENS, Reference, Sizes, random_weights, same_bits, ignore_progress, write_model
 from worker.engines.base import Broke, Delta, Engine, EngineSpec, Generation, LoadProgress, Prefilled
 from worker.engines.numpy_llama import engine as numpy_llama
 from worker.engines.numpy_llama.engine import CONTEXT_TOKENS_DEFAULT, load
@@ -32,7 +32,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(path: Path) -> Iterator[Engine]:
-    engine = load(EngineSpec(model=str(path), slots=SLOTS), unheard)
+    engine = load(EngineSpec(model=str(path), slots=SLOTS), ignore_progress)
     yield engine
     engine.close()
 
@@ -77,10 +77,10 @@ def test_the_same_bits_alone_in_company_in_any_chunks_from_the_cache_and_resumed
     texts = {str(number): TEXT[number : number + 60 * (number + 1)] for number in range(8)}
     alone = {}
     for name, text in texts.items():
-        engine = load(EngineSpec(model=str(path), slots=1), unheard)
+        engine = load(EngineSpec(model=str(path), slots=1), ignore_progress)
         admit(engine, generation(name, text, 30))
         alone |= run(engine, 512)
-    engine = load(EngineSpec(model=str(path), slots=SLOTS), unheard)
+    engine = load(EngineSpec(model=str(path), slots=SLOTS), ignore_progress)
     order = random.Random(3)
     waiting = [(name, texts[name]) for name in [*texts, *texts, *texts]]
     order.shuffle(waiting)
@@ -108,7 +108,7 @@ def test_broken_weights_end_sequences_and_not_the_engine(tmp_path: Path) -> None
     weights = random_weights(Sizes())
     weights["blk.1.ffn_down.weight"][:] = np.nan
     broken = write_model(tmp_path / "m.gguf", Sizes(), weights)
-    engine = load(EngineSpec(model=str(broken), slots=SLOTS), unheard)
+    engine = load(EngineSpec(model=str(broken), slots=SLOTS), ignore_progress)
     for name in "ab":
         admit(engine, generation(name, "the an"))
     events = engine.step(100)
@@ -127,7 +127,7 @@ def test_a_token_with_broken_weights_breaks_those_that_have_it_and_nobody_after_
     weights, sizes = random_weights(Sizes(tied=False)), Sizes(tied=False)
     weights["token_embd.weight"][TOKENS.index("1")] = np.nan
     model = write_model(tmp_path / "m.gguf", sizes, weights)
-    engine = load(EngineSpec(model=str(model), slots=2), unheard)
+    engine = load(EngineSpec(model=str(model), slots=2), ignore_progress)
     admit(engine, generation("broken", "the and " + "1" * 30))
     engine.step(budget)
     engine.leave("broken")
@@ -265,7 +265,7 @@ def test_loading_tells_stages_in_order(path: Path) -> None:
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 512), (100, 100), (5000, 512)])
 def test_the_context_is_the_model_own_or_less(path: Path, asked: int, given: int) -> None:
-    engine = load(EngineSpec(model=str(path), context_tokens=asked, slots=1), unheard)
+    engine = load(EngineSpec(model=str(path), context_tokens=asked, slots=1), ignore_progress)
     assert engine.info.context_tokens == given
     assert engine.prepare(generation("a", "the", 10_000)).tokens_max == given
 
@@ -273,21 +273,21 @@ def test_the_context_is_the_model_own_or_less(path: Path, asked: int, given: int
 def test_a_huge_context_is_only_taken_when_asked(tmp_path: Path) -> None:
     sizes = Sizes(context=1 << 20, layers=1)
     path = write_model(tmp_path / "m.gguf", sizes, random_weights(sizes))
-    assert load(EngineSpec(model=str(path), slots=1), unheard).info.context_tokens == CONTEXT_TOKENS_DEFAULT
-    engine = load(EngineSpec(model=str(path), slots=1, context_tokens=50_000), unheard)
+    assert load(EngineSpec(model=str(path), slots=1), ignore_progress).info.context_tokens == CONTEXT_TOKENS_DEFAULT
+    engine = load(EngineSpec(model=str(path), slots=1, context_tokens=50_000), ignore_progress)
     assert engine.info.context_tokens == 50_000
 
 
 def test_slots_are_fewer_where_memory_is_short(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = load(EngineSpec(model=str(path)), unheard).info.weights_bytes
+    weights = load(EngineSpec(model=str(path)), ignore_progress).info.weights_bytes
     slot = Sizes().context * KvCache.bytes_per_token(Sizes().layers, Sizes().kv_heads, Sizes().head_dim)
     monkeypatch.setattr(numpy_llama, "memory_bytes", lambda: weights + 2 * 7 * slot + 1)
-    engine = load(EngineSpec(model=str(path), slots=64), unheard)
+    engine = load(EngineSpec(model=str(path), slots=64), ignore_progress)
     assert engine.info.slots == engine.capacity().slots_total == 7
     assert engine.info.details["slots_asked"] == "64"
     monkeypatch.setattr(numpy_llama, "memory_bytes", lambda: weights + 2 * slot - 2)
     with pytest.raises(ModelError, match=r"a sequence of 512 tokens .* Give a smaller --context-tokens"):
-        load(EngineSpec(model=str(path), slots=64), unheard)
+        load(EngineSpec(model=str(path), slots=64), ignore_progress)
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ def test_a_damaged_file_is_refused_or_runs_and_nothing_else(small: Path, data: s
     path = small.with_name("broken.gguf")
     path.write_bytes(broken)
     try:
-        engine = load(EngineSpec(model=str(path), slots=2), unheard)
+        engine = load(EngineSpec(model=str(path), slots=2), ignore_progress)
         admit(engine, generation("a", "the an", 3))
         for _ in range(20):
             engine.step(5)
@@ -320,6 +320,8 @@ def test_a_damaged_file_is_refused_or_runs_and_nothing_else(small: Path, data: s
 def test_a_template_that_was_given_is_used_instead_of_the_model_own(path: Path) -> None:
     from worker.requests import Message
 
-    engine = load(EngineSpec(model=str(path), chat_template="{{ bos_token }}{{ messages[0].content }}"), unheard)
+    engine = load(
+        EngineSpec(model=str(path), chat_template="{{ bos_token }}{{ messages[0].content }}"), ignore_progress
+    )
     wanted = Generation(lease="a", prompt=Prompt(messages=(Message("user", "the"),)), sampling=RANKED, max_tokens=5)
     assert engine.prepare(wanted).prompt_ids == (0, TOKENS.index("the"))

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engines.models import Reference, Sizes, random_weights, same_bits, stored, unheard, write_model
+from tests.engines.models import Reference, Sizes, random_weights, same_bits, stored, ignore_progress, write_model
 from worker.engines.numpy_llama.forward import GROUP_TOKENS, QUERIES_MAX, Chunk, Forward, plan_groups
 from worker.engines.numpy_llama.gguf import open_gguf
 from worker.engines.numpy_llama.kv_cache import PAGE_TOKENS, KvCache
@@ -31,7 +31,7 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 
 
 def forward(path: Path, sizes: Sizes) -> Forward:
-    weights = load_weights(open_gguf(path), unheard)
+    weights = load_weights(open_gguf(path), ignore_progress)
     cache = KvCache(sizes.layers, SLOTS, sizes.kv_heads, sizes.context, sizes.head_dim)
     return Forward(weights, cache, sizes.context)
 

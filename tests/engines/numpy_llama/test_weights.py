@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from tests.engines.models import Sizes, Weights, random_weights, unheard, write_model
+from tests.engines.models import Sizes, Weights, random_weights, ignore_progress, write_model
 from worker.engines.base import LoadProgress
 from worker.engines.numpy_llama import weights as llama_weights
 from worker.engines.numpy_llama.gguf import open_gguf
@@ -46,7 +46,7 @@ def test_sizes_that_follow_from_others_may_be_left_out(tmp_path: Path) -> None:
     left_out = ("attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count")
     metadata = {f"llama.{key}": None for key in left_out}
     path = write_model(tmp_path / "m.gguf", sizes, random_weights(sizes), metadata=metadata)
-    shape = load_weights(open_gguf(path), unheard).shape
+    shape = load_weights(open_gguf(path), ignore_progress).shape
     assert (shape.kv_heads, shape.head_dim) == (6, 32)
 
 
@@ -61,7 +61,7 @@ def test_loading_tells_each_layer_and_counts_bytes(tmp_path: Path) -> None:
 def test_weights_are_kept_once_as_float32(tmp_path: Path) -> None:
     sizes = Sizes(hidden=128, heads=2, kv_heads=2, head_dim=64, ffn=192, layers=1)
     path = write_model(tmp_path / "m.gguf", sizes, random_weights(sizes), GGMLQuantizationType.Q8_0)
-    weights = load_weights(open_gguf(path), unheard)
+    weights = load_weights(open_gguf(path), ignore_progress)
     vocab = -(-sizes.vocab // 64) * 64  # whole blocks
     assert weights.nbytes <= 4 * (vocab * 128 + 4 * 128 * 128 + 3 * 128 * 192)
 
@@ -69,7 +69,7 @@ def test_weights_are_kept_once_as_float32(tmp_path: Path) -> None:
 def test_an_untied_head_is_read(tmp_path: Path) -> None:
     sizes = Sizes(tied=False)
     file = open_gguf(write_model(tmp_path / "m.gguf", sizes, random_weights(sizes)))
-    weights = load_weights(file, unheard)
+    weights = load_weights(file, ignore_progress)
     ids = np.arange(sizes.vocab)
     np.testing.assert_array_equal(weights.head.output_rows(ids), random_weights(sizes)["output.weight"])
     np.testing.assert_array_equal(weights.embedding.output_rows(ids), random_weights(sizes)["token_embd.weight"])
@@ -102,27 +102,27 @@ def test_an_untied_head_is_read(tmp_path: Path) -> None:
 )
 def test_what_would_be_computed_wrongly_is_refused(tmp_path: Path, metadata: dict[str, Any], what: str) -> None:
     with pytest.raises(ModelError, match=what):
-        load_weights(open_gguf(written(tmp_path, **metadata)), unheard)
+        load_weights(open_gguf(written(tmp_path, **metadata)), ignore_progress)
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     metadata = {"general.architecture": (STRING, "qwen2")}
     path = write_model(tmp_path / "m.gguf", SIZES, random_weights(SIZES), metadata=metadata)
     with pytest.raises(ModelError, match=r"'qwen2', and the numpy engine runs 'llama'.*llama_cpp"):
-        load_weights(open_gguf(path), unheard)
+        load_weights(open_gguf(path), ignore_progress)
 
 
 @pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.1.ffn_gate_exps.weight", "blk.0.attn_q_norm.weight"])
 def test_tensors_that_nothing_would_use_are_refused(tmp_path: Path, name: str) -> None:
     weights = {**random_weights(SIZES), name: np.zeros(32, np.float32)}
     with pytest.raises(ModelError, match=f"the tensor '{name}'"):
-        load_weights(open_gguf(written(tmp_path, weights)), unheard)
+        load_weights(open_gguf(written(tmp_path, weights)), ignore_progress)
 
 
 def test_a_head_count_that_lies_does_not_take_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_weights, "memory_bytes", lambda: 1 << 20)
     with pytest.raises(ModelError, match=r"needs \d+ MiB, and this machine has 1 MiB.*llama_cpp"):
-        load_weights(open_gguf(written(tmp_path, block_count=(NUMBER, 1 << 31))), unheard)
+        load_weights(open_gguf(written(tmp_path, block_count=(NUMBER, 1 << 31))), ignore_progress)
 
 
 def test_a_head_size_that_lies_does_not_take_memory(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_head_size_that_lies_does_not_take_memory(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ModelError, match=r"needs \d+ MiB|has shape"):
-            load_weights(file, unheard)
+            load_weights(file, ignore_progress)
         assert tracemalloc.get_traced_memory()[1] < 1 << 24
     finally:
         tracemalloc.stop()
@@ -140,4 +140,4 @@ def test_a_head_size_that_lies_does_not_take_memory(tmp_path: Path) -> None:
 
 def test_a_system_that_does_not_say_its_memory_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_weights, "memory_bytes", lambda: None)
-    assert load_weights(open_gguf(written(tmp_path)), unheard).shape.layers == 2
+    assert load_weights(open_gguf(written(tmp_path)), ignore_progress).shape.layers == 2

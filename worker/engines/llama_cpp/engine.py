@@ -28,7 +28,7 @@ from worker.errors import ModelError
 CONTEXT_TOKENS_DEFAULT = 4096
 
 PREFILL_TOKENS_MAX = 512
-"""Prompt tokens of a step, whatever the scheduler allows."""
+"""The most prompt tokens of a step, even if the scheduler allows more."""
 
 SMALL_PARAMETERS = 50_000_000
 """Models below this size run on one thread: several would wait for each other longer than they compute."""

@@ -164,10 +164,18 @@ class Sequence:
         del self._withheld[: piece.tokens]
         ids = tuple([token for token, _ in released])
         if self.sampling.logprobs is None:
-            return Delta(self.lease, ids, piece.text, None, None, finish, piece.stop)
+            return Delta(self.lease, ids=ids, text=piece.text, finish=finish, stop_sequence=piece.stop)
         ranks = [rank for _, rank in released if rank is not None]
         top = tuple([rank.top for rank in ranks]) if self.sampling.logprobs else None
-        return Delta(self.lease, ids, piece.text, tuple([rank.logprob for rank in ranks]), top, finish, piece.stop)
+        return Delta(
+            self.lease,
+            ids=ids,
+            text=piece.text,
+            logprobs=tuple([rank.logprob for rank in ranks]),
+            top_logprobs=top,
+            finish=finish,
+            stop_sequence=piece.stop,
+        )
 
     def _rank(self, token: int, logprobs: Logits) -> _Ranked:
         top = tuple(
