@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.contracts.engines import MODEL, Driver, generation, load, run_one, ignore_progress
+from tests.contracts.engines import MODEL, Driver, generation, ignore_progress, load, run_one
 from worker.engines import machine
 from worker.engines.base import EngineSpec, Prefilled
 from worker.engines.llama_cpp import engine as llama_cpp

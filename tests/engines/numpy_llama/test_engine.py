@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engines.models import TOKENS, Reference, Sizes, random_weights, same_bits, ignore_progress, write_model
+from tests.engines.models import TOKENS, Reference, Sizes, ignore_progress, random_weights, same_bits, write_model
 from worker.engines.base import Broke, Delta, Engine, EngineSpec, Generation, LoadProgress, Prefilled
 from worker.engines.numpy_llama import engine as numpy_llama
 from worker.engines.numpy_llama.engine import CONTEXT_TOKENS_DEFAULT, load

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engines.models import Reference, Sizes, random_weights, same_bits, stored, ignore_progress, write_model
+from tests.engines.models import Reference, Sizes, ignore_progress, random_weights, same_bits, stored, write_model
 from worker.engines.numpy_llama.forward import GROUP_TOKENS, QUERIES_MAX, Chunk, Forward, plan_groups
 from worker.engines.numpy_llama.gguf import open_gguf
 from worker.engines.numpy_llama.kv_cache import PAGE_TOKENS, KvCache

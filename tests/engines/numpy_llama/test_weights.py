@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from tests.engines.models import Sizes, Weights, random_weights, ignore_progress, write_model
+from tests.engines.models import Sizes, Weights, ignore_progress, random_weights, write_model
 from worker.engines.base import LoadProgress
 from worker.engines.numpy_llama import weights as llama_weights
 from worker.engines.numpy_llama.gguf import open_gguf
