@@ -93,7 +93,7 @@ def load(name: str, spec: EngineSpec, on_load: OnLoad = ignore_progress) -> Engi
 
 @dataclass
 class Outcome:
-    """Everything that an engine told of one sequence."""
+    """Everything that an engine reported of one sequence."""
 
     text: str = ""
     ids: tuple[int, ...] = ()
@@ -113,7 +113,7 @@ class Outcome:
 
 
 class Driver:
-    """Admits generations, steps the engine and keeps what it tells, checking what must hold of every event."""
+    """Admits generations, steps the engine and keeps its events, checking what must hold of every event."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -150,7 +150,7 @@ class Driver:
         return events
 
     def _add(self, outcome: Outcome, delta: Delta) -> None:
-        assert delta.ids or delta.text or delta.finish, "a delta without anything to tell"
+        assert delta.ids or delta.text or delta.finish, "a delta without content"
         outcome.deltas.append(delta)
         outcome.text += delta.text
         outcome.ids += delta.ids

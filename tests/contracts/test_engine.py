@@ -91,11 +91,11 @@ def test_facts_of_the_bundled_model(engine: Engine) -> None:
     assert info.engine and info.model and "CPU" in info.device
 
 
-def test_loading_tells_how_far_it_is(name: str) -> None:
-    told: list[LoadProgress] = []
-    load(name, EngineSpec(slots=1, context_tokens=64), told.append).close()
-    assert told and told[-1].done == told[-1].total
-    stages = [list(steps) for _, steps in itertools.groupby(told, lambda step: step.stage)]
+def test_loading_reports_its_progress(name: str) -> None:
+    reported: list[LoadProgress] = []
+    load(name, EngineSpec(slots=1, context_tokens=64), reported.append).close()
+    assert reported and reported[-1].done == reported[-1].total
+    stages = [list(steps) for _, steps in itertools.groupby(reported, lambda step: step.stage)]
     assert len({steps[0].stage for steps in stages}) == len(stages), "a stage comes once"
     for steps in stages:
         assert [step.done for step in steps] == sorted(step.done for step in steps)
@@ -408,7 +408,7 @@ def test_bias_forces_and_forbids(engine: Engine) -> None:
 def test_penalties_count_what_they_say(
     engine: Engine, penalties: dict[str, float], in_output: int, stays: bool
 ) -> None:
-    """One token leads another by exactly 1; it is in the prompt once, and so many times in the output."""
+    """One token leads another by exactly 1; it is in the prompt once, and repeatedly in the output."""
     prompt = Prompt(text="The quick brown fox")
     leader, other = engine.prepare(generation(prompt)).prompt_ids[-1], engine.info.vocab_size - 1
     output = (leader,) * in_output
@@ -501,11 +501,11 @@ def test_the_likeliest_token_that_begins_with_the_last_one_takes_its_place(engin
     first = next(top for top in ranked if top.text.startswith(" f"))
     assert first.text != " f", "a model that goes on with a token of its own says nothing here"
     rest = run_one(engine, generation(before, RANKED, max_tokens=16, generated=(first.id,)))
-    told = run_one(engine, begun(msgspec.structs.replace(HEALING, logprobs=5)))
-    assert told.ids[0] == first.id and told.text.startswith(first.text.removeprefix(" f"))
-    assert (told.logprobs[0], told.top[0][0].id) == (pytest.approx(first.logprob, abs=0.02), ranked[0].id)
+    reported = run_one(engine, begun(msgspec.structs.replace(HEALING, logprobs=5)))
+    assert reported.ids[0] == first.id and reported.text.startswith(first.text.removeprefix(" f"))
+    assert (reported.logprobs[0], reported.top[0][0].id) == (pytest.approx(first.logprob, abs=0.02), ranked[0].id)
     whole = Outcome(text=first.text.removeprefix(" f") + rest.text, ids=(first.id, *rest.ids), finish=rest.finish)
-    assert_alike(told, whole)
+    assert_alike(reported, whole)
 
 
 def test_a_prompt_whose_last_token_stays_goes_on_as_without_healing(engine: Engine) -> None:

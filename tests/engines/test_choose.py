@@ -71,7 +71,7 @@ def test_an_engine_refuses_settings_that_it_does_not_know(missing: str | None) -
         choose(EngineSpec(model="my.gguf", options={"device": "0", "ngram": "true", "cache": "q4"}))
 
 
-def test_without_exllamav2_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_exllamav2_the_reason_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exllamav2, "missing", lambda: "torch is missing")
     with pytest.raises(ModelError, match=r"is a folder.*torch is missing"):
         choose(EngineSpec(model=str(tmp_path)))
@@ -90,7 +90,7 @@ def test_choosing_exllamav2_imports_nothing_of_cuda(tmp_path: Path) -> None:
 
 
 def test_choosing_comes_before_numpy() -> None:
-    """The number of threads is decided when numpy is imported: whoever imports the chooser can still set it."""
+    """The number of threads is decided when numpy is imported: a module that imports the chooser can still set it."""
     code = "import sys, worker.engines.choose; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -26,7 +26,7 @@ WORDS = "Tell me a story about a fox, a lighthouse and the sea. "
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do. `soak_s` above 0 soaks for so long; else each number of `streams` is measured with `tokens` each."""
+    """What to do. `soak_s` above 0 soaks that long; else each number of `streams` is measured with `tokens` each."""
 
     device: Literal["cuda", "cpu"] = "cuda"
     spec: EngineSpec
@@ -56,7 +56,7 @@ def run(task: Task) -> Iterator[dict[str, float]]:
 
 
 def wanted(number: int, tokens: int) -> Generation:
-    """A sequence of exactly so many tokens, with a prompt of its own."""
+    """A sequence of exactly `tokens` tokens, with a prompt of its own."""
     sampling = Sampling(temperature=0.0, ignore_eos=True)
     return Generation(lease=str(number), prompt=Prompt(text=f"{number}. {WORDS}"), sampling=sampling, max_tokens=tokens)
 
@@ -85,7 +85,7 @@ def of_generator(engine: Any, streams: int, tokens: int) -> float:
 
 
 def soak(engine: Any, seconds: float, seed: int = 0) -> dict[str, float]:
-    """Submit and cancel at random for so long, then let all end.
+    """Submit and cancel at random for `seconds`, then let all end.
 
     Raises AssertionError for a page, a slot or a work that is lost.
     """

@@ -86,7 +86,7 @@ class Delivery:
 
 
 def deliver(server: Server, streams: int, tokens: int) -> Delivery:
-    """Let so many clients each read a job of exactly so many tokens. The first of two rounds warms up."""
+    """Let `streams` clients each read a job of exactly `tokens` tokens. The first of two rounds warms up."""
     for _ in range(2):
         bodies: list[dict[str, object]] = [
             {

@@ -79,6 +79,6 @@ def test_nothing_is_lost_whatever_is_cancelled(
     given = {"cache_tokens": "8192", "slice_tokens": "64", **options}
     spec = EngineSpec(engine="exllamav2", model=str(bundled), slots=16, context_tokens=2048, options=given)
     (found,) = measure.alone(Task(spec=spec, soak_s=seconds), timeout_s=seconds + 240)
-    told = ", ".join(f"{name.replace('_mib', ' MiB')} {value:.0f}" for name, value in found.items())
-    report.add(f"Soak of {seconds:.0f} s, {options or 'fp16'}", f"no page and no slot is lost: {told}")
+    reported = ", ".join(f"{name.replace('_mib', ' MiB')} {value:.0f}" for name, value in found.items())
+    report.add(f"Soak of {seconds:.0f} s, {options or 'fp16'}", f"no page and no slot is lost: {reported}")
     assert found["finished"] > 0 and found["cancelled"] > 0

@@ -52,9 +52,9 @@ class CountingEngine:
     """Token n of every output is the number n, as text "n ". One token of prompt per character.
 
     A prompt that begins with "refuse" or "stumble" raises in `prepare`, with "break" it breaks alone at its first
-    token, with "explode" it takes the whole engine down. `on_step` is told the tokens of each step. With `slice_tokens`
-    sequences reserve so many tokens of output at a time, and are paused where there is no block for more. `watch` is
-    told of every work that is prepared or admitted.
+    token, with "explode" it takes the whole engine down. `on_step` is called with the tokens of each step. With
+    `slice_tokens` sequences reserve that many tokens of output at a time, and are paused when no block is free. `watch`
+    is called for every work that is prepared or admitted.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ def make_work(
     solo: bool = False,
     generated: Sequence[int] = (),
 ) -> Work:
-    """Return a work; a number as prompt is a prompt of so many tokens."""
+    """Return a work; a number as prompt is the length of one."""
     generation = Generation(
         lease=lease,
         prompt=Prompt(text="x" * prompt if isinstance(prompt, int) else prompt),

@@ -30,7 +30,7 @@ class Story:
     def kind(self) -> str:
         return self.work.generation.prompt.text.rstrip("x")
 
-    def tell(self, event: WorkEvent) -> None:
+    def record(self, event: WorkEvent) -> None:
         match event:
             case Placed():
                 assert self.state == "waiting"
@@ -154,7 +154,7 @@ class Simulation(RuleBasedStateMachine):
         self.check_starts(batch.events)
         for event in batch.events:
             assert event.lease not in self.gone, "an event of a cancelled work"
-            self.stories[event.lease].tell(event)
+            self.stories[event.lease].record(event)
         assert batch.commands_answered == self.commands
         assert batch.stats.running == len(self.here("prefill", "decode")) == len(self.engine.sequences)
         assert batch.stats.waiting == len(self.here("waiting"))

@@ -59,7 +59,7 @@ def test_a_long_queue_is_reported_less_often() -> None:
     assert reports.changes(0.41, queue(*names[1:])) != []
 
 
-def test_far_back_only_large_moves_are_told() -> None:
+def test_far_back_only_large_moves_are_reported() -> None:
     reports, names = Reports(), [str(n) for n in range(1000)]
     reports.changes(0.0, queue(*names))
     moved = reports.changes(10.0, queue(*names[1:]))
@@ -69,15 +69,15 @@ def test_far_back_only_large_moves_are_told() -> None:
     assert far == [p for p in range(NEAR_POSITIONS + 1, 911) if FAR_MOVE * (p + 90) < 90]
 
 
-def test_a_work_on_its_way_to_the_front_hears_few_times() -> None:
-    reports, works, heard = Reports(), queue(*(str(n) for n in range(1000))), 0
+def test_a_work_on_its_way_to_the_front_is_reported_few_times() -> None:
+    reports, works, reported = Reports(), queue(*(str(n) for n in range(1000))), 0
     for gone in range(0, 1000, 2):
-        heard += any(placed.lease == "999" for placed in reports.changes(gone * 100.0, works[gone:]))
+        reported += any(placed.lease == "999" for placed in reports.changes(gone * 100.0, works[gone:]))
     # In 500 rounds: 16 near the front, and one per tenth of the way before that.
-    assert heard < 60
+    assert reported < 60
 
 
-def test_a_work_that_comes_back_hears_again() -> None:
+def test_a_work_that_comes_back_is_reported_again() -> None:
     reports = Reports()
     reports.changes(0.0, queue("a"))
     reports.changes(1.0, queue())

@@ -18,7 +18,7 @@ BLOCK = 8
 def run(
     works: list[Work], slice_tokens: int, kv_blocks: int, slots: int = 8, steps_max: int = 20_000
 ) -> list[WorkEvent]:
-    """Serve these works to the end, each step a millisecond; return all that was told of them."""
+    """Serve these works to the end, each step a millisecond; return all their events."""
     clock = Clock()
 
     def pass_time(_tokens: int) -> None:

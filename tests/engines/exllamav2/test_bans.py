@@ -88,7 +88,7 @@ def test_a_rewind_over_a_page_leaves_the_pages_right(engine: Engine) -> None:
         outcome = run_one(engine, generation(wanted, banning(banned, ignore_eos=True), max_tokens=60))
         check(outcome, banned)
         assert len(outcome.ids) == 60
-        # The cache holds what the tokens say: the same output, told as a resumed one, goes on alike.
+        # The cache holds what the tokens say: the same output, reported as a resumed one, goes on alike.
         again = run_one(
             engine, generation(wanted, banning(banned, ignore_eos=True), max_tokens=60, generated=outcome.ids[:45])
         )

@@ -78,7 +78,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 def text_of(tokens: int) -> str:
-    """Text of about so many tokens."""
+    """Text of about `tokens` tokens."""
     return (STORY * (tokens // 10 + 1))[: tokens * 4]
 
 
@@ -324,7 +324,7 @@ def test_speculation_heals_a_prompt_alike(speculating: Engine, oracle: Engine) -
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
-def test_without_memory_the_figures_are_told() -> None:
+def test_without_memory_the_figures_are_reported() -> None:
     folder = Path(exported().name) / "demo"
     with (
         cpu.gpu(memory_bytes=1 << 20),
@@ -351,16 +351,16 @@ def test_a_chat_is_rendered_as_the_other_engines_do(engine: Engine, oracle: Engi
 
 
 def test_everything_is_computed_once_before_the_first_request() -> None:
-    """Warm-up is told as progress, takes prompts and whole batches, and leaves no page behind."""
+    """Warm-up is reported as progress, runs prompts and whole batches, and leaves no page behind."""
     folder = Path(exported().name) / "demo"
-    heard: list[LoadProgress] = []
+    reported: list[LoadProgress] = []
     for options in ({}, {"ngram": "true"}, {"cache_tokens": "512"}):
-        heard.clear()
+        reported.clear()
         with cpu.gpu():
             engine = exllamav2.load(
-                EngineSpec(model=str(folder), slots=4, context_tokens=512, options=options), heard.append
+                EngineSpec(model=str(folder), slots=4, context_tokens=512, options=options), reported.append
             )
-        assert [(one.done, one.total) for one in heard if one.stage == "warm-up"] == [(0, 2), (1, 2), (2, 2)]
+        assert [(one.done, one.total) for one in reported if one.stage == "warm-up"] == [(0, 2), (1, 2), (2, 2)]
         assert engine.capacity().kv_tokens_free == engine.capacity().kv_tokens_total
         assert run_one(engine, generation("Count from 1 to 9")).text.startswith("1 2 3")
         engine.close()

@@ -86,7 +86,7 @@ def test_everything_that_is_missing_is_said_at_once(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("packages")
-def test_without_a_gpu_it_must_be_told_what_to_build_for(
+def test_without_a_gpu_it_must_be_given_what_to_build_for(
     tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requirements, "sees_gpu", lambda: False)
@@ -107,13 +107,13 @@ def test_it_says_how_far_it_is(tmp_path: Path, environ: dict[str, str]) -> None:
         "assert not (folder / 'lock').exists()\n"
         "[(folder / f'{n}.o').touch() for n in range(47)]\n"
     )
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     variables = {**environ, "CUDA_HOME": str(home)}
     file = requirements.extension(variables)
     file.parent.mkdir(parents=True)
     (file.parent / "lock").touch()  # torch's, of a build that was killed
-    seconds = build.build(variables, lambda *progress: told.append(progress), (sys.executable, "-c", code))
-    assert seconds > 0 and told[-1] == (47, 47) and told == sorted(told)
+    seconds = build.build(variables, lambda *progress: reported.append(progress), (sys.executable, "-c", code))
+    assert seconds > 0 and reported[-1] == (47, 47) and reported == sorted(reported)
     file.touch()
     assert build.build(variables, lambda *_: None, (sys.executable, "-c", "raise SystemExit('built again')")) == 0.0
 
@@ -166,7 +166,7 @@ def test_a_signal_ends_the_command_in_order(number: int) -> None:
 
 
 @pytest.mark.usefixtures("packages")
-def test_what_the_compiler_said_is_told(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_the_compilers_output_is_reported(tmp_path: Path, environ: dict[str, str]) -> None:
     variables = {**environ, "CUDA_HOME": str(toolkit(tmp_path / "cuda"))}
     with pytest.raises(ModelError, match=r"failed: .*ext_norm\.cpp: no such thing"):
         command = (sys.executable, "-c", "import sys; sys.exit('ext_norm.cpp: no such thing')")

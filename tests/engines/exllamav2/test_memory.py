@@ -103,7 +103,7 @@ def test_a_draft_model_takes_its_part(tmp_path: Path) -> None:
     assert memory.tokens_min == 512
 
 
-def test_without_a_gpu_the_figures_are_told(tmp_path: Path) -> None:
+def test_without_a_gpu_the_figures_are_reported(tmp_path: Path) -> None:
     memory = estimate(folder(tmp_path / "m", 5 * GIB), Options(), 1, 1024)
     assert memory == Memory(5 * GIB, 131_072.0, 1024, 256, fixed=False)
     assert memory.figures == "weights 5.00 GiB, KV cache 0.12 GiB for 1024 tokens, 1.00 GiB to work in"

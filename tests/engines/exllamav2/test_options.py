@@ -160,7 +160,7 @@ def test_torch_says_itself_if_it_has_cuda(
     assert requirements._torch_has_cuda() == has
 
 
-def test_a_flash_attn_that_does_not_work_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_flash_attn_that_does_not_work_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if importlib.util.find_spec("flash_attn") is not None:
         pytest.skip("flash-attn is installed")
     assert requirements.unusable_flash_attn() is None

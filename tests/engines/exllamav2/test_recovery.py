@@ -44,7 +44,7 @@ def alone(loaded: Engine) -> dict[str, Outcome]:
 
 
 class Faults:
-    """Makes the library's forward pass fail. `prefill` tells passes over prompts from those that decode."""
+    """Makes the library's forward pass fail. `prefill` distinguishes passes over prompts from those that decode."""
 
     def __init__(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.passes = 0
@@ -229,7 +229,7 @@ def test_one_may_leave_right_after_a_failure(engine: Engine, faults: Faults, alo
     assert_undisturbed(driver, alone, (1, 2, 3))
 
 
-def test_tokens_of_the_failing_step_are_told_once(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_of_the_failing_step_are_reported_once(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bookkeeping of the third sequence fails after the first two have their tokens."""
     from exllamav2.generator import ExLlamaV2DynamicJob
 
@@ -245,10 +245,10 @@ def test_tokens_of_the_failing_step_are_told_once(engine: Any, monkeypatch: pyte
     monkeypatch.setattr(ExLlamaV2DynamicJob, "receive_sample", receive_sample)
     driver = Driver(engine)
     all_of(driver)
-    told: list[str] = []
+    reported: list[str] = []
     while armed:
-        told = [event.lease for event in driver.step(500) if isinstance(event, Delta)]
-    assert told[:2] == ["0", "1"] and "2" not in told and "3" not in told
+        reported = [event.lease for event in driver.step(500) if isinstance(event, Delta)]
+    assert reported[:2] == ["0", "1"] and "2" not in reported and "3" not in reported
     assert driver.outcomes["2"].broke == "AssertionError: the page table is wrong"
     driver.run()
     assert driver.outcomes["3"].finish and len(driver.outcomes["3"].ids) <= 24
@@ -291,7 +291,7 @@ def test_a_step_for_which_there_is_no_memory_is_tried_once_more(
         driver.run()
 
 
-def test_a_cache_for_which_there_is_no_memory_is_told_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_for_which_there_is_no_memory_is_reported_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     from worker.engines.exllamav2 import model
 
     def full(**_arguments: Any) -> Any:

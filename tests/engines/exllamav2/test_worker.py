@@ -59,8 +59,8 @@ def _restarts(server: Server) -> int:
 
 
 @pytest.mark.timeout(400)
-async def test_long_answers_take_turns_in_a_small_cache_and_the_log_tells_it() -> None:
-    """Six counts of about 300 tokens in a cache of four pages: paused, told, resumed, each number once."""
+async def test_long_answers_take_turns_in_a_small_cache_and_the_log_records_it() -> None:
+    """Six counts of about 300 tokens in a cache of four pages: paused, reported, resumed, each number once."""
     model = str(Path(exported().name) / "demo")
     arguments = ["--model", model, "--slots", "8", "--context-tokens", "1024"]
     sliced = ["--cache-tokens", "1024", "--slice-tokens", "32"]
@@ -75,7 +75,7 @@ async def test_long_answers_take_turns_in_a_small_cache_and_the_log_tells_it() -
         paused = [one for one in readings if "preempted" in one.actions]
         assert paused
         for one in paused:
-            # After each pause it is admitted again, and nothing is told between them but its place.
+            # After each pause it is admitted again, and only its position is reported in between.
             assert one.actions.count("admitted") == one.actions.count("preempted") + 1
 
 

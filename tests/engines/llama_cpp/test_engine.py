@@ -22,14 +22,14 @@ REASON = llama_library.missing()
 here = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 
-def test_an_older_python_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_python_is_refused_with_the_version_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 11, 9))
     assert "Python 3.12" in (llama_library.missing() or "")
     with pytest.raises(ModelError, match=r"Python 3\.12"):
         llama_cpp.load(EngineSpec(model=str(MODEL)), ignore_progress)
 
 
-def test_without_the_extra_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_command_that_installs_it_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 12, 1))
     monkeypatch.setattr(importlib.util, "find_spec", {}.get)
     with pytest.raises(ModelError, match=r'pip install "jobwire\[gguf\]"'):

@@ -42,7 +42,7 @@ def pythons() -> list[str]:
 
 
 def works(python: str) -> bool:
-    """Tell whether it starts, is new enough, and can make environments; a shim of pyenv may be neither."""
+    """Return whether it starts, is new enough, and can make environments; a shim of pyenv may be neither."""
     script = "import sys, venv, ensurepip; sys.exit(not (3, 12) <= sys.version_info < (3, 14))"
     return subprocess.run([python, "-c", script], capture_output=True, timeout=30, check=False).returncode == 0
 

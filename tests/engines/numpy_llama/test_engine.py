@@ -245,7 +245,7 @@ def test_leaving_in_any_phase_frees_the_slot_and_leaves_nothing_wrong(engine: En
     assert [token for token, _ in found["again"]] == expected
 
 
-# ---- what is refused, and what is told -------------------------------------------------------------------------------
+# ---- what is refused, and what is reported --------------------------------------------------------------------------
 
 
 def test_facts(engine: Engine, path: Path) -> None:
@@ -257,10 +257,10 @@ def test_facts(engine: Engine, path: Path) -> None:
     assert info.has_chat_template
 
 
-def test_loading_tells_stages_in_order(path: Path) -> None:
-    told: list[LoadProgress] = []
-    load(EngineSpec(model=str(path)), told.append)
-    assert [step.stage for step in told] == ["tokenizer", *["weights"] * 3]
+def test_loading_reports_stages_in_order(path: Path) -> None:
+    reported: list[LoadProgress] = []
+    load(EngineSpec(model=str(path)), reported.append)
+    assert [step.stage for step in reported] == ["tokenizer", *["weights"] * 3]
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 512), (100, 100), (5000, 512)])

@@ -50,11 +50,11 @@ def test_sizes_that_follow_from_others_may_be_left_out(tmp_path: Path) -> None:
     assert (shape.kv_heads, shape.head_dim) == (6, 32)
 
 
-def test_loading_tells_each_layer_and_counts_bytes(tmp_path: Path) -> None:
-    told: list[LoadProgress] = []
-    weights = load_weights(open_gguf(written(tmp_path)), told.append)
-    assert [(step.done, step.total) for step in told] == [(0, 2), (1, 2), (2, 2)]
-    assert told[-1].bytes_loaded == weights.nbytes
+def test_loading_reports_each_layer_and_counts_bytes(tmp_path: Path) -> None:
+    reported: list[LoadProgress] = []
+    weights = load_weights(open_gguf(written(tmp_path)), reported.append)
+    assert [(step.done, step.total) for step in reported] == [(0, 2), (1, 2), (2, 2)]
+    assert reported[-1].bytes_loaded == weights.nbytes
     assert weights.head is weights.embedding
 
 

@@ -71,7 +71,7 @@ def text_of(events: list[Delta]) -> str:
     return "".join(event.text for event in events)
 
 
-def test_each_token_is_told_with_its_text() -> None:
+def test_each_token_is_reported_with_its_text() -> None:
     live = sequence()
     assert drive(live, b"ok") == [Delta("s", (111,), "o"), Delta("s", (107,), "k")]
     assert live.tokens == [104, 105, 111, 107] and live.prompt_tokens == 2 and live.position == 2 and not live.finished
@@ -340,7 +340,7 @@ def test_characters_that_the_healed_token_cuts_are_whole_in_the_end() -> None:
     assert drive(live, [261]) == [Delta("s", (261,), "本")]
 
 
-def test_what_is_told_of_a_healed_token_is_the_model_own() -> None:
+def test_the_logprob_of_a_healed_token_is_the_model_own() -> None:
     live = sequence(Sampling(temperature=0.0, logprobs=2, logit_bias={97: -1.0, 260: 1.0}), healed=b"a")
     (event,) = drive(live, [98])
     assert isinstance(event, Delta) and (event.ids, event.text) == ((260,), "b")
