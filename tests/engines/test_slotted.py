@@ -41,7 +41,7 @@ class CountingRunner:
             assert held[: row.cached] == sequence.tokens[: row.cached], "another sequence's tokens in the slot"
             held[row.cached :] = sequence.tokens[row.cached : row.cached + count]
             self.computed += count
-            events += row.count(count)
+            events += row.record(count)
             if not row.prefilling:
                 broken = ord("!") in sequence.tokens
                 event = sequence.broke(ValueError("!")) if broken else sequence.append(ord("."))

@@ -39,8 +39,8 @@ class SlotRow:
         """Whether tokens are left to compute before the next one can be chosen."""
         return self.cached < self.prefill_tokens
 
-    def count(self, tokens: int) -> list[Prefilled]:
-        """Record that the cache holds the next `tokens` too; return what there is to report of a prompt."""
+    def record(self, tokens: int) -> list[Prefilled]:
+        """Record that the cache holds the next `tokens` too; return the progress of a prompt."""
         prefilling = self.prefilling
         self.cached += tokens
         return [Prefilled(self.sequence.lease, self.cached, self.prefill_tokens)] if prefilling else []
@@ -53,7 +53,7 @@ class Runner(Protocol[R]):
     """The model and its cache, which compute what a `SlottedEngine` decides."""
 
     def share(self, placement: Placement) -> int:
-        """Make the shared tokens the only ones in the placement's slot; return how many there are now, maybe none."""
+        """Bring the shared tokens into the slot, from the donor if it is another; return how many are there now."""
         ...
 
     def row(self, sequence: Sequence, slot: int, cached: int) -> R:
@@ -63,7 +63,7 @@ class Runner(Protocol[R]):
     def run(self, work: list[tuple[R, int]]) -> list[StepEvent]:
         """Compute the given number of tokens of each row; return the events.
 
-        Counts them, and chooses a token for each row that is not `prefilling` then. Sequences that end have `finished`
+        Records them, and chooses a token for each row that is not `prefilling` then. Sequences that end have `finished`
         set; the caller frees their slots.
         """
         ...
@@ -97,7 +97,7 @@ class SlottedEngine(Generic[R]):
         self._chat = chat
         self._guides = Guides(vocabulary)
         self._slots = Slots(info.slots)
-        self._follow = follow
+        self._follow = follow and reuse
         self._reuse = reuse
         self._step_prefill_tokens_max = step_prefill_tokens_max
         self._running: dict[str, R] = {}  # in order of admission

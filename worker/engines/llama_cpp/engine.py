@@ -132,7 +132,7 @@ class LlamaCppRunner:
         self._context.decode(self._batch)
         events: list[StepEvent] = []
         for row, count in work:
-            events += row.count(count)
+            events += row.record(count)
             if not row.prefilling:
                 event = self._choose(row)
                 if event is not None:

@@ -90,7 +90,7 @@ class NumpyRunner:
             if not sound[number]:
                 events.append(self._broke(row, count))
                 continue
-            events += row.count(count)
+            events += row.record(count)
             if not row.prefilling:
                 ready.append(number)
         if ready:
