@@ -102,7 +102,7 @@ def soak(engine: Any, seconds: float, seed: int = 0) -> dict[str, float]:
             sampling = Sampling(temperature=dice.choice([0.0, 1.0]), ignore_eos=dice.random() < 0.5)
             budget = dice.choice([1, 20, 200, context])
             generation = Generation(lease=name, prompt=Prompt(text=text), sampling=sampling, max_tokens=budget)
-            loop.submit(Work(generation=generation, principal=dice.choice("abc"), priority=dice.randrange(10)))
+            loop.submit(Work(generation=generation, account=dice.choice("abc"), priority=dice.randrange(10)))
             live.add(name)
         if live and dice.random() < 0.1:
             name = dice.choice(sorted(live))
