@@ -107,6 +107,7 @@ def _complaints(server: Server) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.timeout(400)
 async def test_prometheus_reads_the_worker_and_draws_the_dashboard(tmp_path: Path) -> None:
     flags = ("--engine-deaths-per-job-max", "0", "--engine-restart-backoff-s", "0.05")
     with serving(*flags, env={"JOBWIRE_API_KEY": KEY}) as server:
@@ -114,7 +115,7 @@ async def test_prometheus_reads_the_worker_and_draws_the_dashboard(tmp_path: Pat
         with _scraping(server, tmp_path) as prometheus:
             await _see_everything(server)
             assert not _complaints(server)
-            wait_until("the refusal to be scraped", lambda: prometheus.ask("sum(jobwire_refusals_total)")[""] == 1)
+            wait_until("the refusal to be scraped", lambda: prometheus.ask("sum(jobwire_refusals_total)")[""] == 1, 60)
             for expression in _expressions():
                 numbers = prometheus.ask(expression)
                 assert numbers, f"no data: {expression}"
