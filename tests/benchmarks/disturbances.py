@@ -1,7 +1,7 @@
 """What may disturb innocent clients: `python -m tests.benchmarks.disturbances NAME PORT` disturbs until it is killed.
 
-A case is a function that is given the port of a worker and goes on for ever; its docstring describes it in the table of
-`tests.benchmarks.undisturbed`. A new one is added to CASES.
+A case is a function that is given the port of a worker and goes on for ever; its docstring is printed above its table
+by `tests.benchmarks.undisturbed`. A new one is added to CASES.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ BURN_S = 0.002
 
 
 def none(port: int) -> None:
-    """nothing: shows how much two quiet runs differ"""
+    """Do nothing: shows how much two quiet runs differ."""
     threading.Event().wait()
 
 
 def large_prompt(port: int) -> None:
-    """1 MB prompts, one after the other, from one client"""
+    """Send 1 MB prompts, one after the other, from one client."""
     plain, tail = websocket(port)
     prompt = "There was a fox who found a lantern. " * (PROMPT_BYTES // 37)
     message = text(json.dumps({"type": "create", "prompt": prompt, "max_tokens": 1}))
@@ -44,7 +44,7 @@ def large_prompt(port: int) -> None:
 
 
 def ping_flood(port: int) -> None:
-    """empty pings, as fast as they go, on four sockets"""
+    """Send empty pings, as fast as they go, on four sockets."""
     message = encode(PING) * PINGS_AT_ONCE
     left = {websocket(port)[0]: memoryview(message) for _ in range(FLOODING_SOCKETS)}
     for plain in left:

@@ -161,7 +161,7 @@ def print_case(name: str, rounds: list[Round]) -> None:
         statistics.median(one.case.surplus_cores(one.quiet) for one in rounds),
         statistics.median(one.neutral.others_cores for one in rounds),
     ]
-    print(f"\n{name}: {CASES[name].__doc__}. Cores: {spent[0]:.2f}, neutral {spent[1]:.2f}\n")
+    print(f"\n{name}: {CASES[name].__doc__} Cores: {spent[0]:.2f}, neutral {spent[1]:.2f}\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for figure, title in FIGURES.items():
         columns = zip(*(one.cells(figure) for one in rounds), strict=True)
