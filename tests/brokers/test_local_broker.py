@@ -236,16 +236,20 @@ async def test_an_engine_that_hangs_is_found_out(prompt: str) -> None:
     assert (sink.started() or [sink.batches[-1].handling]) == ["a"]
 
 
-async def test_an_idle_engine_may_be_silent_for_as_long_as_it_likes() -> None:
-    broker, sink = make_broker(engine_stall_timeout_s=0.6), Recorder()
-    async with running(broker, sink):
+async def test_an_idle_engine_may_be_silent_longer_than_a_busy_one() -> None:
+    """Its silence lasts until another engine, which is allowed twice as much, is lost for being silent."""
+    broker, sink = make_broker(engine_stall_timeout_s=1.0), Recorder()
+    other, other_sink = make_broker(engine_stall_timeout_s=2.0), Recorder()
+    async with running(broker, sink), running(other, other_sink):
+        await other_sink.until_phase("ready")
         state = await sink.until_phase("ready")
         broker.submit(make_work("a"))
         await sink.until_finished("a")
         broker.submit(make_work("b"))
         broker.cancel("b")
         broker.cancel("unknown")
-        await asyncio.sleep(1.5)
+        other.submit(make_work("c", prompt="hang"))
+        await other_sink.until("the loss of the other", lambda: bool(other_sink.lost))
         assert broker.state.pid == state.pid
     assert sink.lost == []
 
@@ -384,7 +388,7 @@ async def test_cancelling_twice_kills_at_once() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert state.pid is not None
-    wait_until("the end of the engine", lambda: not alive(state.pid or 0), timeout_s=1.0)
+    wait_until("the end of the engine", lambda: not alive(state.pid or 0))
 
 
 async def test_what_the_engine_started_ends_with_it() -> None:
@@ -427,7 +431,7 @@ def test_an_engine_does_not_survive_its_gateway(engine: str) -> None:
                 os.kill(pid, signal.SIGSTOP)
         finally:
             process.kill()
-    wait_until("the end of the engine", lambda: not alive(pid), timeout_s=10.0)
+    wait_until("the end of the engine", lambda: not alive(pid))
 
 
 async def test_a_terminals_ctrl_c_does_not_reach_the_engine() -> None:

@@ -15,6 +15,7 @@ FOLDER = CLIENTS / "javascript"
 RUN = ("--test", "--test-reporter=tap")
 
 
+@pytest.mark.timeout(400)
 def test_scripted_peers() -> None:
     names = sorted(path.name for path in FOLDER.glob("*.test.js") if path.name != "worker.test.js")
     shown = node(*RUN, *names, cwd=FOLDER)
