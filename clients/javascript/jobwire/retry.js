@@ -1,7 +1,7 @@
 /** When to try again, and for how long. */
 import {ConnectionFailed, JobwireError} from "./errors.js";
 
-const ATTEMPT_MS_MAX = 30_000; // what one attempt may take: a key, a connection and a hello
+export const ATTEMPT_MS_MAX = 30_000; // what one attempt may take: a key, a connection and a hello
 export const STABLE_MS = 5_000; // a connection that lasted this long ends an outage, even if nothing happened on it
 
 /** Spaces the attempts of one outage, with jitter, and says when it has lasted too long. */
