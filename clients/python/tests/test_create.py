@@ -72,6 +72,31 @@ async def test_jobs_share_a_connection_and_keep_apart() -> None:
 
 
 @in_loop
+async def test_many_tasks_may_wait_for_one_job() -> None:
+    """Each event goes to one of those that iterate; each of those that want the text gets all of it."""
+    readers_wait = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await readers_wait.wait()
+        await peer.send(*(token(n, f"{n} ", index=n % 2) for n in range(1, 9)), end(9))
+        await peer.wait_closed()
+
+    async with scripted_worker(script) as worker, connect(worker.url) as jw:
+        job = await jw.create("Count", job_id=ID)
+        iterating = [asyncio.create_task(events_of(job)) for _ in range(3)]
+        whole = [asyncio.create_task(job.text(1)) for _ in range(3)]
+        given_up = asyncio.create_task(anext(job))
+        await asyncio.sleep(0)
+        given_up.cancel()  # no event is lost with it
+        readers_wait.set()
+        read = [event for events in await asyncio.gather(*iterating) for event in events]
+        assert len(read) == len({repr(event) for event in read})
+        assert await asyncio.gather(*whole) == ["1 3 5 7 "] * 3
+        assert await job.text() == "2 4 6 8 "
+
+
+@in_loop
 async def test_subscribe_goes_on_from_a_cursor() -> None:
     async def script(peer: Peer) -> None:
         request = await peer.accept("subscribe")

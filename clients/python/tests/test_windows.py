@@ -97,11 +97,11 @@ async def test_what_is_taken_while_an_ack_is_sent_is_acknowledged_too() -> None:
     for n in (1, 2):
         subscription.receive(Token(ID, f"e-{n}", "a"))
     assert create["window"] == 1
-    assert subscription.take() == Token(ID, "e-2", "aa", n=2)
+    assert subscription.pop() == Token(ID, "e-2", "aa", n=2)
     for frame in subscription.frames(lambda _: "2", 9):
         acks.append(frame["cursor"])
         subscription.receive(Token(ID, "e-3", "b"))
-        subscription.take()
+        subscription.pop()
     acks += [frame["cursor"] for frame in subscription.frames(lambda _: "3", 9)]
     assert acks == ["e-2", "e-3"]
 
