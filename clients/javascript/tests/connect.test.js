@@ -5,7 +5,8 @@ import {suite, test} from "node:test";
 import {ConnectionFailed, connect} from "../jobwire.js";
 import {NO_WEBSOCKET, scripted} from "./scripted.js";
 import {
-  HELLO, ID, OVER_SSE, client, created, deferred, end, firstOf, serves, settle, silent, sse, streams, token, turn,
+  HELLO, ID, OVER_SSE, client, created, deferred, end, firstOf, opens, serves, settle, stopClock,
+  streams, token, turn,
 } from "./steps.js";
 
 suite("Connect", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
@@ -42,7 +43,8 @@ suite("Connect", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
 
   test("a proxy that lets no WebSocket through is answered with SSE", async (t) => {
     const ok = ({response}) => response.end("Jobwire");
-    const worker = await scripted(t, {refuseSockets: Infinity, requests: [ok, created, streams(token(1, "a"), end(2))]});
+    const requests = [ok, created, streams(token(1, "a"), end(2))];
+    const worker = await scripted(t, {refuseSockets: Infinity, requests});
     const jw = client(t, worker.url);
     assert.equal(await jw.run("Hi", {job_id: ID}).text(), "a");
     assert.equal(jw.transport, "sse");
@@ -78,13 +80,16 @@ suite("Connect", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
   });
 
   test("a worker that was away for a moment is not taken for a proxy without WebSockets", async (t) => {
-    let refusedAt;
-    const root = ({response}) => response.writeHead(performance.now() - refusedAt < 100 ? 502 : 200).end();
+    const wait = stopClock(t);
+    let isBack = false;
+    const root = ({response}) => response.writeHead(isBack ? 200 : 502).end();
     const worker = await scripted(t, {refuseSockets: 1, requests: [root, root], sockets: [serves(end(1))]});
     const jw = client(t, worker.url, {backoffMs: [300, 300]});
     const job = jw.run("Hi", {job_id: ID});
     while (!worker.upgrades.length) await turn();
-    refusedAt = performance.now();
+    await settle(); // the client looks for the worker, and the pause begins
+    isBack = true;
+    wait(300);
     assert.equal(await job.text(), "");
     assert.equal(jw.transport, "websocket");
   });
@@ -125,7 +130,7 @@ suite("Connect", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
   });
 
   test("closing the client ends every wait", async (t) => {
-    const worker = await scripted(t, {requests: [created, ({response}) => response.writeHead(200).write(sse(token(1, "a")))]});
+    const worker = await scripted(t, {requests: [created, opens(token(1, "a"))]});
     const jw = client(t, worker.url, OVER_SSE);
     const job = jw.run("Hi", {job_id: ID});
     await firstOf(job);

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import {suite, test} from "node:test";
 
 import {NO_WEBSOCKET, scripted} from "./scripted.js";
-import {ID, OTHER, OVER_SSE, client, created, end, eventsOf, serves, streams, token} from "./steps.js";
+import {ID, OTHER, OVER_SSE, client, created, deferred, end, eventsOf, serves, streams, token, turn} from "./steps.js";
 
 suite("Create", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
   test("one job from create to end", async (t) => {
@@ -55,6 +55,29 @@ suite("Create", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
     assert.equal(worker.peers.length, 1);
   });
 
+  for (const frames of ["all", "paint"]) {
+    test(`many may wait for one job, with ${frames} frames`, async (t) => {
+      const [readersWait, go] = deferred();
+      const worker = await scripted(t, {sockets: [async (peer) => {
+        await peer.accept();
+        await readersWait;
+        for (let n = 1; n <= 8; n++) {
+          peer.send(token(n, `${n} `, {index: n % 2}));
+          await turn();
+        }
+        peer.send(end(9));
+      }]});
+      const job = await client(t, worker.url, {frames}).create("Count", {job_id: ID});
+      const whole = Promise.all([job.text(1), job.text(1), job.text(1)]);
+      const iterating = Promise.all([eventsOf(job), eventsOf(job), eventsOf(job)]);
+      go();
+      assert.deepEqual(await whole, Array(3).fill("1 3 5 7 "));
+      const read = (await iterating).flat().map((event) => event.cursor);
+      assert.equal(read.length, new Set(read).size);
+      assert.equal(await job.text(), "2 4 6 8 ");
+    });
+  }
+
   test("subscribe goes on from a cursor, or has nothing to say", async (t) => {
     const worker = await scripted(t, {sockets: [async (peer) => {
       const request = await peer.accept("subscribe");
@@ -94,7 +117,8 @@ suite("Create", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
       peer.send({type: "news", job_id: ID, ref: "1"}, {type: "pong", t: 5});
       await peer.accept("create", {features: {a: [1]}});
       peer.send({type: "accepted", job_id: ID, ref: "77"}, {type: "audio", job_id: ID, cursor: "e-1"});
-      peer.send(token(2, "a", {voice: {name: "b"}}), {type: "end2", job_id: OTHER}, end(3, "completed", {mood: "fine"}));
+      peer.send(token(2, "a", {voice: {name: "b"}}), {type: "end2", job_id: OTHER});
+      peer.send(end(3, "completed", {mood: "fine"}));
     }]});
     assert.equal(await client(t, worker.url).run("Hi", {job_id: ID}).text(), "a");
   });
@@ -104,7 +128,10 @@ suite("Create", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
     const onframe = () => {
       throw new Error("a bug in an inspector");
     };
-    const worker = await scripted(t, {requests: [created, streams(token(1, "a"), end(2))], sockets: [serves(token(1, "a"), token(2, "b"), end(3))]});
+    const worker = await scripted(t, {
+      requests: [created, streams(token(1, "a"), end(2))],
+      sockets: [serves(token(1, "a"), token(2, "b"), end(3))],
+    });
     assert.equal(await client(t, worker.url, {onframe}).run("Hi", {job_id: ID}).text(), "ab");
     assert.equal(await client(t, worker.url, {onframe, ...OVER_SSE}).run("Hi", {job_id: ID}).text(), "a");
     assert(console.error.mock.callCount() > 6);

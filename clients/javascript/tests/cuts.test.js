@@ -4,7 +4,7 @@ import {suite, test} from "node:test";
 
 import {NO_WEBSOCKET, scripted} from "./scripted.js";
 import {
-  ID, OTHER, client, cutAfter, deferred, end, eventsOf, firstOf, goOnAfterA, pause, serves, settle, silent, stopClock,
+  ID, OTHER, client, cutAfter, deferred, end, eventsOf, firstOf, goOnAfterA, serves, settle, stopClock,
   token, turn,
 } from "./steps.js";
 

@@ -8,7 +8,7 @@ import {runInNewContext} from "node:vm";
 import {STABLE_MS} from "../jobwire/retry.js";
 import {NO_WEBSOCKET, scripted} from "./scripted.js";
 import {
-  ID, OTHER, OVER_SSE, client, created, cutAfter, end, firstOf, pause, settle, sse, stopClock, streams, token, turn,
+  ID, OTHER, OVER_SSE, client, created, cutAfter, end, firstOf, opens, pause, settle, stopClock, streams, token, turn,
 } from "./steps.js";
 
 /** The worker's answer to a create, and a job of two choices. */
@@ -30,7 +30,8 @@ suite("A long life", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
       hello: {limits: {max_frame_bytes: 1_000}},
       requests: Array(500).fill(({method, url, body, response}) => {
         if (method === "POST") return created({method, url, body, response});
-        return streams({...token(1, "a"), job_id: url.split("/")[3]}, {...end(3), job_id: url.split("/")[3]})({response});
+        const job_id = url.split("/")[3];
+        return streams({...token(1, "a"), job_id}, {...end(3), job_id})({response});
       }),
       sockets: [async (peer) => {
         for (;;) {
@@ -50,7 +51,9 @@ suite("A long life", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
       for await (const _ of jw.run("left", params)) break;
       (await jw.create("closed", params)).close();
       if (jw.transport === "sse") continue;
-      for (const prompt of ["refuse", "x".repeat(1_000)]) await assert.rejects(jw.create(prompt, params), {name: "Refused"});
+      for (const prompt of ["refuse", "x".repeat(1_000)]) {
+        await assert.rejects(jw.create(prompt, params), {name: "Refused"});
+      }
     }
     await jw.run("last").text(); // all before it is answered
     await settle(); // the last streams are ending
@@ -79,7 +82,7 @@ suite("A long life", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
       const before = timers();
       const refuse = cutAfter(token(1, "a"));
       const worker = await scripted(t, {
-        requests: [created, ({response}) => response.writeHead(200).write(sse(token(1, "a"))), () => {}, () => {}],
+        requests: [created, opens(token(1, "a")), () => {}, () => {}],
         sockets: [refuse, async (peer) => {
           peer.refuse(await peer.receive("create"), "overloaded", 503, {retry_after_ms: 30_000});
           await peer.closed;

@@ -85,7 +85,8 @@ suite("Keys", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
   test("a key that is refused twice in a row is wrong", async (t) => {
     const worker = await scripted(t, {greets: false, sockets: [(peer) => peer.close(4401, "unknown key")]});
     const token = keys();
-    await assert.rejects(client(t, worker.url, {token}).run("Hi").text(), {code: "unauthorized", detail: "unknown key"});
+    const job = client(t, worker.url, {token}).run("Hi");
+    await assert.rejects(job.text(), {code: "unauthorized", detail: "unknown key"});
     assert.deepEqual([token.asked, worker.peers.length], [2, 2]);
   });
 

@@ -22,7 +22,8 @@ suite("Refusals", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
   });
 
   test("a request too large is refused here and hurts no other", async (t) => {
-    const worker = await scripted(t, {hello: {limits: {max_frame_bytes: 1000}}, sockets: [serves(token(1, "a"), end(2))]});
+    const hello = {limits: {max_frame_bytes: 1000}};
+    const worker = await scripted(t, {hello, sockets: [serves(token(1, "a"), end(2))]});
     const jw = client(t, worker.url);
     await assert.rejects(jw.create("ü".repeat(500)), {code: "frame_too_large"});
     assert.equal(await jw.run("Hi", {job_id: ID}).text(), "a");
@@ -66,7 +67,8 @@ suite("Refusals", {skip: NO_WEBSOCKET, timeout: 20_000}, () => {
 
   for (const status of ["failed", "expired"]) {
     test(`a job that ends as ${status} raises`, async (t) => {
-      const worker = await scripted(t, {sockets: [serves(token(1, "a"), end(2, status, {error: {code: "engine_failed", detail: "It broke."}}))]});
+      const error = {code: "engine_failed", detail: "It broke."};
+      const worker = await scripted(t, {sockets: [serves(token(1, "a"), end(2, status, {error}))]});
       const job = client(t, worker.url).run("Hi", {job_id: ID});
       for (let i = 0; i < 2; i++) {
         await assert.rejects(job.text(), (error) => error instanceof JobFailed && error.code === "engine_failed");

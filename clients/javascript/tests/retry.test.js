@@ -4,7 +4,7 @@ import {suite, test} from "node:test";
 
 import {ConnectionFailed, Refused} from "../jobwire.js";
 import {ATTEMPT_MS_MAX, Retry} from "../jobwire/retry.js";
-import {pause, stopClock} from "./steps.js";
+import {stopClock} from "./steps.js";
 
 const CUT = new Error("cut");
 const HOUR_MS = 3_600_000;

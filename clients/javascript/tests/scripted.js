@@ -101,9 +101,9 @@ export class Peer {
 class Left extends Error {}
 
 /**
- * Serve until the test ends. WebSocket connections go to `sockets` in order, and all further ones to the last script; the
- * first `refuseSockets` are refused. HTTP requests go to `requests` in order; each is
- * {method, url, headers, body, response}. Resolves to what the worker has seen.
+ * Serve until the test ends. WebSocket connections go to `sockets` in order, and all further ones to the last script;
+ * the first `refuseSockets` are refused. HTTP requests go to `requests` in order; each is {method, url, headers, body,
+ * response}. Resolves to what the worker has seen.
  */
 export async function scripted(test, scripts) {
   const worker = new ScriptedWorker(scripts);

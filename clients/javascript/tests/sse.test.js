@@ -5,7 +5,7 @@ import {suite, test} from "node:test";
 
 import {scripted} from "./scripted.js";
 import {
-  ID, OVER_SSE, client, created, deferred, end, eventsOf, firstOf, settle, sse, streams, token, turn,
+  ID, OVER_SSE, client, created, deferred, end, eventsOf, firstOf, opens, settle, sse, streams, token, turn,
 } from "./steps.js";
 
 suite("SSE", {timeout: 20_000}, () => {
@@ -54,7 +54,7 @@ suite("SSE", {timeout: 20_000}, () => {
         const rest = sse(...log.slice(Number((exchange.headers["last-event-id"] ?? "e-0").slice(2))));
         exchange.response.writeHead(200, {"Content-Type": "text/event-stream"});
         if (!cuts--) return exchange.response.end(rest);
-        exchange.response.write(rest.slice(0, cut), () => exchange.response.destroy());
+        return exchange.response.write(rest.slice(0, cut), () => exchange.response.destroy());
       };
       const worker = await scripted(t, {requests: Array(4).fill(serve)});
       assert.equal(await client(t, worker.url, OVER_SSE).run("Count", {job_id: ID}).text(), "1 2 3 4 5 6 7 8 9 10 ");
@@ -64,7 +64,7 @@ suite("SSE", {timeout: 20_000}, () => {
   test("reconnect drops the stream, and onframe sees both sides", async (t) => {
     const worker = await scripted(t, {requests: [
       created,
-      ({response}) => response.writeHead(200).write(sse(token(1, "a"))),
+      opens(token(1, "a")),
       streams(token(2, "b"), end(3)),
     ]});
     const seen = [];
@@ -87,7 +87,8 @@ suite("SSE", {timeout: 20_000}, () => {
   test("204 ends it", async (t) => {
     const worker = await scripted(t, {requests: [({response}) => response.writeHead(204).end()]});
     assert.deepEqual(await eventsOf(client(t, worker.url, OVER_SSE).subscribe(ID, {after: "e-9"})), []);
-    assert.deepEqual([worker.requests[0].url, worker.requests[0].headers["last-event-id"]], [`/v1/jobs/${ID}/stream`, "e-9"]);
+    const [{url, headers}] = worker.requests;
+    assert.deepEqual([url, headers["last-event-id"]], [`/v1/jobs/${ID}/stream`, "e-9"]);
   });
 
   test("a prompt with a cursor resumes and never creates", async (t) => {
@@ -117,7 +118,8 @@ suite("SSE", {timeout: 20_000}, () => {
 
   test("a refused POST rejects and says when to retry", async (t) => {
     const problem = {code: "queue_full", status: 429, detail: "Full.", retry_after_ms: 900};
-    const worker = await scripted(t, {requests: [({response}) => response.writeHead(429).end(JSON.stringify(problem))]});
+    const busy = ({response}) => response.writeHead(429).end(JSON.stringify(problem));
+    const worker = await scripted(t, {requests: [busy]});
     await assert.rejects(client(t, worker.url, OVER_SSE).create("Hi"), {code: "queue_full", retryAfterMs: 900});
   });
 
@@ -130,9 +132,7 @@ suite("SSE", {timeout: 20_000}, () => {
   }
 
   test("an outage is bounded in time", async (t) => {
-    const worker = await scripted(t, {requests: [created, ({response}) => {
-      response.writeHead(200).write(sse(token(1, "a")));
-    }]});
+    const worker = await scripted(t, {requests: [created, opens(token(1, "a"))]});
     const job = client(t, worker.url, {...OVER_SSE, retryTimeoutMs: 200}).run("Hi", {job_id: ID});
     await firstOf(job);
     worker.stop();

@@ -107,6 +107,11 @@ export function created({method, url, body, response}) {
   response.end(JSON.stringify({job_id: body.job_id, sse_url, state: "queued"}));
 }
 
+/** A script that streams frames and leaves the response open. */
+export function opens(...frames) {
+  return ({response}) => response.writeHead(200, {"Content-Type": "text/event-stream"}).write(sse(...frames));
+}
+
 /** A script that streams frames and then ends the response: a cut unless the job has ended. */
 export function streams(...frames) {
   return ({response}) => {

@@ -8,7 +8,7 @@ import {scripted} from "./scripted.js";
 import {ID, end, eventsOf, firstOf, settle, sse, streams, token} from "./steps.js";
 
 suite("Share links", {timeout: 20_000}, () => {
-  const watched = (worker, more) => watch(`${worker.url}/v1/jobs/${ID}/stream?ticket=t%2B`, {backoffMs: [1, 10], ...more});
+  const watched = ({url}, more) => watch(`${url}/v1/jobs/${ID}/stream?ticket=t%2B`, {backoffMs: [1, 10], ...more});
   const ask = ({url, headers}) => [new URL(url, "http://x").searchParams.get("ticket"), headers["last-event-id"]];
 
   test("one is read to its end through a cut", async (t) => {
