@@ -5,7 +5,7 @@ import {suite, test} from "node:test";
 import {ConnectionFailed, connect} from "../jobwire.js";
 import {NO_WEBSOCKET, scripted} from "./scripted.js";
 import {
-  HELLO, ID, OVER_SSE, client, created, deferred, end, firstOf, opens, serves, settle, stopClock,
+  HELLO, ID, OVER_SSE, client, created, deferred, end, firstOf, opens, serves, settle, silent, stopClock,
   streams, token, turn,
 } from "./steps.js";
 
