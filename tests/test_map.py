@@ -38,9 +38,8 @@ UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|HA" + r"CK)\b|NotI
 
 
 def is_test(path: Path) -> bool:
-    """Tell tests and their helpers from source. Those of the clients lie beside the client."""
-    helpers = re.match(r"(conftest|scripted)\.|test_|.*\.test\.", path.name)
-    return "tests" in path.parts or (path.parts[0] == "clients" and helpers is not None)
+    """Return whether a file is a test or a helper of tests. Each client has a folder of its own for them."""
+    return "tests" in path.parts
 
 
 def listed(*patterns: str) -> list[Path]:

@@ -11,7 +11,7 @@ from tests.clients.cutting import cutting
 from tests.support.node import node
 from tests.support.server import serving
 
-FOLDER = CLIENTS / "javascript"
+FOLDER = CLIENTS / "javascript" / "tests"
 RUN = ("--test", "--test-reporter=tap")
 
 

@@ -1,9 +1,8 @@
-"""The client over HTTP and SSE, against scripted peers: cuts, resets, refusals, cancel."""
+"""Jobs over HTTP and SSE: cuts, resets, refusals, cancel."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -12,10 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobwire_client import ConnectionFailed, End, Job, JobFailed, Narration, Refused, Reset, Token, connect
-from scripted import Exchange, Frame, HttpScript, scripted_http
-from test_websocket import ID, QUICK, end, in_loop, token
-
-HEARTBEAT = b": hb\n\n"
+from scripted import Exchange, scripted_http
+from steps import HEARTBEAT, ID, QUICK, answers, created, end, in_loop, sse, streams, token
 
 
 @asynccontextmanager
@@ -27,45 +24,6 @@ async def job_at(url: str, prompt: str | None = None, job_id: str = ID, **more: 
     async with connect(url, transport="sse", **QUICK, **options) as jw:
         assert jw.transport == "sse"
         yield jw.subscribe(job_id, **more) if prompt is None else jw.run(prompt, job_id=job_id, **more)
-
-
-def sse(*frames: Frame, newline: str = "\n") -> bytes:
-    """Encode frames as the worker does: unnamed events, the cursor as id."""
-    lines = (
-        (f"id: {frame['cursor']}{newline}" if "cursor" in frame else "")
-        + f"data: {json.dumps(frame, ensure_ascii=False)}{newline}{newline}"
-        for frame in frames
-    )
-    return "".join(lines).encode()
-
-
-async def created(exchange: Exchange) -> None:
-    """Accept a POST."""
-    assert (exchange.method, exchange.path) == ("POST", "/v1/jobs")
-    job_id = exchange.body["job_id"]
-    sse_url = f"/v1/jobs/{job_id}/stream?ticket=t"
-    await exchange.answer_json(200, {"job_id": job_id, "sse_url": sse_url, "state": "queued"})
-
-
-def streams(*pieces: bytes) -> HttpScript:
-    """Return a script that streams pieces and then cuts."""
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.stream(*pieces)
-
-    return script
-
-
-def answers(status: int, code: str | None = None, **headers: str) -> HttpScript:
-    """Return a script that answers with a problem."""
-
-    async def script(exchange: Exchange) -> None:
-        if code is None:
-            await exchange.answer(status, b"" if status == 204 else b"<h1>Proxy</h1>", **headers)
-        else:
-            await exchange.answer_json(status, {"code": code, "status": status, "detail": f"No: {code}"}, **headers)
-
-    return script
 
 
 @in_loop
@@ -279,6 +237,31 @@ async def test_cancel_is_a_delete() -> None:
         assert isinstance(last, End)
         assert last.status == "cancelled"
         await job.cancel()  # after the end there is nothing to ask
+
+
+@in_loop
+async def test_over_sse_there_is_no_update() -> None:
+    answered = asyncio.Event()
+
+    async def stream(exchange: Exchange) -> None:
+        await answered.wait()
+        await exchange.stream(sse(end(1)))
+
+    async with scripted_http(created, stream) as (url, _), connect(url, transport="sse") as jw:
+        job = jw.run("Hi", job_id=ID)
+        with pytest.raises(Refused, match="unsupported_operation"):
+            await job.update(priority=9)
+        answered.set()
+        assert await job.text() == ""
+
+
+@in_loop
+async def test_over_sse_too_only_the_channels_that_were_asked_for_are_read() -> None:
+    note = {"type": "narration", "job_id": ID, "cursor": "e-2", "human": "Half."}
+    stream = streams(sse(token(1, "a"), note, token(3, "b"), end(4)))
+    async with scripted_http(stream) as (url, _), connect(url, transport="sse") as jw:
+        events = [event async for event in jw.subscribe(ID, channels=["narration"])]
+    assert [type(event) for event in events] == [Narration, End]
 
 
 @in_loop

@@ -1,4 +1,4 @@
-"""Scripted peers for the tests: they play a worker that misbehaves on purpose, over real sockets.
+"""Scripted workers for the tests, which misbehave on purpose, over real sockets.
 
 The behaviour of the real worker is tested in tests/clients. Here a script decides what each connection sees.
 """
@@ -21,7 +21,7 @@ LIMITS = {"heartbeat_s": 15, "max_frame_bytes": 1 << 20}
 UNTIL_CLOSED_S = 20.0
 
 
-class Link:
+class Peer:
     """The worker's end of one WebSocket connection."""
 
     def __init__(self, socket: ServerConnection) -> None:
@@ -59,11 +59,11 @@ class Link:
         await asyncio.wait_for(self.socket.wait_closed(), UNTIL_CLOSED_S)
 
 
-Script: TypeAlias = Callable[[Link], Awaitable[None]]
+Script: TypeAlias = Callable[[Peer], Awaitable[None]]
 
 
 @dataclass
-class Peer:
+class ScriptedWorker:
     """What the scripted worker has seen: `connections` counts them, `failures` are those of the scripts."""
 
     url: str = ""
@@ -74,36 +74,38 @@ class Peer:
 
 
 @asynccontextmanager
-async def scripted_worker(*scripts: Script, hello: Frame | None = None, greets: bool = True) -> AsyncIterator[Peer]:
+async def scripted_worker(
+    *scripts: Script, hello: Frame | None = None, greets: bool = True
+) -> AsyncIterator[ScriptedWorker]:
     """Serve WebSocket connections: the first by the first script and so on, the last script serves all the rest."""
-    peer = Peer()
+    worker = ScriptedWorker()
 
     async def handle(socket: ServerConnection) -> None:
-        script = scripts[min(peer.connections, len(scripts) - 1)]
-        peer.connections += 1
+        script = scripts[min(worker.connections, len(scripts) - 1)]
+        worker.connections += 1
         assert socket.request is not None
-        peer.headers.append(dict(socket.request.headers.raw_items()))
-        peer.subprotocols.append(socket.subprotocol)
+        worker.headers.append(dict(socket.request.headers.raw_items()))
+        worker.subprotocols.append(socket.subprotocol)
         try:
-            link = Link(socket)
+            peer = Peer(socket)
             if greets:
-                await link.send({"type": "hello", "protocol": "jobwire.v1", "limits": LIMITS, **(hello or {})})
-            await script(link)
+                await peer.send({"type": "hello", "protocol": "jobwire.v1", "limits": LIMITS, **(hello or {})})
+            await script(peer)
         except ConnectionClosed:
             pass  # the client left; what it has seen is for the test to judge
         except BaseException as failure:
-            peer.failures.append(failure)
+            worker.failures.append(failure)
             await socket.close(4400, "the script failed")  # which the client does not retry
 
     subprotocols = [Subprotocol("jobwire.v1")]
     async with serve(handle, "127.0.0.1", 0, subprotocols=subprotocols, ping_interval=None, close_timeout=1) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        peer.url = f"http://127.0.0.1:{port}"
+        worker.url = f"http://127.0.0.1:{port}"
         try:
-            yield peer
+            yield worker
         finally:
-            if peer.failures:
-                raise peer.failures[0]
+            if worker.failures:
+                raise worker.failures[0]
 
 
 @dataclass

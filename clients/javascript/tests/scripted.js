@@ -1,5 +1,5 @@
 /**
- * Scripted peers for the tests: they play a worker that misbehaves on purpose, over real sockets.
+ * Scripted workers for the tests, which misbehave on purpose, over real sockets.
  * The behaviour of the real worker is tested in tests/clients. Here a script decides what each connection sees.
  */
 import assert from "node:assert/strict";
@@ -7,35 +7,12 @@ import {createHash} from "node:crypto";
 import {once} from "node:events";
 import {createServer} from "node:http";
 
-import {connect} from "./jobwire.js";
-
-export const ID = "job-0123456789abcdef";
-export const OTHER = "second-job-012345";
-const QUICK = {backoffMs: [1, 10]};
 export const NO_WEBSOCKET = globalThis.WebSocket ? false : "run it with --experimental-websocket";
-
-export const token = (at, text, more = {}) => ({type: "token", job_id: ID, cursor: `e-${at}`, text, ...more});
-export const end = (at, status = "completed", more = {}) => ({type: "end", job_id: ID, cursor: `e-${at}`, status, ...more});
-export const silent = (link) => link.closed;
-
-export async function eventsOf(job) {
-  const events = [];
-  for await (const event of job) events.push(event);
-  return events;
-}
-
-/** A client that is closed when the test ends. */
-export function client(t, url, options = {}) {
-  const jw = connect(url, {...QUICK, ...options});
-  t.after(() => jw.close());
-  return jw;
-}
-
 const GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"; // RFC 6455
 const TEXT = 1, CLOSE = 8;
 
 /** The worker's end of one WebSocket connection. */
-export class Link {
+export class Peer {
   #socket;
   #bytes = Buffer.alloc(0);
   #frames = [];
@@ -124,73 +101,84 @@ export class Link {
 class Left extends Error {}
 
 /**
- * Serve until the test ends. WebSocket connections go to `sockets` in order, the last script serves all the rest; the
- * first `refuseSockets` are refused. HTTP requests go to `requests` in order, each is {method, url, headers, body, response}.
+ * Serve until the test ends. WebSocket connections go to `sockets` in order, and all further ones to the last script;
+ * the first `refuseSockets` are refused. HTTP requests go to `requests` in order; each is {method, url, headers, body,
+ * response}. Resolves to what the worker has seen.
  */
-export async function scripted(test, {sockets = [], requests = [], hello = {}, greets = true, refuseSockets = 0}) {
-  const seen = {links: [], upgrades: [], requests: [], url: ""};
-  const failures = [];
-  const open = new Set();
-  const attempt = async (script, ...given) => {
-    try {
-      await script(...given);
-    } catch (error) {
-      if (!(error instanceof Left)) failures.push(error);
-      return error;
-    }
-  };
-  const server = createServer(async (request, response) => {
+export async function scripted(test, scripts) {
+  const worker = new ScriptedWorker(scripts);
+  await worker.listen();
+  test.after(() => {
+    worker.stop();
+    if (worker.failures.length) throw worker.failures[0];
+  });
+  return worker;
+}
+
+/** What a scripted worker has seen: WebSocket connections, their handshakes, HTTP requests. */
+class ScriptedWorker {
+  peers = [];
+  upgrades = [];
+  requests = [];
+  failures = []; // of scripts
+  #scripts;
+  #open = new Set();
+  #server;
+
+  constructor({sockets = [], requests = [], hello = {}, greets = true, refuseSockets = 0}) {
+    this.#scripts = {sockets, requests, hello, greets, refuseSockets};
+    this.#server = createServer((request, response) => this.#answer(request, response));
+    this.#server.on("connection", (socket) => this.#open.add(socket.on("error", () => {})));
+    this.#server.on("upgrade", (request, socket) => this.#upgrade(request, socket));
+  }
+
+  async listen() {
+    this.#server.listen(0, "127.0.0.1");
+    await once(this.#server, "listening");
+    this.url = `http://127.0.0.1:${this.#server.address().port}`;
+  }
+
+  stop() {
+    this.#server.close();
+    for (const socket of this.#open) socket.destroy();
+  }
+
+  async #answer(request, response) {
     const body = await new Response(request).text();
     const exchange = {method: request.method, url: request.url, headers: request.headers, response};
     exchange.body = body && JSON.parse(body);
-    seen.requests.push(exchange);
-    const script = requests[seen.requests.length - 1] ?? assert.fail(`unexpected ${request.method} ${request.url}`);
-    if (await attempt(script, exchange)) response.destroy();
-  });
-  server.on("connection", (socket) => open.add(socket.on("error", () => {})));
-  server.on("upgrade", async (request, socket) => {
-    seen.upgrades.push(request);
-    if (seen.upgrades.length <= refuseSockets) return socket.end("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
+    this.requests.push(exchange);
+    const unexpected = () => assert.fail(`unexpected ${request.method} ${request.url}`);
+    const script = this.#scripts.requests[this.requests.length - 1] ?? unexpected;
+    if (await this.#attempt(script, exchange)) response.destroy();
+  }
+
+  async #upgrade(request, socket) {
+    const {sockets, hello, greets, refuseSockets} = this.#scripts;
+    this.upgrades.push(request);
+    if (this.upgrades.length <= refuseSockets) {
+      socket.end("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
+      return;
+    }
     const accept = createHash("sha1").update(request.headers["sec-websocket-key"] + GUID).digest("base64");
     const head = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"];
     head.push(`Sec-WebSocket-Accept: ${accept}`, "Sec-WebSocket-Protocol: jobwire.v1", "", "");
     socket.write(head.join("\r\n"));
-    const link = new Link(socket);
-    seen.links.push(link);
-    if (greets) link.send({type: "hello", protocol: "jobwire.v1", limits: {heartbeat_s: 15}, ...hello});
-    const script = sockets[Math.min(seen.links.length, sockets.length) - 1];
-    if (await attempt(script, link)) link.close(4400, "the script failed"); // which the client does not retry
-  });
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  seen.url = `http://127.0.0.1:${server.address().port}`;
-  seen.stop = () => {
-    server.close();
-    for (const socket of open) socket.destroy();
-  };
-  test.after(() => {
-    seen.stop();
-    if (failures.length) throw failures[0];
-  });
-  return seen;
-}
+    const peer = new Peer(socket);
+    this.peers.push(peer);
+    if (greets) peer.send({type: "hello", protocol: "jobwire.v1", limits: {heartbeat_s: 15}, ...hello});
+    const script = sockets[Math.min(this.peers.length, sockets.length) - 1];
+    if (await this.#attempt(script, peer)) peer.close(4400, "the script failed"); // which the client does not retry
+  }
 
-/** Accept a POST. */
-export function created({method, url, body, response}) {
-  assert.deepEqual([method, url], ["POST", "/v1/jobs"]);
-  const sse_url = `/v1/jobs/${body.job_id}/stream?ticket=t`;
-  response.writeHead(200, {"Content-Type": "application/json"});
-  response.end(JSON.stringify({job_id: body.job_id, sse_url, state: "queued"}));
-}
-
-export function sse(...frames) {
-  return frames.map((frame) => (frame.cursor ? `id: ${frame.cursor}\n` : "") + `data: ${JSON.stringify(frame)}\n\n`).join("");
-}
-
-/** A script that streams frames and then ends the response: a cut unless the job has ended. */
-export function streams(...frames) {
-  return ({response}) => {
-    response.writeHead(200, {"Content-Type": "text/event-stream"});
-    response.end(`retry: 1000\n\n: hb\n\n${sse(...frames)}`);
-  };
+  /** Run a script; resolve to its error, if it has one. */
+  async #attempt(script, given) {
+    try {
+      await script(given);
+      return null;
+    } catch (error) {
+      if (!(error instanceof Left)) this.failures.push(error);
+      return error;
+    }
+  }
 }

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from jobwire_client import ConnectionFailed, End, Event, JobCancelled, Refused, SyncJob, Token, connect, connect_sync
-from scripted import Link, Script, scripted_worker
-from test_websocket import ID, QUICK, end, go_on_after_a, token
+from scripted import Peer, Script, scripted_worker
+from steps import ID, QUICK, cut_after, end, go_on_after_a, token
 
 PATIENCE_S = 20.0
 
@@ -46,11 +46,11 @@ def text_of(events: Iterable[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Token))
 
 
-async def counts(link: Link) -> None:
+async def counts(peer: Peer) -> None:
     """Accept any number of jobs, and count to three for each."""
     while True:
-        job_id = (await link.accept())["job_id"]
-        await link.send(*(token(n, f"{job_id[-2:]}:{n} ", job_id) for n in range(1, 4)), end(4, job_id=job_id))
+        job_id = (await peer.accept())["job_id"]
+        await peer.send(*(token(n, f"{job_id[-2:]}:{n} ", job_id) for n in range(1, 4)), end(4, job_id=job_id))
 
 
 def test_one_job_from_create_to_end() -> None:
@@ -78,25 +78,22 @@ def test_many_jobs_from_many_threads_share_a_connection() -> None:
 
 
 def test_a_cut_is_resumed() -> None:
-    async def first(link: Link) -> None:
-        await link.accept()
-        await link.send(token(1, "a"))
-        await link.cut()
+    first = cut_after(token(1, "a"))
 
     with worker(first, go_on_after_a) as url, connect_sync(url, **QUICK) as jw:
         assert jw.run("Hi", job_id=ID).text() == "ab"
 
 
 def test_cancel_update_and_errors_are_as_without_threads() -> None:
-    async def script(link: Link) -> None:
-        await link.accept()
-        assert (await link.accept("update", queue={"position": 1}))["priority"] == 9
-        await link.accept("cancel")
-        await link.send(end(1, "cancelled"))
-        await link.refuse(await link.receive("create"), "invalid_params", 422)
-        await link.accept("subscribe")
-        await link.receive("unsubscribe")
-        await link.wait_closed()
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        assert (await peer.accept("update", queue={"position": 1}))["priority"] == 9
+        await peer.accept("cancel")
+        await peer.send(end(1, "cancelled"))
+        await peer.refuse(await peer.receive("create"), "invalid_params", 422)
+        await peer.accept("subscribe")
+        await peer.receive("unsubscribe")
+        await peer.wait_closed()
 
     with worker(script) as url, connect_sync(url) as jw:
         job = jw.run("Hi", job_id=ID)
@@ -115,11 +112,11 @@ def test_closing_the_client_ends_every_wait_and_the_thread() -> None:
     reading = threading.Event()
     seen: list[BaseException] = []
 
-    async def script(link: Link) -> None:
-        await link.accept()
-        await link.send(token(1, "a"))
-        await link.wait_closed()
-        assert link.socket.close_code == 1000
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send(token(1, "a"))
+        await peer.wait_closed()
+        assert peer.socket.close_code == 1000
 
     def read() -> None:
         try:
@@ -159,12 +156,12 @@ def test_an_interrupted_wait_can_be_taken_up(waits: Callable[[SyncJob], object])
     """What Ctrl-C does: the wait ends with KeyboardInterrupt, and nothing is lost."""
     go_on = threading.Event()
 
-    async def script(link: Link) -> None:
-        await link.accept()
-        await link.send(token(1, "a"))
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send(token(1, "a"))
         await asyncio.to_thread(go_on.wait)
-        await link.send(token(2, "b"), end(3))
-        await link.wait_closed()
+        await peer.send(token(2, "b"), end(3))
+        await peer.wait_closed()
 
     with worker(script) as url, connect_sync(url) as jw:
         job = jw.run("Hi", job_id=ID)
@@ -183,13 +180,13 @@ def test_a_slow_reader_holds_the_worker_back() -> None:
     """With a window of one, the worker hears of each frame only when it is read."""
     acknowledged: list[str] = []
 
-    async def script(link: Link) -> None:
-        await link.accept()
+    async def script(peer: Peer) -> None:
+        await peer.accept()
         for n in range(1, 4):
-            await link.send(token(n, f"{n}"))
-            acknowledged.append((await link.receive("ack"))["cursor"])
-        await link.send(end(4))
-        await link.wait_closed()
+            await peer.send(token(n, f"{n}"))
+            acknowledged.append((await peer.receive("ack"))["cursor"])
+        await peer.send(end(4))
+        await peer.wait_closed()
 
     with worker(script) as url, connect_sync(url, window=1) as jw:
         job = jw.run("Hi", job_id=ID)

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 from jobwire_client import ConnectionFailed, Refused
-from jobwire_client.retry import Retry
+from jobwire_client.retry import ATTEMPT_S_MAX, Retry
 
 CUT = ConnectionError("cut")
 HOUR_S = 3600.0
-
-
-class Clock:
-    """Monotonic time; `wait` lets some of it pass."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_s = 1000.0
-        monkeypatch.setattr("time.monotonic", lambda: self.now_s)
-
-    def wait(self, seconds: float) -> None:
-        self.now_s += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
 
 
 def test_pauses_grow_to_a_limit_and_an_outage_that_is_over_starts_them_anew() -> None:
@@ -42,7 +27,7 @@ def test_an_outage_ends_in_time_and_says_why(clock: Clock) -> None:
     started_s = clock.now_s
     with pytest.raises(ConnectionFailed, match="No answer for 60 s: cut") as failed:
         while True:
-            clock.wait(retry.delay_s(CUT) + 1.0)
+            clock.advance(retry.delay_s(CUT) + 1.0)
     assert failed.value.__cause__ is CUT
     assert 45 <= clock.now_s - started_s <= 75
 
@@ -63,15 +48,19 @@ def test_clients_that_are_told_the_same_time_do_not_come_back_at_once(at_least_s
 
 def test_a_machine_that_slept_in_an_outage_goes_on_trying(clock: Clock) -> None:
     retry = Retry(60.0, 0.25, 10.0)
-    clock.wait(retry.delay_s(CUT))
-    clock.wait(HOUR_S)
-    for _ in range(3):
-        clock.wait(retry.delay_s(CUT))
+    clock.advance(retry.delay_s(CUT))
+    clock.advance(HOUR_S)
+    woken_s = clock.now_s
+    with pytest.raises(ConnectionFailed):
+        while True:
+            clock.advance(retry.delay_s(CUT))
+    # The sleep counts as one attempt, of at most 30 s; the rest of the 60 s is left, but for a pause that is too long.
+    assert 60 - ATTEMPT_S_MAX - 11 <= clock.now_s - woken_s <= 60 - ATTEMPT_S_MAX
 
 
 def test_time_in_which_nothing_was_wanted_is_no_outage(clock: Clock) -> None:
     """A connection came back for a moment in which nothing happened; the next cut is a day later."""
     retry = Retry(60.0, 0.25, 10.0)
     retry.delay_s(CUT)
-    clock.wait(24 * HOUR_S)
+    clock.advance(24 * HOUR_S)
     assert retry.delay_s(CUT) < 1.0

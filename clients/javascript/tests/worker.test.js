@@ -5,7 +5,7 @@
 import assert from "node:assert/strict";
 import {suite, test} from "node:test";
 
-import {JobCancelled, connect, watch} from "./jobwire.js";
+import {JobCancelled, connect, watch} from "../jobwire.js";
 
 const {JOBWIRE_URL: url, JOBWIRE_DIRECT_URL: directUrl = url, JOBWIRE_TRANSPORT: transport} = process.env;
 const {JOBWIRE_TOKEN: token} = process.env;
