@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.resources import files
 from pathlib import Path
 from socket import create_connection, create_server
 
@@ -18,9 +19,8 @@ import httpx
 import pytest
 
 from tests.e2e.client import Socket, counting, expected_count
-from tests.support.readme import sample
 from tests.support.server import alive, descendants, serving, wait_until
-from worker import bundled as demo
+from worker import bundled, deploy
 from worker.cli import EXIT_USAGE
 from worker.config import Settings
 from worker.transports.front.listener import files_needed
@@ -29,7 +29,8 @@ LINES = 500
 """More lines of the log than a pipe takes."""
 
 FILES = 96
-MODEL = Path(demo.__file__).with_name("model.gguf")
+UNIT = files(deploy).joinpath("jobwire.service")
+MODEL = Path(bundled.__file__).with_name("model.gguf")
 
 NOWHERE = {
     "no standard files": "<&- >&- 2>&-",
@@ -134,7 +135,7 @@ def test_without_files_for_connections_it_does_not_start() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / "jobwire.service"
-    text = sample("ini", "[Service]")
+    text = UNIT.read_text(encoding="utf-8")
     assert "/opt/jobwire/.venv/bin/jobwire serve" in text
     unit.write_text(text.replace("/opt/jobwire/.venv/bin/jobwire", f"{sys.executable} -m worker"))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
@@ -142,7 +143,7 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
 
 
 def test_the_unit_suits_the_defaults() -> None:
-    text, defaults = sample("ini", "[Service]"), Settings()
+    text, defaults = UNIT.read_text(encoding="utf-8"), Settings()
     said = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     assert int(said["LimitNOFILE"]) >= files_needed(defaults)
     # After the drain connections flush, and the engine is closed.

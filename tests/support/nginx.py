@@ -1,4 +1,4 @@
-"""A real nginx for tests, with the server block of README.md in front of a worker."""
+"""A real nginx for tests, with the site of worker/deploy/nginx.conf in front of a worker."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.readme import sample
+import worker.deploy
 from tests.support.server import Server, descendants, wait_until
 
 NAME = "chat.example.com"
@@ -57,7 +58,7 @@ class Nginx:
         # Bound here and inherited, as nginx does when it replaces itself: no other process can take the port.
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
-        site = sample("nginx", "proxy_pass")
+        site = files(worker.deploy).joinpath("nginx.conf").read_text(encoding="utf-8")
         for there, here in {
             "listen 443": f"listen 127.0.0.1:{self.port}",
             "/etc/ssl/chat.pem": str(self.certificate),
