@@ -10,6 +10,7 @@ import itertools
 import re
 import statistics
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -276,11 +277,25 @@ def test_the_table_of_settings_is_the_declaration() -> None:
     assert settings_table() in text(Path("worker/README.md"))
 
 
-def test_the_front_page_names_only_settings_that_exist() -> None:
-    known = {setting.flag for setting in schema().values()} | {setting.variable for setting in schema().values()}
-    page = text(Path("README.md"))
-    named = set(re.findall(r"JOBWIRE_[A-Z_]+", page)) - {"JOBWIRE_CONFIG"}
-    assert named <= known
+def test_the_pages_name_only_settings_that_exist() -> None:
+    known = {setting.variable for setting in schema().values()} | {"JOBWIRE_CONFIG"}
+    offending(
+        f"{path} names {name}"
+        for path in listed("README.md", "worker/docs/*.md", "worker/deploy/*")
+        for name in set(re.findall(r"JOBWIRE_[A-Z_]+", text(path))) - known
+    )
+
+
+def test_the_package_has_the_pages_and_the_files_for_operators() -> None:
+    data = tomllib.loads(text(Path("pyproject.toml")))["tool"]["setuptools"]["package-data"]
+    shipped = {
+        path
+        for package, patterns in data.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    source = [path for path in listed("worker/docs", "worker/deploy") if path.suffix != ".py"]
+    offending(f"{path} is not in the package" for path in source if ROOT / path not in shipped)
 
 
 def test_ci_runs_exactly_the_test_command_of_the_front_page() -> None:

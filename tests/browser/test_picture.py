@@ -28,4 +28,4 @@ def test_the_page_can_be_pictured(browser: Browser) -> None:
     with serving("--slots", str(SLOTS)) as server:
         taken = picture(browser, server)
     assert size_of(taken) == SIZE
-    assert 50_000 < len(taken) < BYTES_MAX
+    assert len(taken) > BYTES_MAX / 4, "little can be seen"

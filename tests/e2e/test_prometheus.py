@@ -1,4 +1,4 @@
-"""A real Prometheus, set up as README.md says, scrapes a worker that sees everything, and can draw the dashboard."""
+"""A real Prometheus, set up as the documentation says, scrapes a worker that sees everything and draws the dashboard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 import worker.deploy
 from tests.e2e.client import Socket, counting, http, post_job, read_sse
-from tests.support.readme import sample
+from tests.support.readme import OPERATING, sample
 from tests.support.server import Server, serving, wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -36,7 +36,7 @@ class Prometheus:
 
     def __init__(self, server: Server, folder: Path) -> None:
         config, log = folder / "prometheus.yml", folder / "prometheus.log"
-        scrape = sample("yaml", "scrape_configs").replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
+        scrape = sample(OPERATING, "yaml", "scrape_configs").replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
         config.write_text(f"global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\n{scrape}")
         places = ["--config.file", str(config), "--storage.tsdb.path", str(folder / "data")]
         with log.open("w") as output:

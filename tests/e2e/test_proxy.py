@@ -1,4 +1,4 @@
-"""Everything works through a real nginx with the configuration of README.md: TLS, HTTP/2, streams, names, cuts."""
+"""Everything works through a real nginx with worker/deploy/nginx.conf: TLS, HTTP/2, streams, names, cuts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAST = 290
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A worker that is started as README.md says, but for a heartbeat every half second."""
+    """A worker that is started as worker/docs/operating.md says, but for a heartbeat every half second."""
     flags = ("--hosts-allowed", NAME, "--heartbeat-s", "0.5")
     with serving(*flags, env={"JOBWIRE_API_KEY": KEY}) as running:
         yield running
