@@ -1,4 +1,4 @@
-"""A real Prometheus, set up as the documentation says, scrapes a worker that sees everything and draws the dashboard."""
+"""A real Prometheus, set up as the documentation says, scrapes a worker that sees all and draws the dashboard."""
 
 from __future__ import annotations
 
