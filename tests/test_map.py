@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import worker
+from tests.support import moved
 from tests.support.settings_table import settings_table
 from worker.config.schema import schema
 
@@ -275,6 +276,15 @@ def test_no_module_changes_its_own_globals() -> None:
 def test_the_table_of_settings_is_the_declaration() -> None:
     """When this fails, put the table it expects into worker/README.md."""
     assert settings_table() in text(Path("worker/README.md"))
+
+
+def test_the_table_of_moved_modules_leads_somewhere() -> None:
+    """When this fails: `python -m tests.support.moved`."""
+    table = text(Path("worker/README.md")).partition(moved.BEGIN)[2].partition(moved.END)[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    assert len(rows) > 50
+    now = [name for _, right in rows for name in re.findall(r"`([^`]+)`", right)]
+    offending(f"worker/{name} is not there" for name in now if not (ROOT / "worker" / name).exists())
 
 
 def test_the_pages_name_only_settings_that_exist() -> None:
