@@ -296,6 +296,17 @@ def test_the_pages_name_only_settings_that_exist() -> None:
     )
 
 
+def test_every_row_of_the_comparison_has_a_test_of_ours() -> None:
+    page = text(Path("worker/docs/comparison.md"))
+    section = text(Path("README.md")).partition("## How it compares")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\w[^|]*) \|", section, re.MULTILINE)
+    assert rows == re.findall(r"^## (.+)$", page, re.MULTILINE)
+    for part in page.split("\n## ")[1:]:
+        named = re.findall(r"`(tests/[\w/]+\.py)`", part)
+        assert named, part
+        offending(f"{name} is not there" for name in named if not (ROOT / name).is_file())
+
+
 def test_the_package_has_the_pages_and_the_files_for_operators() -> None:
     data = tomllib.loads(text(Path("pyproject.toml")))["tool"]["setuptools"]["package-data"]
     shipped = {

@@ -1,4 +1,4 @@
-"""The picture of the playground in README.md: `python -m tests.browser.picture` makes it anew.
+"""The picture of the playground in README.md: `python -m tests.browser.picture` renews it.
 
 It shows a real page with a real worker behind it. The engine stands still while jobs are created, so that all of them
 begin together, and while the picture is taken, so that none has ended.

@@ -1,4 +1,4 @@
-"""The picture in README.md is there, small, and can be made anew."""
+"""The picture in README.md is there, small, and can be renewed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens around a worker, not in it: its output goes nowhere, its files are few, its launcher is strange."""
+"""Trouble around a worker: output that nobody reads, few files, a bare environment, systemd, signals to all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from worker.config import Settings
 from worker.transports.front.listener import files_needed
 
 LINES = 500
-"""More lines of the log than a pipe takes."""
+"""More lines of the log than a pipe holds."""
 
 FILES = 96
 UNIT = files(deploy).joinpath("jobwire.service")
@@ -42,7 +42,7 @@ NOWHERE = {
 
 @contextmanager
 def _worker(*flags: str, before: str = ":", after: str = "") -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """Run a worker that a shell starts, with such text before and after the command; its process, and a client."""
+    """Run a worker from a shell, with text before and after the command; yield its process and a client."""
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     line = f'{before}; exec "$0" -m worker serve --port {port} "$@" {after}'
@@ -89,7 +89,7 @@ def test_a_worker_that_cannot_print_serves_on(after: str) -> None:
 
 
 def test_it_asks_nothing_of_its_surroundings(tmp_path: Path) -> None:
-    """A folder that may not be written, with a name that is hard to quote; no home; a locale without UTF-8."""
+    """A read-only folder, with a name that is hard to quote; no home; a locale without UTF-8."""
     folder = tmp_path / "my möde l's"
     folder.mkdir()
     model = folder / "the model.gguf"
@@ -152,7 +152,7 @@ def test_the_unit_suits_the_defaults() -> None:
 
 
 async def test_a_signal_to_all_processes_drains_too() -> None:
-    """Ctrl-C in a terminal, containers and other KillModes of systemd do that."""
+    """Ctrl-C in a terminal, containers and other KillModes of systemd send one."""
     with serving() as server:
         async with Socket(server) as socket:
             job_id = await socket.create(**counting(1, 290))

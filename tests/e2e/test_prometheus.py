@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(
 KEY = "some-long-secret"
 BEARER = {"Authorization": f"Bearer {KEY}"}
 DEATHS = 2
-# What Grafana puts there: a time in which the whole test happens.
 VARIABLES = {"$instance": ".*", "$__rate_interval": "5m", "$__range": "5m"}
+"""What Grafana inserts. The whole test is shorter than the times."""
 
 
 class Prometheus:
@@ -51,7 +51,7 @@ class Prometheus:
         self._url = f"http://{address}/api/v1/query"
 
     def close(self) -> None:
-        """End it."""
+        """End Prometheus."""
         self._process.kill()
         self._process.wait()
 
@@ -100,7 +100,7 @@ def _expressions() -> list[str]:
 
 
 def _complaints(server: Server) -> str:
-    """Return what promtool has to say against the metrics, names and style included."""
+    """Return promtool's complaints about the metrics, names and style included."""
     metrics = server.get("/metrics", headers=BEARER).text
     check = ["promtool", "check", "metrics"]
     done = subprocess.run(check, input=metrics, capture_output=True, text=True, timeout=60, check=False)

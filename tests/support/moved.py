@@ -1,6 +1,6 @@
 """The table of moved modules in worker/README.md, from git's detection of renames.
 
-`python -m tests.support.moved` writes it anew, from 0.2.0 to the work tree. Modules that became several are in SPLIT.
+`python -m tests.support.moved` renews it, from 0.2.0 to the work tree. Modules that became several are in SPLIT.
 """
 
 from __future__ import annotations
