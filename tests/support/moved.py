@@ -18,8 +18,14 @@ OLD = "7f97d60"
 
 SPLIT = {
     "brokers/local.py": ("brokers/local.py", "brokers/phases.py", "brokers/engine_process.py"),
+    "engines/gguf.py": ("engines/numpy_llama/gguf.py", "engines/numpy_llama/tokenizer.py"),
+    "engines/llama_cpp.py": ("engines/llama_cpp/engine.py", "engines/llama_cpp/sampler.py", "engines/slotted.py"),
+    "engines/numpy_llama.py": ("engines/numpy_llama/engine.py", "engines/slotted.py"),
     "events.py": ("events.py", "requests.py"),
+    "jobs/job.py": ("jobs/job.py", "jobs/places.py"),
     "jobs/service.py": ("jobs/service.py", "jobs/handing.py"),
+    "protocol/session.py": ("protocol/session.py", "protocol/host.py"),
+    "protocol/subscriptions.py": ("protocol/subscriptions.py", "protocol/pacing.py"),
     "scheduler/host.py": ("processes/engine.py", "processes/gc.py"),
     "scheduler/messages.py": ("processes/messages.py", "scheduler/works.py"),
     "transports/access.py": ("transports/access/credentials.py", "transports/access/origins.py"),
@@ -31,6 +37,7 @@ SPLIT = {
         "transports/routes/operators.py",
         "transports/routes/legacy.py",
     ),
+    "transports/listener.py": ("transports/front/listener.py", "transports/front/sockets.py"),
 }
 """Modules that became several. A part that is not there is left out."""
 
