@@ -1,4 +1,4 @@
-"""A real Prometheus, set up as README.md says, scrapes a worker that sees everything, and can draw the dashboard."""
+"""A real Prometheus, set up as the documentation says, scrapes a worker that sees all and draws the dashboard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 import worker.deploy
 from tests.e2e.client import Socket, counting, http, post_job, read_sse
-from tests.support.readme import sample
+from tests.support.readme import OPERATING, sample
 from tests.support.server import Server, serving, wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -28,8 +28,8 @@ KEY = "some-long-secret"
 BEARER = {"Authorization": f"Bearer {KEY}"}
 DEATHS = 2
 WAIT_S = 60.0
-# What Grafana puts there: a time in which the whole test happens.
 VARIABLES = {"$instance": ".*", "$__rate_interval": "15m", "$__range": "15m"}
+"""What Grafana inserts. The whole test is shorter than the times."""
 
 
 class Prometheus:
@@ -37,7 +37,7 @@ class Prometheus:
 
     def __init__(self, server: Server, folder: Path) -> None:
         config, log = folder / "prometheus.yml", folder / "prometheus.log"
-        scrape = sample("yaml", "scrape_configs").replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
+        scrape = sample(OPERATING, "yaml", "scrape_configs").replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
         config.write_text(f"global: {{scrape_interval: 500ms, scrape_timeout: 500ms}}\n{scrape}")
         places = ["--config.file", str(config), "--storage.tsdb.path", str(folder / "data")]
         with log.open("w") as output:
@@ -52,7 +52,7 @@ class Prometheus:
         self._url = f"http://{address}/api/v1/query"
 
     def close(self) -> None:
-        """End it."""
+        """End Prometheus."""
         self._process.kill()
         self._process.wait()
 
@@ -109,7 +109,7 @@ def _are_numbers(found: dict[str, float]) -> bool:
 
 
 def _complaints(server: Server) -> str:
-    """Return what promtool has to say against the metrics, names and style included."""
+    """Return promtool's complaints about the metrics, names and style included."""
     metrics = server.get("/metrics", headers=BEARER).text
     check = ["promtool", "check", "metrics"]
     done = subprocess.run(check, input=metrics, capture_output=True, text=True, timeout=60, check=False)
