@@ -12,10 +12,11 @@ from worker.operations.base import Limits
 from worker.operations.infer import Infer
 from worker.operations.worker_check import WorkerCheck
 from worker.protocol.reading import FrameSource
+from worker.protocol.tally import Tally
 from worker.transports.access.credentials import Access
-from worker.transports.front import eventstream as sse
+from worker.transports.access.origins import Origins
 from worker.transports.gateway import Gateway
-from worker.transports.routes import jobs as http
+from worker.transports.routes import application
 
 ANN, BOB, ROOT, OWN = "ann-has-this-secret", "bob-has-this-secret", "root-has-this-secret", "own-secret"
 KEYS = f"""
@@ -48,19 +49,21 @@ class House:
         self.stage = Stage(**settings)
         self.access = Access(self.stage.settings, self.stage.clock, b"signs")
         operations = {operation.name: operation for operation in (Infer(), WorkerCheck())}
-        source = FrameSource(narrate, self.stage.settings.frame_bytes_max)
+        built, clock, tally = self.stage.settings, self.stage.clock, Tally()
         self.gateway = Gateway(
-            self.stage.jobs,
-            operations,
-            self.stage.settings,
-            self.stage.clock,
-            narrate,
-            source,
-            Limits.of(self.stage.settings),
-            self.access,
-            self.stage.clock,
+            jobs=self.stage.jobs,
+            operations=operations,
+            settings=built,
+            clock=clock,
+            narrate=narrate,
+            tally=tally,
+            frame_source=FrameSource(narrate, tally, built.frame_bytes_max),
+            limits=Limits.of(built),
+            access=self.access,
+            origins=Origins(built),
+            timer=clock,
         )
-        self.client = http.build(self.gateway, sse, version=version).test_client()
+        self.client = application.build(self.gateway, lambda: b"", version=version).test_client()
 
     def rewrite(self, text: str) -> None:
         """Change the file of keys, and let it be read."""

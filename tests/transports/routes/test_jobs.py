@@ -392,7 +392,7 @@ async def test_refusals_are_counted_by_code(house: House) -> None:
     await house.ask("GET", "/nowhere")
     await house.ask("PUT", "/v1/jobs")
     await house.ask("GET", "/v1/jobs", ANN)
-    assert dict(house.gateway.frames.tally.refusals) == {
+    assert dict(house.gateway.tally.refusals) == {
         "unauthorized": 1,
         "job_not_found": 2,
         "forbidden": 1,

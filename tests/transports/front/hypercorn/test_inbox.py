@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from worker.transports.front.inbox import Inbox
+from worker.transports.front.hypercorn.inbox import Inbox
 
 ROOM = 3
 BYTES_MAX = 600

@@ -16,8 +16,8 @@ from hypercorn.events import RawData
 
 from tests.conformance.rawsocket import closing, handshake
 from worker.config import Settings
-from worker.transports.front import listener
-from worker.transports.front.strict import head
+from worker.transports.front import listener, sockets
+from worker.transports.front.hypercorn.strict import head
 
 App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -32,7 +32,7 @@ PATIENCE_S = 10.0
 async def serving(app: App) -> AsyncIterator[int]:
     """Serve an application as the worker is served; yield the port."""
     settings = Settings(port=0, send_buffer_bytes=4096)
-    listening = listener.open_socket(settings)
+    listening = sockets.open_socket(settings)
     port, over = listening.getsockname()[1], asyncio.Event()
 
     async def trigger() -> None:
