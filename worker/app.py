@@ -157,7 +157,7 @@ class Worker:
 
     def application(self) -> Quart:
         """Return the application that serves every route, page and WebSocket."""
-        pages = (reference.blueprint(self.gateway), playground.blueprint(self.gateway))
+        pages = (reference.blueprint(self.gateway), playground.blueprint())
         app = application.build(self.gateway, self._exposition().text, pages)
         # Quart's documented way to wrap an application.
         app.asgi_app = websocket.route(self.gateway, app.asgi_app)  # type: ignore[method-assign, assignment]
