@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.jobs.scripted import Stage
+from worker.jobs.job import Job
 from worker.observers.narration import narrate
 from worker.operations.base import Limits
 from worker.operations.infer import Infer
@@ -19,6 +21,9 @@ from worker.transports.gateway import Gateway
 from worker.transports.routes import application
 
 ANN, BOB, ROOT, OWN = "ann-has-this-secret", "bob-has-this-secret", "root-has-this-secret", "own-secret"
+PAGE = "https://page.example"
+"""A page of a friend, whose origin tests list."""
+
 KEYS = f"""
 [[keys]]
 name = "ann"
@@ -79,3 +84,25 @@ class House:
         if key is not None:
             fields["Authorization"] = f"Bearer {key}"
         return await self.client.open(path, method=method, headers=fields, **options)
+
+
+async def create(house: House, key: str | None = ANN, **fields: Any) -> dict[str, Any]:
+    """Create a job that ends at once and return the answer."""
+    response = await house.ask("POST", "/v1/jobs", key, json={"operation": "worker_check", **fields})
+    assert response.status_code == 200, await response.get_data()
+    answer: dict[str, Any] = await response.get_json()
+    return answer
+
+
+async def refused(response: Any) -> tuple[int, str]:
+    """Return status and code of a refusal."""
+    problem = json.loads(await response.get_data())
+    assert response.content_type == "application/problem+json"
+    assert problem["status"] == response.status_code
+    return response.status_code, problem["code"]
+
+
+def make_running(house: House) -> Job:
+    """Return a job of ann that waits."""
+    request = house.gateway.operations["infer"].parse({"prompt": "Hi"}, house.gateway.limits)
+    return house.stage.jobs.create(house.access.authenticate(ANN).principal, None, request)[0]
