@@ -1,4 +1,4 @@
-"""One timer per millisecond: everybody is called once, in time, in the order of times."""
+"""One timer per millisecond: each function is called once, in time, in the order of times."""
 
 from __future__ import annotations
 

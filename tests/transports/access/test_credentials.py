@@ -1,4 +1,4 @@
-"""Who may come in, by what they show, for how long, and what becomes of it when the keys change."""
+"""Which grant a credential gives, for how long, and what becomes of it when the keys change."""
 
 from __future__ import annotations
 
