@@ -23,7 +23,7 @@ from tests.support.server import alive, descendants, serving, wait_until
 from worker import bundled, deploy
 from worker.cli import EXIT_USAGE
 from worker.config import Settings
-from worker.transports.front.listener import files_needed
+from worker.transports.front.sockets import files_needed
 
 LINES = 500
 """More lines of the log than a pipe holds."""

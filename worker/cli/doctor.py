@@ -23,7 +23,7 @@ from worker.engines.choose import choose
 from worker.engines.gpu import gpu_memory, gpu_shortcomings
 from worker.errors import ConfigError, JobwireError, ModelError
 from worker.processes.messages import Open
-from worker.transports.front import listener
+from worker.transports.front import sockets
 
 PYTHON_FIRST, PYTHON_AFTER = (3, 11), (3, 14)
 LLAMA_CPP_PYTHON_FIRST = (3, 12)
@@ -169,7 +169,7 @@ def _vector_units() -> list[str]:
 def check_port(settings: Settings) -> Iterator[Finding]:
     """Can the worker listen where it is told to?"""
     try:
-        listener.open_socket(settings).close()
+        sockets.open_socket(settings).close()
     except ConfigError as error:
         yield Finding("problem", error.detail)
     else:
@@ -192,7 +192,7 @@ def check_keys(settings: Settings) -> Iterator[Finding]:
 
 def check_files(settings: Settings) -> Iterator[Finding]:
     """May the process open a file for every connection? `serve` raises the soft limit by itself."""
-    needed = listener.files_needed(settings)
+    needed = sockets.files_needed(settings)
     _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY or allowed >= needed:
         yield Finding("ok", f"Open files: {needed} needed for {settings.connections_max} connections, enough allowed")

@@ -1,6 +1,6 @@
-"""What a client has said and the application has not taken yet. Every connection has one, so it is small.
+"""Messages of a client that the application has not received yet. Every connection has an inbox, so it is small.
 
-Hypercorn's is an asyncio.Queue: 3 KiB for as long as a connection lasts, for what is empty nearly always.
+Hypercorn's is an asyncio.Queue: 3 KiB for as long as a connection lasts, although it is nearly always empty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from worker.transports.wake import Wake
 
 
 class Inbox:
-    """A queue with room for so many messages. One takes them out; those who put them in wait for room."""
+    """A queue of at most `messages_max` messages, with one reader. Writers wait while it is full."""
 
     __slots__ = ("_messages", "_room", "_wake")
 
@@ -26,13 +26,13 @@ class Inbox:
         self._wake = Wake()
 
     async def put(self, message: Any) -> None:
-        """Put a message in as soon as there is room."""
+        """Append a message as soon as the queue is not full."""
         await self._room.acquire()
         self._messages.append(message)
         self._wake.set()
 
     async def get(self) -> Any:
-        """Take the oldest message out as soon as there is one."""
+        """Remove and return the oldest message as soon as there is one."""
         while not self._messages:
             await self._wake.wait_next()
         self._room.release()
@@ -42,7 +42,10 @@ class Inbox:
 async def spawn_app(
     group: task_group.TaskGroup, app: Any, config: Config, scope: Any, send: Any
 ) -> Callable[[Any], Awaitable[None]]:
-    """Run an ASGI application for one request; return what hands it messages. It needs no threads, as WSGI ones do."""
+    """Run an ASGI application for one request; return the function that delivers messages to it.
+
+    The two arguments for WSGI applications, which need threads, stay empty.
+    """
     inbox = Inbox(config.max_app_queue_size)
     handle = task_group._handle  # noqa: SLF001 - it has no public name
     group.spawn(handle, app, config, scope, inbox.get, send, None, None)

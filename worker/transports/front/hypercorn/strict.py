@@ -1,9 +1,8 @@
-"""Hypercorn's WebSocket stream as RFC 6455 has it, where 0.18 falls short. It has no switches for any of this.
+"""Hypercorn's WebSocket stream as RFC 6455 demands it, where 0.18 falls short.
 
-What it does otherwise: after 1009 it collects the rest of the message without a bound; a violation ends the connection
+Without this class: after 1009 the rest of the message is collected without a bound; a violation ends the connection
 without a close frame, which a page sees as 1006; a ping is answered inside the read loop, which thereby waits for a
-client that does not read; a connection that is lost is kept until its next ping is due; a wrong version gets 400; and a
-plain connection may become HTTP/2, which the listener has turned off for TLS because it loses streams.
+client that does not read; a lost connection is kept until its next ping is due; a wrong version is answered with 400.
 """
 
 from __future__ import annotations
@@ -13,39 +12,24 @@ import contextlib
 import struct
 from typing import Any
 
-import hypercorn.protocol.h11 as h11_protocol
-from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.protocol.events import Data, EndBody, Event, Response, StreamClosed
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WSStream
 from wsproto.connection import ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 from wsproto.frame_protocol import CloseReason
 
-from worker.transports.front.direct import DirectStream, transport_of, write_now
-from worker.transports.front.inbox import spawn_app
+from worker.transports.front.hypercorn.direct import transport_of, write_now
 
-LAST_WORD_S = 3.0
-"""How long a client may go on after it was told 1009. If nobody read on, a reset would overtake the close frame."""
+CLOSE_TIMEOUT_S = 3.0
+"""How long a client may keep sending after 1009. If its bytes were not read, a reset would overtake the close frame."""
 
 VERSION = b"13"
 TEXT_FIN = 0x81
 HEAD_16, HEAD_64 = struct.Struct("!BBH"), struct.Struct("!BBQ")
 
 
-def install() -> None:
-    """Let Hypercorn use it from now on, and the short way for event streams, and small inboxes."""
-    h11_protocol.WSStream = StrictStream  # type: ignore[assignment, attr-defined]  # not exported
-    TaskGroup.spawn_app = spawn_app  # type: ignore[assignment]
-    h11_protocol.HTTPStream = DirectStream  # type: ignore[assignment, attr-defined]  # not exported
-    h11_protocol.H11Protocol._check_protocol = _stay_with_http1  # type: ignore[method-assign, assignment]  # noqa: SLF001
-
-
-async def _stay_with_http1(_protocol: h11_protocol.H11Protocol, _request: object) -> None:
-    """Take no offer to speak HTTP/2."""
-
-
 def head(size: int) -> bytes:
-    """Return the header of a whole text message of so many bytes from a server."""
+    """Return the frame header of a whole text message of `size` bytes, as a server sends it."""
     if size < 126:
         return bytes((TEXT_FIN, size))
     if size < 1 << 16:
@@ -70,9 +54,9 @@ class StrictStream(WSStream):
             self._over.set()
 
     async def app_send(self, message: Any) -> None:
-        """Also takes `frames` in a "websocket.send": several text messages as bytes, written to the socket at once.
+        """Send an ASGI message. A "websocket.send" may have `frames`: text messages as bytes, written at once.
 
-        No other layer looks at them: without extensions a frame is its header and its payload.
+        They skip all other layers: without extensions a frame is its header and its payload.
         """
         frames = message and message.get("frames")
         if frames is None:
@@ -85,17 +69,17 @@ class StrictStream(WSStream):
     async def _handle_events(self) -> None:
         for event in self.connection.events():
             if isinstance(event, CloseConnection):
-                # The peer's close is echoed; else it is wsproto's word for a violation, and the peer is told.
+                # A close of the peer is echoed. Any other is wsproto's event for a violation, and is sent to the peer.
                 theirs = self.connection.state is ConnectionState.REMOTE_CLOSING
                 await self._send_wsproto_event(event.response() if theirs else event)
                 await self.send(StreamClosed(stream_id=self.stream_id))
                 return
             if isinstance(event, TextMessage | BytesMessage) and not self._refused:
-                await self._take(event)
+                await self._receive(event)
             elif isinstance(event, Ping):
                 self._answer(event)
 
-    async def _take(self, message: TextMessage | BytesMessage) -> None:
+    async def _receive(self, message: TextMessage | BytesMessage) -> None:
         try:
             self.buffer.extend(message)
         except FrameTooLargeError:
@@ -111,11 +95,11 @@ class StrictStream(WSStream):
     async def _refuse(self) -> None:
         """Close with 1009, and cut the connection if the client does not."""
         await self._send_wsproto_event(CloseConnection(code=CloseReason.MESSAGE_TOO_BIG))
-        if not await self._over_within(LAST_WORD_S):
+        if not await self._over_within(CLOSE_TIMEOUT_S):
             await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _send_pings(self) -> None:
-        """Ping until the connection is over: what it holds is only freed when this ends too."""
+        """Ping until the connection is over: its memory is freed only when this task ends too."""
         assert self.config.websocket_ping_interval is not None
         while not self.closed:
             await self._send_wsproto_event(Ping())
@@ -128,7 +112,7 @@ class StrictStream(WSStream):
         return self._over.is_set()
 
     def _answer(self, ping: Ping) -> None:
-        """Answer a ping beside the read loop. Of several that wait only the last is answered, as the RFC allows."""
+        """Answer a ping beside the read loop. Of several pending ones only the last is answered, as the RFC allows."""
         self._pong = ping.response()
         if not self._answering:
             self._answering = True
@@ -141,7 +125,7 @@ class StrictStream(WSStream):
         self._answering = False
 
     async def _send_error_response(self, status_code: int) -> None:
-        """Refuse a handshake; one of another version is told ours."""
+        """Refuse a handshake. For one of another version the answer names ours."""
         if status_code == 400 and not self.handshake.accepted and self.handshake.version != VERSION:
             headers = [(b"content-length", b"0"), (b"connection", b"close"), (b"sec-websocket-version", VERSION)]
             await self.send(Response(stream_id=self.stream_id, status_code=426, headers=headers))

@@ -1,4 +1,4 @@
-"""A connection's inbox: in order, bounded, and nothing is lost to who gives up waiting."""
+"""A connection's inbox: in order, bounded, and a reader or writer that gives up loses no message."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from worker.transports.front.inbox import Inbox
+from worker.transports.front.hypercorn.inbox import Inbox
 
 ROOM = 3
 BYTES_MAX = 600
@@ -15,13 +15,13 @@ PATIENCE_S = 10.0
 
 
 async def waits(task: asyncio.Task[None]) -> bool:
-    """Tell whether a task still waits after everybody had a turn."""
+    """Return whether a task still waits after every other task had a turn."""
     for _ in range(5):
         await asyncio.sleep(0)
     return not task.done()
 
 
-async def test_messages_come_in_order_and_never_more_than_there_is_room_for() -> None:
+async def test_messages_come_in_order_and_never_more_than_the_limit() -> None:
     inbox, taken, put = Inbox(ROOM), list[int](), 0
 
     async def fill() -> None:
@@ -34,14 +34,14 @@ async def test_messages_come_in_order_and_never_more_than_there_is_room_for() ->
         assert await waits(filling)
         for count in range(1, 101):
             taken.append(await asyncio.wait_for(inbox.get(), PATIENCE_S))
-            # The one that waits is not in it.
+            # The message that waits is not in it.
             assert put - 1 <= count + ROOM
             if count % 7 == 0:
                 await asyncio.sleep(0)
     assert taken == [*range(1, 101)]
 
 
-async def test_who_takes_waits_for_a_message() -> None:
+async def test_a_reader_waits_for_a_message() -> None:
     inbox, taken = Inbox(ROOM), list[str]()
 
     async def take() -> None:
@@ -60,7 +60,7 @@ async def test_who_takes_waits_for_a_message() -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-async def test_nothing_is_lost_to_who_gives_up(full: bool) -> None:
+async def test_giving_up_loses_nothing(full: bool) -> None:
     inbox = Inbox(1)
     if full:
         await inbox.put("first")

@@ -1,4 +1,4 @@
-"""The short way to the socket: what HTTP and WebSocket ask for, and who does not read is waited for all the same."""
+"""The fast path to the socket: its bytes are valid HTTP and WebSocket, and it still waits for a slow client."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hypercorn.events import RawData
 
 from tests.conformance.rawsocket import closing, handshake
 from worker.config import Settings
-from worker.transports.front import listener
-from worker.transports.front.strict import head
+from worker.transports.front import listener, sockets
+from worker.transports.front.hypercorn.strict import head
 
 App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
 PIECES = [b"a", b"bc" * 40, b"d" * 5000, b"e" * 70_000]
 PIECE_BYTES = 4000
 PIECES_MAX = 100
-"""What a blocked writer may have got rid of: the buffers of both kernels, asyncio's, and a piece. 400 KB."""
+"""How much a blocked writer may have sent: the buffers of both kernels, asyncio's, and a piece. 400 KB."""
 PATIENCE_S = 10.0
 
 
@@ -32,7 +32,7 @@ PATIENCE_S = 10.0
 async def serving(app: App) -> AsyncIterator[int]:
     """Serve an application as the worker is served; yield the port."""
     settings = Settings(port=0, send_buffer_bytes=4096)
-    listening = listener.open_socket(settings)
+    listening = sockets.open_socket(settings)
     port, over = listening.getsockname()[1], asyncio.Event()
 
     async def trigger() -> None:
@@ -47,7 +47,7 @@ async def serving(app: App) -> AsyncIterator[int]:
 
 
 async def begin(scope: Any, receive: Any, send: Any) -> None:
-    """Accept a connection, or begin an answer; `/known` says how long it is."""
+    """Accept a connection, or begin an answer; the one at `/known` states its length."""
     assert scope["type"] != "lifespan", "there is none here"
     await receive()
     if scope["type"] == "websocket":
@@ -58,18 +58,18 @@ async def begin(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
-def saying(scope: Any, piece: bytes) -> dict[str, Any]:
-    """A message of a part of an answer, or of a frame."""
+def message_of(scope: Any, piece: bytes) -> dict[str, Any]:
+    """Return the ASGI message of a piece of an answer, or of a frame."""
     if scope["type"] == "websocket":
         return {"type": "websocket.send", "frames": [piece]}
     return {"type": "http.response.body", "body": piece, "more_body": True}
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
-    """An application that says all pieces."""
+    """Answer with all pieces: an ASGI application."""
     await begin(scope, receive, send)
     for piece in PIECES:
-        await send(saying(scope, piece))
+        await send(message_of(scope, piece))
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1000})
     else:
@@ -77,12 +77,12 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 
 
 def request(method: str = "GET", path: str = "/", version: str = "1.1") -> bytes:
-    """A request after which the connection ends."""
+    """Return a request after which the connection ends."""
     return f"{method} {path} HTTP/{version}\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
 
 
 async def exchange(port: int, opening: bytes) -> bytes:
-    """Send a request or a handshake, and return all that comes until the end of the connection."""
+    """Send a request or a handshake, and return everything received until the connection ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(opening)
@@ -95,7 +95,7 @@ async def exchange(port: int, opening: bytes) -> bytes:
 
 
 def body_of(method: str, path: str, raw: bytes) -> bytes:
-    """Read the answer to a request, and find nothing behind it."""
+    """Return the body of an answer, and assert that nothing follows it."""
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method=method, target=path, headers=[("Host", "localhost"), ("Connection", "close")]))
     client.send(h11.EndOfMessage())
@@ -123,7 +123,7 @@ async def test_frames_come_with_their_heads() -> None:
 
 
 class Flood:
-    """An application that never stops to say pieces, each with its number."""
+    """An application that sends pieces for ever, each with its number."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -132,22 +132,22 @@ class Flood:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await begin(scope, receive, send)
         for number in itertools.count():
-            await send(saying(scope, f"<{number}>".encode().ljust(PIECE_BYTES, b".")))
+            await send(message_of(scope, f"<{number}>".encode().ljust(PIECE_BYTES, b".")))
             self.sent, self.since_s = number + 1, asyncio.get_running_loop().time()
             await asyncio.sleep(0)
 
     async def wait_blocked(self) -> int:
-        """Wait until it has waited for its client for a while; return how many pieces it got rid of."""
+        """Wait until it has waited for its client for a while; return how many pieces it has sent."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + PATIENCE_S
         while not self.sent or loop.time() - self.since_s < 0.2:
-            assert loop.time() < deadline_s, f"{self.sent} pieces were taken from it"
+            assert loop.time() < deadline_s, f"{self.sent} pieces were sent"
             await asyncio.sleep(0.01)
         return self.sent
 
 
 @pytest.mark.parametrize("opening", [request(), handshake()], ids=["http", "websocket"])
-async def test_who_does_not_read_is_waited_for_and_then_misses_nothing(opening: bytes) -> None:
+async def test_a_client_that_does_not_read_is_waited_for_and_misses_nothing(opening: bytes) -> None:
     flood, loop = Flood(), asyncio.get_running_loop()
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -167,17 +167,17 @@ async def test_who_does_not_read_is_waited_for_and_then_misses_nothing(opening: 
 
 @pytest.mark.parametrize("opening", [request(), handshake()], ids=["http", "websocket"])
 async def test_hypercorn_has_nothing_to_do_for_a_piece(opening: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it would still work, and cost half as much again."""
-    long_way: list[bytes] = []
+    """Otherwise it would still work, and cost half as much again."""
+    usual_path: list[bytes] = []
     protocol_send = TCPServer.protocol_send
 
     async def watched(self: TCPServer, event: Any) -> None:
         if isinstance(event, RawData):
-            long_way.append(event.data)
+            usual_path.append(event.data)
         await protocol_send(self, event)
 
     monkeypatch.setattr(TCPServer, "protocol_send", watched)
     async with serving(answer) as port:
         raw = await exchange(port, opening)
     assert PIECES[1] in raw
-    assert not any(PIECES[1] in data for data in long_way)
+    assert not any(PIECES[1] in data for data in usual_path)
