@@ -60,8 +60,14 @@ class Token(msgspec.Struct, frozen=True, omit_defaults=True, tag="token"):
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
 
 
+class FirstToken(msgspec.Struct, frozen=True, tag="first_token"):
+    """The record before this one is the job's first `Token`, `wait_ms` after the job was created."""
+
+    wait_ms: int
+
+
 class Preempted(msgspec.Struct, frozen=True, tag="preempted"):
-    """The job lost its slot for now, for `reason`; nothing it produced is lost."""
+    """The job lost its slot for now, for `reason`; nothing that it produced is lost."""
 
     reason: str
 
@@ -73,7 +79,7 @@ class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
 
 
 class Note(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="note"):
-    """Something worth a sentence that changes no state: first token, completion summary, an operator's remark."""
+    """Something worth a sentence that changes no state: an engine's restart, a summary of the completed job."""
 
     actor: str
     action: str
@@ -127,7 +133,7 @@ class Expired(msgspec.Struct, frozen=True, tag="expired"):
 
 
 Terminal: TypeAlias = Finished | Failed | Cancelled | Expired
-Event: TypeAlias = Queued | Admitted | Progress | Token | Preempted | Resumed | Note | Terminal
+Event: TypeAlias = Queued | Admitted | Progress | Token | FirstToken | Preempted | Resumed | Note | Terminal
 TERMINAL = (Finished, Failed, Cancelled, Expired)
 
 

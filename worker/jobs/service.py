@@ -30,6 +30,7 @@ from worker.events import (
     Event,
     Expired,
     Failed,
+    FirstToken,
     Preempted,
     Progress,
     Queued,
@@ -361,7 +362,7 @@ class Jobs:
         for observer in self._observers:
             observer(job, record)
         if first_token:
-            self._append(job, remarks.first_token(round(now - job.timing.created)))
+            self._append(job, FirstToken(round(now - job.timing.created)))
         if log.ended:
             assert isinstance(event, TERMINAL)
             self._leave(job, event.usage, now)

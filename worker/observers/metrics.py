@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from worker import __version__
 from worker.brokers.base import EngineState, Phase
-from worker.events import TERMINAL, Finished, Note, Preempted, Record, Terminal, Token
+from worker.events import TERMINAL, Finished, FirstToken, Preempted, Record, Terminal, Token
 from worker.jobs.clock import Clock
 from worker.jobs.job import Job
 
@@ -96,8 +96,8 @@ class JobMetrics:
                 gaps = self.between_tokens
                 gaps.counts[bisect_left(BETWEEN_TOKENS_S, seconds)] += 1
                 gaps.total += seconds
-        elif isinstance(event, Note):
-            if event.action == "first_token" and not job.request.script:
+        elif isinstance(event, FirstToken):
+            if not job.request.script:
                 self._begun(job)
         elif isinstance(event, TERMINAL):
             self._ended(job, event)

@@ -28,7 +28,7 @@ from worker.events import (
     Expired,
     Failed,
     Finished,
-    Note,
+    FirstToken,
     Preempted,
     Record,
     Resumed,
@@ -160,7 +160,7 @@ def _happenings(job: Job) -> Iterator[tuple[str, int, Attributes]]:
     """Yield what happened to a job besides its phases: name, wall time in ms, attributes."""
     for record in job.log.records:
         match record.event:
-            case Note(action="first_token"):
+            case FirstToken():
                 yield "first_token", record.at_ms, {}
             case Preempted(reason=reason):
                 yield "preempted", record.at_ms, {"reason": reason}
