@@ -24,7 +24,7 @@ from worker.events import (
     Token,
     Usage,
 )
-from worker.jobs.lifecycle import TRANSITIONS, State, follow, is_terminal
+from worker.jobs.lifecycle import TRANSITIONS, JobState, follow, is_terminal
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=0, cached_tokens=0, queue_ms=0, total_ms=0)
 PROBLEM = EngineFailed("It broke.").problem()
@@ -62,12 +62,12 @@ ALLOWED = [
     ("running", "cancelled", "cancelled"),
     ("running", "expired", "expired"),
 ]
-STATES: tuple[State, ...] = get_args(State)
+STATES: tuple[JobState, ...] = get_args(JobState)
 
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("name", EVENTS)
-def test_every_state_meets_every_event(state: State, name: str) -> None:
+def test_every_state_meets_every_event(state: JobState, name: str) -> None:
     target = next((to for before, event, to in ALLOWED if (before, event) == (state, name)), None)
     if target is None:
         with pytest.raises(AssertionError, match="cannot happen"):
