@@ -19,7 +19,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from worker import __version__
-from worker.brokers.base import EngineState, Phase
+from worker.brokers.base import EngineState
+from worker.brokers.phases import Phase
 from worker.events import TERMINAL, Finished, FirstToken, Preempted, Record, Terminal, Token
 from worker.jobs.clock import Clock
 from worker.jobs.job import Job
