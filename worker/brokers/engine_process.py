@@ -35,7 +35,7 @@ _engine_log = logging.getLogger("worker.engine")
 
 
 class EngineProcess:
-    """One engine process. `reason` is why it ended, and `problem` why it could not load the model, if it said so."""
+    """One engine process. `reason` is why it ended, and `problem` why it could not load the model, as it reported."""
 
     def __init__(
         self, child: Child, output: asyncio.StreamReader, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -1,4 +1,4 @@
-"""The life of a job as one table: in which state which event may happen, and where it leads. Absence is refusal."""
+"""The life of a job as one table: which event may happen in which state, and where it leads. Absence is refusal."""
 
 from __future__ import annotations
 

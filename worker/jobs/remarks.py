@@ -6,7 +6,7 @@ from worker.events import Note, Usage
 
 
 def restarted(reason: str) -> Note:
-    """Return the remark on an engine that died with the job in it."""
+    """Return the remark on an engine that died while it had the job."""
     human = f"{reason[:1].upper()}{reason[1:]}; starting it again"
     return Note(actor="worker", action="engine_restarted", human=human, level="warn")
 
