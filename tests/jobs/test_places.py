@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from worker.jobs.job import Choice
-from worker.jobs.places import STEPS, Place, Step, follow
+from worker.jobs.places import MOVES, Move, Place, follow
 
 ALLOWED = [
     ("waiting", "wait", "waiting"),
@@ -19,47 +19,47 @@ ALLOWED = [
     ("paused", "start", "running"),
 ]
 PLACES: tuple[Place, ...] = get_args(Place)
-ALL_STEPS: tuple[Step, ...] = get_args(Step)
+ALL_MOVES: tuple[Move, ...] = get_args(Move)
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("step", ALL_STEPS)
-def test_every_place_meets_every_step(place: Place, step: Step) -> None:
-    target = next((to for before, taken, to in ALLOWED if (before, taken) == (place, step)), None)
+@pytest.mark.parametrize("move", ALL_MOVES)
+def test_every_place_meets_every_move(place: Place, move: Move) -> None:
+    target = next((to for before, made, to in ALLOWED if (before, made) == (place, move)), None)
     if target is None:
-        with pytest.raises(AssertionError, match=f"{place} cannot {step}"):
-            follow(place, step)
+        with pytest.raises(AssertionError, match=f"{place} cannot {move}"):
+            follow(place, move)
     else:
-        assert follow(place, step) == target
+        assert follow(place, move) == target
 
 
-def test_the_table_speaks_of_every_place_and_step() -> None:
-    assert set(STEPS) == set(PLACES)
-    assert {step for row in STEPS.values() for step in row} == set(ALL_STEPS)
-    assert STEPS["ended"] == {}
+def test_the_table_speaks_of_every_place_and_move() -> None:
+    assert set(MOVES) == set(PLACES)
+    assert {move for row in MOVES.values() for move in row} == set(ALL_MOVES)
+    assert MOVES["ended"] == {}
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("step", ALL_STEPS)
-def test_a_choice_moves_by_the_table_alone(place: Place, step: Step) -> None:
+@pytest.mark.parametrize("move", ALL_MOVES)
+def test_a_choice_moves_by_the_table_alone(place: Place, move: Move) -> None:
     choice = Choice(0, place=place)
     call = {
         "wait": lambda: choice.wait("7"),
         "start": lambda: choice.start(3, 1),
         "pause": choice.pause,
         "end": lambda: choice.end("stop", "x"),
-    }[step]
-    if step in STEPS[place]:
+    }[move]
+    if move in MOVES[place]:
         call()
-        assert choice.place == STEPS[place][step]
-        assert choice.ended == (choice.finish is not None) == (step == "end")
+        assert choice.place == MOVES[place][move]
+        assert choice.ended == (choice.finish is not None) == (move == "end")
     else:
         with pytest.raises(AssertionError, match="cannot"):
             call()
         assert choice == Choice(0, place=place)
 
 
-def test_a_choice_keeps_what_each_step_brings() -> None:
+def test_a_choice_keeps_what_each_move_brings() -> None:
     choice = Choice(0)
     choice.wait("7")
     choice.start(5, 2)

@@ -30,8 +30,8 @@ TICKS = 8
 """How often the watchdog looks within its time limit. It counts ticks of our own clock, so that a gateway that was
 itself suspended does not blame the engine."""
 
-_log = logging.getLogger(__name__)
-_engine_log = logging.getLogger("worker.engine")
+logger = logging.getLogger(__name__)
+engine_logger = logging.getLogger("worker.engine")
 
 
 class EngineProcess:
@@ -147,7 +147,7 @@ class EngineProcess:
         self.child.lines.append(text)
         word, _, rest = text.partition(" ")
         level = logging.getLevelNamesMapping().get(word)
-        _engine_log.log(level or logging.INFO, "%s", rest if level else text, extra={"pid": self.child.pid})
+        engine_logger.log(level or logging.INFO, "%s", rest if level else text, extra={"pid": self.child.pid})
 
     # ---- its end -----------------------------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class EngineProcess:
             self.child.kill()
             self._writer.transport.abort()
         if not await self._wait_end(REAP_TIMEOUT_S):
-            _log.error("engine process %d does not end although it was killed", self.child.pid)
+            logger.error("engine process %d does not end although it was killed", self.child.pid)
 
     async def _wait_end(self, seconds: float) -> bool:
         loop = asyncio.get_running_loop()

@@ -26,7 +26,7 @@ from worker.scheduler.works import Batch, Work
 DEAD_STARTS_MAX = 5
 """An engine that dies while loading may have been unlucky; after this many in a row, something is wrong with it."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class LocalBroker:
@@ -111,14 +111,14 @@ class LocalBroker:
         if not process.ready:
             self._report_start_failed(sink, process.reason, process.problem)
             return
-        log.error("engine process %d is lost: %s", process.child.pid, process.reason)
+        logger.error("engine process %d is lost: %s", process.child.pid, process.reason)
         self._report(sink, "lost")
         # Works that arrived since it died are submitted again with the rest.
         self._held.clear()
         sink.on_lost(process.reason)
 
     def _report_start_failed(self, sink: Sink, reason: str, problem: Problem | None) -> None:
-        log.error("the engine could not be started: %s", reason if problem is None else problem.detail)
+        logger.error("the engine could not be started: %s", reason if problem is None else problem.detail)
         self._dead_starts += 1
         if problem is None and self._dead_starts >= DEAD_STARTS_MAX:
             problem = ModelError(f"Loading was tried {self._dead_starts} times: {reason}.").problem()

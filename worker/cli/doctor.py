@@ -29,6 +29,7 @@ PYTHON_FIRST, PYTHON_AFTER = (3, 11), (3, 14)
 """The first version that the worker runs on, and the first after the last."""
 
 LLAMA_CPP_PYTHON_FIRST = (3, 12)
+"""The first version that cyllama has wheels for."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import msgspec
 
 HealthStatus: TypeAlias = Literal["healthy", "degraded"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,11 @@ class Heartbeats:
                 await post_json(url, self.body(), timeout_s=self.timeout_s)
             except (OSError, ValueError) as error:
                 if not failing:
-                    _log.warning("heartbeats do not reach %s: %s", url, str(error) or type(error).__name__)
+                    logger.warning("heartbeats do not reach %s: %s", url, str(error) or type(error).__name__)
                 failing = True
             else:
                 if failing:
-                    _log.info("heartbeats reach %s again", url)
+                    logger.info("heartbeats reach %s again", url)
                 failing = False
             await self.sleep(self.every_s)
 

@@ -46,6 +46,7 @@ from worker.processes.messages import (
 from worker.scheduler.loop import Loop
 
 EXIT_CLOSED, EXIT_BROKEN, EXIT_LOAD_FAILED, EXIT_ORPHANED, EXIT_GARBAGE = 0, 1, 3, 4, 5
+"""Exit codes: closed by the gateway; the engine raised; no model; the gateway is gone; it sent garbage."""
 
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl: the signal that a process gets when its parent dies."""
@@ -55,7 +56,7 @@ RECEIVE_BYTES = 1 << 16
 Choose: TypeAlias = Callable[[EngineSpec], tuple[Callable[[EngineSpec, OnLoad], Engine], EngineSpec, str]]
 """Turns the wanted engine into its loader, the exact engine to load, and a sentence why that one."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def serve(sock: socket.socket, choose: Choose) -> int:
@@ -92,7 +93,7 @@ def _load(sock: socket.socket, opening: Open, choose: Choose) -> Engine | None:
     except Exception as error:
         # The gateway stays up and reports any reason: a library's own exception is as good as one of ours.
         if not isinstance(error, JobwireError):
-            log.exception("the model cannot be loaded")
+            logger.exception("the model cannot be loaded")
             error = ModelError(f"{type(error).__name__}: {error}")
         _send(sock, LoadFailed(error.problem()))
         return None
@@ -128,10 +129,10 @@ def _read(sock: socket.socket, commands: SimpleQueue[Down]) -> None:
             for message in messages.feed(data):
                 commands.put(message)
     except wire.Garbage:
-        log.exception("the gateway cannot be understood")
+        logger.exception("the gateway cannot be understood")
         os._exit(EXIT_GARBAGE)
     except OSError:
-        log.exception("the socket broke")
+        logger.exception("the socket broke")
     os._exit(EXIT_ORPHANED)
 
 
@@ -161,7 +162,7 @@ def main(choose: Choose) -> None:
     try:
         code = serve(socket.socket(fileno=int(sys.argv[1])), choose)
     except BaseException:
-        log.exception("the engine broke")
+        logger.exception("the engine broke")
     # Not sys.exit: tearing down an interpreter full of native libraries may hang, and nothing is left to save.
     logging.shutdown()
     os._exit(code)

@@ -16,7 +16,7 @@ from worker.errors import Problem
 from worker.scheduler.works import Batch, Schedule, Work
 
 PROTOCOL_VERSION = 1
-"""Both sides must be of the same version: they are the same installation, but for an upgrade while it runs."""
+"""Both sides must be of the same version. They differ only if the installation is upgraded while it runs."""
 
 
 # ---- down ------------------------------------------------------------------------------------------------------------

@@ -28,12 +28,12 @@ def test_the_estimate_counts_all_choices_and_a_quarter_of_the_prompt() -> None:
     assert Infer().parse({"prompt": "x" * 40, "max_tokens": 10, "n": 3}, LIMITS).tokens_estimate == 40
 
 
-def test_one_principal_has_only_so_many_live_jobs() -> None:
+def test_one_owner_has_a_limit_of_live_jobs() -> None:
     stage = Stage(jobs_per_principal_max=2)
     first, _ = stage.create(), stage.create()
     with pytest.raises(TooManyJobs, match="2 live jobs"):
         stage.create()
-    stage.create(principal="bob")
+    stage.create(owner_name="bob")
     stage.jobs.cancel("ann", first.id)
     stage.create()
 

@@ -131,7 +131,7 @@ def web(name: str = "web", **allowance: int) -> Principal:
     return Principal(name=name, key="web", allowance=Allowance(**allowance))
 
 
-def test_a_key_creates_so_many_jobs_per_minute_whoever_of_its_users_does() -> None:
+def test_the_jobs_per_minute_of_a_key_are_shared_by_its_users() -> None:
     stage, first, second = Stage(), web("web/ann", jobs_per_minute_max=2), web("web/bob", jobs_per_minute_max=2)
     create(stage, first)
     stage.run(create(stage, second), "a")
