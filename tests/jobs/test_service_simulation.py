@@ -63,7 +63,7 @@ class Wires:
         """Nothing runs by itself here."""
 
     def start(self, engine: CountingEngine) -> None:
-        schedule = Schedule(prefill_tokens_per_step=8, ageing_s=1.0, skips_max=2, news_ms=0)
+        schedule = Schedule(prefill_tokens_per_step=8, priority_ageing_s=1.0, queue_skips_max=2, queue_news_ms=0)
         self.loop = Loop(engine, schedule, lambda: self._clock.now_ms / 1000)
         held, self._held = self._held, {}
         for work in held.values():

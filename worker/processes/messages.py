@@ -43,9 +43,9 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
         )
         schedule = Schedule(
             prefill_tokens_per_step=settings.prefill_tokens_per_step,
-            ageing_s=settings.priority_ageing_s,
-            skips_max=settings.queue_skips_max,
-            news_ms=settings.queue_news_ms,
+            priority_ageing_s=settings.priority_ageing_s,
+            queue_skips_max=settings.queue_skips_max,
+            queue_news_ms=settings.queue_news_ms,
         )
         return cls(PROTOCOL_VERSION, spec, schedule)
 
