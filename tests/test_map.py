@@ -230,6 +230,19 @@ def test_only_those_named_here_use(name: str) -> None:
     assert users <= RESERVED[name]
 
 
+def test_only_the_service_of_jobs_writes_to_a_log() -> None:
+    def is_log(node: ast.AST) -> bool:
+        return getattr(node, "attr", getattr(node, "id", "")) == "log"
+
+    offending(
+        f"{path}:{node.lineno} writes to a log"
+        for path in WORKER
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and node.attr in ("append", "forget") and is_log(node.value)
+        if path != Path("worker/jobs/service.py")
+    )
+
+
 def test_tasks_are_only_made_in_task_groups() -> None:
     groups = {
         (path, item.optional_vars.id)

@@ -89,7 +89,7 @@ def soak(engine: Any, seconds: float, seed: int = 0) -> dict[str, float]:
 
     Raises AssertionError for a page, a slot or a work that is lost.
     """
-    dice, loop = random.Random(seed), Loop(engine, Schedule(news_ms=0))
+    dice, loop = random.Random(seed), Loop(engine, Schedule(queue_news_ms=0))
     counts = {"submitted": 0.0, "cancelled": 0.0, "finished": 0.0, "paused": 0.0, "tokens": 0.0}
     live: set[str] = set()
     until = time.monotonic() + seconds

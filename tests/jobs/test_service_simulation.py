@@ -63,7 +63,7 @@ class Wires:
         """Nothing runs by itself here."""
 
     def start(self, engine: CountingEngine) -> None:
-        schedule = Schedule(prefill_tokens_per_step=8, ageing_s=1.0, skips_max=2, news_ms=0)
+        schedule = Schedule(prefill_tokens_per_step=8, priority_ageing_s=1.0, queue_skips_max=2, queue_news_ms=0)
         self.loop = Loop(engine, schedule, lambda: self._clock.now_ms / 1000)
         held, self._held = self._held, {}
         for work in held.values():
@@ -179,8 +179,8 @@ class Simulation(RuleBasedStateMachine):
         live = [job for job in self.all if not job.ended]
         assert self.jobs.live == len(live)
         assert self.jobs._admission.waiting_jobs == sum(job.state == "queued" for job in live)
-        unended = {choice.lease for job in live for choice in job.choices if choice.finish is None}
-        assert set(self.jobs._leases) == unended
+        unended = {choice.lease for job in live for choice in job.choices if not choice.ended}
+        assert set(self.jobs._handing.leases) == unended
 
     def teardown(self) -> None:
         """Left alone, everything comes to its end, and nothing is left behind."""

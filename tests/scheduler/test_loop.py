@@ -7,7 +7,7 @@ from worker.engines.base import Broke, Delta, Generation, Prefilled, Prepared
 from worker.scheduler.loop import BARREN_STEPS_MAX, Loop
 from worker.scheduler.works import Batch, Placed, Refused, Schedule, Started, WorkEvent
 
-SCHEDULE = Schedule(prefill_tokens_per_step=16, ageing_s=10.0, skips_max=2, news_ms=0)
+SCHEDULE = Schedule(prefill_tokens_per_step=16, priority_ageing_s=10.0, queue_skips_max=2, queue_news_ms=0)
 
 
 class Bench:
@@ -275,7 +275,7 @@ def test_update_changes_the_order_of_those_who_wait_and_of_those_who_just_arrive
 
 
 def test_the_told_positions_are_the_order_of_service() -> None:
-    bench = Bench(slots=1, schedule=Schedule(prefill_tokens_per_step=10_000, ageing_s=1000.0, news_ms=0))
+    bench = Bench(slots=1, schedule=Schedule(prefill_tokens_per_step=10_000, priority_ageing_s=1000.0, queue_news_ms=0))
     bench.loop.submit(make_work("first"))
     bench.step()
     for number in range(30):

@@ -81,7 +81,9 @@ class Simulation(RuleBasedStateMachine):
         self.engine = CountingEngine(
             slots=slots, kv_blocks=10, block=8, cached=cached, on_step=self.pass_time, slice_tokens=slice_tokens
         )
-        schedule = Schedule(prefill_tokens_per_step=BUDGET, ageing_s=0.5, skips_max=skips_max, news_ms=5)
+        schedule = Schedule(
+            prefill_tokens_per_step=BUDGET, priority_ageing_s=0.5, queue_skips_max=skips_max, queue_news_ms=5
+        )
         self.loop = Loop(self.engine, schedule, self.clock)
         self.stories: dict[str, Story] = {}
         self.gone: set[str] = set()

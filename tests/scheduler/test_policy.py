@@ -11,7 +11,7 @@ from worker.engines.base import Capacity, Prepared
 from worker.scheduler.policy import LOOK_PAST_MAX, Policy, Room
 from worker.scheduler.works import Schedule
 
-SCHEDULE = Schedule(prefill_tokens_per_step=64, ageing_s=10.0, skips_max=2)
+SCHEDULE = Schedule(prefill_tokens_per_step=64, priority_ageing_s=10.0, queue_skips_max=2)
 
 
 def room(
@@ -118,7 +118,7 @@ def test_under_a_flood_of_the_highest_priority_the_lowest_is_served_in_time(benc
         bench.now_s += 1.0
         if bench.take() == "patient":
             break
-    assert bench.now_s <= (9 - 0 + 1) * SCHEDULE.ageing_s + 1
+    assert bench.now_s <= (9 - 0 + 1) * SCHEDULE.priority_ageing_s + 1
 
 
 def test_ageing_goes_on_above_the_highest_priority(bench: Bench) -> None:
@@ -133,7 +133,7 @@ def test_ageing_goes_on_above_the_highest_priority(bench: Bench) -> None:
         bench.now_s += 1.0
         if bench.take(room(kv=1000)) == "charged1":
             break
-    assert bench.now_s <= SCHEDULE.ageing_s + 2
+    assert bench.now_s <= SCHEDULE.priority_ageing_s + 2
 
 
 def test_removed_works_are_gone(bench: Bench) -> None:
@@ -270,7 +270,7 @@ class Model:
             def key(index: int) -> tuple[int, int, int]:
                 _, account, priority, _, since_s = left[index]
                 unserved_s = self.now_s - max(since_s, last.get((account, priority), since_s))
-                return -(priority + int(unserved_s / SCHEDULE.ageing_s)), charged[account], index
+                return -(priority + int(unserved_s / SCHEDULE.priority_ageing_s)), charged[account], index
 
             best = min(heads.values(), key=key)
             name, account, priority, prompt, _ = left.pop(best)

@@ -25,7 +25,7 @@ def run(
         clock.now_s += 0.001
 
     engine = CountingEngine(slots, kv_blocks, BLOCK, on_step=pass_time, slice_tokens=slice_tokens)
-    loop = Loop(engine, Schedule(prefill_tokens_per_step=16, news_ms=0), clock)
+    loop = Loop(engine, Schedule(prefill_tokens_per_step=16, queue_news_ms=0), clock)
     for work in works:
         loop.submit(work)
     events: list[WorkEvent] = []

@@ -58,7 +58,7 @@ class Loop:
         self._schedule = schedule
         self._clock = clock
         self._policy = Policy(schedule)
-        self._positions = Positions(schedule.news_ms)
+        self._positions = Positions(schedule.queue_news_ms)
         self._rates = Rates()
         self._arrived: OrderedDict[str, Work] = OrderedDict()
         self._running: dict[str, _Running] = {}

@@ -1,10 +1,10 @@
 """Who is next: the order in which waiting works are given a place in the engine. Pure: time is passed in.
 
-1. Higher priority first. A line (the works of one account at one priority) gains a level per `ageing_s` seconds that
-   it waits unserved, without limit, so that no flood of others can starve it.
+1. Higher priority first. A line (the works of one account at one priority) gains a level per `priority_ageing_s`
+   seconds that it waits unserved, without limit, so that no flood of others can starve it.
 2. On one level, the account who was served least goes first (see `fairness`), then the oldest work.
 3. Within a line, first in, first out; a work that was paused for lack of KV cache is first again.
-4. A work that does not fit is passed by at most `skips_max` others; then all wait until it fits.
+4. A work that does not fit is passed by at most `queue_skips_max` others; then all wait until it fits.
 5. Nothing starts while the prompt tokens still to be prefilled fill a whole step: long prompts enter one at a time.
 6. A solo work starts when nothing runs, and nothing starts beside it until its first token.
 
@@ -157,7 +157,7 @@ class Turn:
         self._now_s = now_s
         self._passed: list[Waiting] = []
         lines = queue.lines.values()
-        self._heap = [self._rank(line, line.level(now_s, schedule.ageing_s)) for line in lines]
+        self._heap = [self._rank(line, line.level(now_s, schedule.priority_ageing_s)) for line in lines]
         heapq.heapify(self._heap)
 
     def take(self, room: Room | None) -> Waiting | None:
@@ -177,7 +177,7 @@ class Turn:
     @property
     def _blocked(self) -> bool:
         """Tell whether all must wait for a work that was passed often enough, or the search was long enough."""
-        skips_max = self._schedule.skips_max
+        skips_max = self._schedule.queue_skips_max
         return len(self._passed) > LOOK_PAST_MAX or any(passed.skips >= skips_max for passed in self._passed)
 
     def _first(self) -> Line:

@@ -29,14 +29,14 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """How to schedule: the settings of `policy` and `loop`.
 
     An engine step computes at most `prefill_tokens_per_step` prompt tokens. A line of waiting works gains a level of
-    priority per `ageing_s` seconds unserved. A work that does not fit is passed by at most `skips_max` others. Changed
-    positions are told at most every `news_ms` milliseconds.
+    priority per `priority_ageing_s` seconds unserved. A work that does not fit is passed by at most `queue_skips_max`
+    others. Changed positions are told at most every `queue_news_ms` milliseconds.
     """
 
     prefill_tokens_per_step: int = 256
-    ageing_s: float = 30.0
-    skips_max: int = 16
-    news_ms: int = 250
+    priority_ageing_s: float = 30.0
+    queue_skips_max: int = 16
+    queue_news_ms: int = 250
 
 
 class Placed(msgspec.Struct, frozen=True, array_like=True, tag="Q"):

@@ -1,4 +1,4 @@
-"""Engine processes for tests: the real host around a counting engine, and processes that misbehave.
+"""Engine processes for tests: the real one around a counting engine, and some that misbehave.
 
 Run as `command(name)` says, with the socket's fd and the parent's pid as arguments, like `worker.processes.engine`.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 from tests.scheduler.engine import CountingEngine
 from worker.engines.base import Engine, EngineSpec, Generation, LoadProgress, OnLoad, Prepared, StepEvent
 from worker.errors import ModelError
-from worker.processes import engine as host
+from worker.processes import engine as engine_process
 from worker.processes import wire
-from worker.processes.messages import Ready
+from worker.processes.messages import Loaded, Loading
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP_S = 0.002
@@ -27,7 +27,7 @@ STEP_S = 0.002
 
 def command(name: str) -> tuple[str, ...]:
     """Return the command that runs the function of this name as an engine process."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.processes import hosts; hosts.{name}()"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__name__} import {name}; {name}()"
     return (sys.executable, "-c", code)
 
 
@@ -82,14 +82,14 @@ def load(spec: EngineSpec, on_load: OnLoad) -> Engine:
 
 
 def counting() -> None:
-    """The real host around the counting engine."""
-    host.main(choose)
+    """The real engine process around the counting engine."""
+    engine_process.main(choose)
 
 
 def with_child() -> None:
-    """The real host, with a process of its own that would outlive it."""
+    """The same, with a process of its own that would outlive it."""
     print("child", subprocess.Popen(["sleep", "3600"]).pid, flush=True)
-    host.main(choose)
+    engine_process.main(choose)
 
 
 def _socket() -> socket.socket:
@@ -97,7 +97,7 @@ def _socket() -> socket.socket:
 
 
 def garbage() -> None:
-    """Sends what no host sends."""
+    """Sends what no engine process sends."""
     connection = _socket()
     connection.recv(1)
     connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
@@ -125,7 +125,15 @@ def parting() -> None:
 
 
 def garbage_later() -> None:
-    """Is ready, then sends what no host sends."""
+    """Is ready, then sends what no engine process sends."""
     connection = _socket()
-    connection.sendall(wire.frame(Ready(RealTimeEngine(EngineSpec()).info)) + b"\xff" * 100)
+    connection.sendall(wire.frame(Loaded(RealTimeEngine(EngineSpec()).info)) + b"\xff" * 100)
+    time.sleep(3600)
+
+
+def loading_twice() -> None:
+    """Is ready, then loads again, which no engine process does."""
+    connection = _socket()
+    connection.sendall(wire.frame(Loaded(RealTimeEngine(EngineSpec()).info)))
+    connection.sendall(wire.frame(Loading(LoadProgress("layers", 1, 4))))
     time.sleep(3600)
