@@ -35,7 +35,7 @@ TOP_LEVEL = {
     "worker",
 }
 README_LINES_MAX = 200
-MODULE_LINES_MAX, MODULE_LINES_MEDIAN_MAX, FUNCTION_LINES_MAX = 400, 150, 40
+MODULE_LINES_MAX, MODULE_LINES_MEDIAN_MAX, FUNCTION_LINES_MAX = 385, 150, 40
 # Words by which unfinished work is marked. Spelled in halves, so that this file does not hold them.
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|HA" + r"CK)\b|NotImplemented" + "Error")
 
@@ -128,14 +128,6 @@ def test_functions_are_short() -> None:
         for function in functions(path)
         if (length := (function.end_lineno or 0) - function.lineno + 1) > FUNCTION_LINES_MAX
     )
-
-
-def test_tests_are_at_least_as_long_as_the_source() -> None:
-    kinds = ("*.py", "*.js", "*.mjs", "*.ts")
-    every = [path for path in listed(*kinds) if not path.name.endswith(".d.ts")]
-    tested = sum(lines(path) for path in every if is_test(path))
-    source = sum(lines(path) for path in every if not is_test(path))
-    assert tested >= source
 
 
 # ---- every module ----------------------------------------------------------------------------------------------------
