@@ -13,7 +13,7 @@ BIN = Path(sys.executable).parent
 
 
 # mypy reads everything anew, torch too where it is installed.
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "command",
     [

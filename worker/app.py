@@ -1,8 +1,8 @@
 """The composition root: the only module that knows every part. Builds the worker, runs it, and takes it down.
 
-Shutdown in order: the first SIGTERM or SIGINT refuses new jobs and lets the running ones end; what is left after
-`drain_timeout_s` is cancelled; every connection sends what it has and closes; then the server, the engine process and
-this process end with 0. A second signal kills the engine process and exits at once.
+Shutdown in order: the first SIGTERM or SIGINT refuses new jobs and lets the running ones end; after `drain_timeout_s`
+the remaining ones are cancelled; every connection sends its pending frames and closes; then the server, the engine
+process and this process end with 0. A second signal kills the engine process and exits at once.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ from worker.operations.worker_check import WorkerCheck
 from worker.processes.gc import calm_gc
 from worker.protocol.describe.errors import error_classes
 from worker.protocol.reading import FrameSource
+from worker.protocol.tally import Tally
 from worker.scheduler.works import Batch
 from worker.transports.access.credentials import Access
-from worker.transports.front import eventstream as sse
-from worker.transports.front import listener, websocket
+from worker.transports.access.origins import Origins
+from worker.transports.front import listener, sockets, websocket
 from worker.transports.gateway import Gateway
-from worker.transports.pages import playground
-from worker.transports.pages import reference as documents
-from worker.transports.routes import jobs as http
-from worker.transports.routes import operators as metrics
-from worker.transports.timer import Wheel
+from worker.transports.pages import playground, reference
+from worker.transports.routes import application
+from worker.transports.timer import EventLoopTimer
 
 if TYPE_CHECKING:
     from worker.observers.tracing import Tracing
 
 TICK_S = 0.1
-"""How often deadlines, orphans, heartbeats and stalls are looked at."""
+"""How often deadlines, orphans, heartbeats and stalls are checked."""
 
 FLUSH_TIMEOUT_S = 2.0
 """How long connections may take to send their last frames at shutdown."""
 
 EXIT_AT_ONCE = 130
+"""The exit status after a second signal: that of a program which SIGINT ended."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +66,11 @@ class SystemClock:
     """The real time."""
 
     def wall_ms(self) -> int:
-        """Milliseconds since the Unix epoch."""
+        """Return the milliseconds since the Unix epoch."""
         return time.time_ns() // 1_000_000
 
     def monotonic_ms(self) -> float:
-        """Milliseconds that never go back."""
+        """Return milliseconds that never go back."""
         return time.monotonic() * 1000
 
 
@@ -89,16 +89,19 @@ class Worker:
             observers.append(self.tracing.observe)
         self.jobs = Jobs(self.broker, settings, clock, observers)
         operations: tuple[Operation, ...] = (Infer(), Status(lambda: self.broker.state), WorkerCheck())
+        tally = Tally()
         self.gateway = Gateway(
-            self.jobs,
-            {operation.name: operation for operation in operations},
-            settings,
-            clock,
-            narrate,
-            FrameSource(narrate, settings.frame_bytes_max),
-            Limits.of(settings),
-            Access(settings, clock),
-            Wheel(clock),
+            jobs=self.jobs,
+            operations={operation.name: operation for operation in operations},
+            settings=settings,
+            clock=clock,
+            narrate=narrate,
+            tally=tally,
+            frame_source=FrameSource(narrate, tally, settings.frame_bytes_max),
+            limits=Limits.of(settings),
+            access=Access(settings, clock),
+            origins=Origins(settings),
+            timer=EventLoopTimer(clock),
         )
         self._shutdown = asyncio.Event()
         self._url = ""
@@ -115,7 +118,7 @@ class Worker:
         self.jobs.on_lost(reason)
 
     def on_state(self, state: EngineState) -> None:
-        """Tell the jobs, those who watch the loading, and the operator."""
+        """Pass a state of the engine on to the jobs, to the clients that watch the loading, and to the operator."""
         self.jobs.on_state(state)
         for wake in tuple(self.gateway.state_wakers):
             wake()
@@ -153,10 +156,9 @@ class Worker:
         return 0
 
     def application(self) -> Quart:
-        """Return everything that is served."""
-        numbers = metrics.blueprint(self.gateway, self._exposition().text)
-        more = [documents.blueprint(self.gateway), playground.blueprint(self.gateway), numbers]
-        app = http.build(self.gateway, sse, more)
+        """Return the application that serves every route, page and WebSocket."""
+        pages = (reference.blueprint(self.gateway), playground.blueprint())
+        app = application.build(self.gateway, self._exposition().text, pages)
         # Quart's documented way to wrap an application.
         app.asgi_app = websocket.route(self.gateway, app.asgi_app)  # type: ignore[method-assign, assignment]
         return app
@@ -168,7 +170,7 @@ class Worker:
             live_jobs=lambda: self.jobs.live,
             open_sockets=lambda: Counter(connection.kind for connection in gateway.connections),
             opened_sockets=gateway.opened,
-            tally=gateway.frames.tally,
+            tally=gateway.tally,
             codes=[kind.code for kind in error_classes()],
         )
         return Exposition(self.metrics, sources)
@@ -206,7 +208,7 @@ class Worker:
         self._shutdown.set()
 
     async def _tick(self) -> None:
-        """Let time pass for jobs and connections."""
+        """Check the time for jobs, keys and connections, again and again."""
         clock = self.gateway.clock
         while True:
             before_ms = clock.monotonic_ms()
@@ -238,17 +240,17 @@ class Worker:
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> int:
-    """Run a worker until it is told to stop; return the exit status. Raises ConfigError if it cannot listen.
+    """Run a worker until a signal stops it; return the exit status. Raises ConfigError if it cannot listen.
 
-    `announce` tells the operator a line. It neither waits nor fails.
+    `announce` shows the operator a line. It neither waits nor fails.
     """
-    settings = listener.fit_open_files(settings)
-    listening = listener.open_socket(settings)
+    settings = sockets.fit_open_files(settings)
+    listening = sockets.open_socket(settings)
     return await Worker(settings, announce).run(listening)
 
 
 def _tracing(settings: Settings, engine: Callable[[], EngineState]) -> Tracing | None:
-    """Return what sends traces, if there is somewhere to send them. Raises ConfigError without the extra."""
+    """Return the observer that sends traces, if an endpoint is set. Raises ConfigError without the extra."""
     if not settings.otel_endpoint:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The tree of errors that a client can meet: each has a stable code, an HTTP status, and says if a retry helps.
+"""The tree of errors that a client can meet: each has a stable code, an HTTP status, and whether a retry helps.
 
 ::
 
@@ -15,19 +15,19 @@
      |    +-- UnsupportedMediaType        415 unsupported_media_type
      |    +-- InvalidParams               422 invalid_params
      |    +-- IdempotencyMismatch         422 idempotency_mismatch
-     +-- BusyError                      nothing wrong with the request: try again after `retry_after_ms`
+     +-- BusyError                      the request is correct: try again after `retry_after_ms`
      |    +-- RateLimited                 429 rate_limited
      |    +-- QueueFull                   429 queue_full
      |    +-- TooManyJobs                 429 too_many_jobs
      |    +-- Draining                    503 draining
      |    +-- Overloaded                  503 overloaded
-     +-- EngineError                    the engine could not do it
+     +-- EngineError                    the engine could not carry out the request
      |    +-- EngineFailed                500 engine_failed
      |    +-- ModelError                  503 model_unavailable
      +-- DeadlineExceeded                 504 deadline_exceeded
      +-- ConfigError                    a setting is wrong: the program does not start
 
-On the wire an error is a problem object (RFC 9457), built here so that HTTP, WebSocket and the log say the same.
+On the wire an error is a problem object (RFC 9457), built here so that HTTP, WebSocket and the log agree.
 """
 
 from __future__ import annotations
@@ -39,26 +39,24 @@ from msgspec import Meta
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """One wrong field: `pointer` is a JSON pointer into the request (RFC 6901), `detail` says what is allowed."""
+    """One wrong field: `pointer` is a JSON pointer into the request (RFC 6901), `detail` names the values allowed."""
 
     pointer: Annotated[str, Meta(description="JSON pointer to the field.")]
     detail: Annotated[str, Meta(description="What is allowed there.")]
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The wire form of an error (RFC 9457). `retry_after_ms` is present exactly when a retry makes sense."""
+    """The wire form of an error (RFC 9457). `retry_after_ms` is present if and only if a retry makes sense."""
 
     type: Annotated[str, Meta(description="URN of the kind of error.")]
     title: Annotated[str, Meta(description="The kind of error, in words.")]
     status: Annotated[int, Meta(description="HTTP status, over every transport.")]
     detail: Annotated[str, Meta(description="One sentence for a person.")]
     code: Annotated[str, Meta(description="The kind of error, for programs: stable.")]
-    # Required on the wire, so it has no default that could be omitted.
+    # Required on the wire: without a default it is never omitted.
     retriable: Annotated[bool, Meta(description="Whether the same request may succeed later.")]
-    retry_after_ms: Annotated[int | None, Meta(description="When to try again, in ms: only if that makes sense.")] = (
-        None
-    )
-    errors: Annotated[tuple[FieldError, ...], Meta(description="Each field that is wrong.")] = ()
+    retry_after_ms: Annotated[int | None, Meta(description="Wait before a retry in ms, if a retry makes sense.")] = None
+    errors: Annotated[tuple[FieldError, ...], Meta(description="Each wrong field.")] = ()
 
 
 class JobwireError(Exception):
@@ -114,27 +112,27 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """The Origin, the Host or the principal may not do this."""
+    """The Origin, the Host or the caller is not allowed to do this."""
 
     code, status, title = "forbidden", 403, "Not allowed"
 
 
 class JobNotFound(RequestError):
-    """No such job, or another principal's."""
+    """There is no such job, or it is another owner's."""
 
     code, status, title = "job_not_found", 404, "Job not found"
 
 
 class JobLost(RequestError):
-    """The client resumes a job that this worker does not know: it never runs it again silently."""
+    """The client resumes a job that this worker does not know: the worker never runs it again silently."""
 
     code, status, title = "job_lost", 410, "Job lost"
 
 
 class Gone(RequestError):
-    """A path that this version has no more."""
+    """A path that this version no longer has."""
 
-    code, status, title = "gone", 410, "No more here"
+    code, status, title = "gone", 410, "No longer available"
 
 
 class FrameTooLarge(RequestError):
@@ -156,60 +154,60 @@ class InvalidParams(RequestError):
 
 
 class IdempotencyMismatch(RequestError):
-    """The job id is taken by a job with another body."""
+    """The job id belongs to a job with another body."""
 
     code, status, title = "idempotency_mismatch", 422, "Job id already used"
 
 
 class BusyError(JobwireError):
-    """The request is fine; try again after `retry_after_ms`."""
+    """The request is correct; try again after `retry_after_ms`."""
 
     status = 429
     retriable = True
 
 
 class RateLimited(BusyError):
-    """The caller asks too often."""
+    """The caller exceeds its rate of requests."""
 
     code, title = "rate_limited", "Too many requests"
 
 
 class QueueFull(BusyError):
-    """The queue holds as many jobs or tokens as it may."""
+    """The queue is at its limit of jobs or tokens."""
 
     code, title = "queue_full", "Queue full"
 
 
 class TooManyJobs(BusyError):
-    """The caller has as many live jobs as it may."""
+    """The caller is at its limit of live jobs."""
 
     code, title = "too_many_jobs", "Too many jobs"
 
 
 class Draining(BusyError):
-    """The worker is shutting down and takes no new jobs."""
+    """The worker is shutting down and accepts no new jobs."""
 
     code, status, title = "draining", 503, "Shutting down"
 
 
 class Overloaded(BusyError):
-    """The worker cannot take more connections or work now."""
+    """The worker accepts no more connections or work now."""
 
     code, status, title = "overloaded", 503, "Overloaded"
 
 
 class EngineError(JobwireError):
-    """The engine could not do what was asked."""
+    """The engine could not carry out the request."""
 
 
 class EngineFailed(EngineError):
-    """The engine failed on this job, repeatedly where that could help."""
+    """The engine failed on this job, repeatedly if a repetition could have helped."""
 
     code, title, retriable = "engine_failed", "Engine failed", True
 
 
 class ModelError(EngineError):
-    """The model file is missing, broken or of a kind that the engine cannot run."""
+    """The model file is missing, broken, or of a kind that the engine cannot run."""
 
     code, status, title = "model_unavailable", 503, "Model not available"
 
@@ -221,6 +219,6 @@ class DeadlineExceeded(JobwireError):
 
 
 class ConfigError(JobwireError):
-    """A setting is wrong: says its name, its value and what is allowed."""
+    """A setting is wrong: the detail has its name, its value and the values allowed."""
 
     code, title = "config", "Wrong setting"

@@ -1,7 +1,7 @@
 """What can happen to a job.
 
 Events are frozen nouns. A job's log is a list of `Record`, each an event with its number and time. All of them are
-msgspec structs, so the same definitions travel between processes as msgpack.
+msgspec structs, so that the same definitions serve in other processes, as msgpack.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class TopLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Queued(msgspec.Struct, frozen=True, omit_defaults=True, tag="queued"):
-    """The job waits; `position` counts from 1, `eta_ms` is an estimate of the wait from measured rates."""
+    """The job waits; `position` counts from 1, `eta_ms` is an estimate of its wait from measured rates."""
 
     position: int
     eta_ms: int | None = None
 
 
 class Admitted(msgspec.Struct, frozen=True, omit_defaults=True, tag="admitted"):
-    """The job holds a slot of the batch: prefill begins. `cached_tokens` of the prompt are in the KV cache already."""
+    """The job holds a slot of the batch and its prefill begins, after the `cached_tokens` that are in the KV cache."""
 
     prompt_tokens: int
     cached_tokens: int = 0
@@ -47,7 +47,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Token(msgspec.Struct, frozen=True, omit_defaults=True, tag="token"):
-    """Text that may be shown, with the ids of exactly the tokens it came from (several when text had to be held back).
+    """Text that may be shown, with the ids of exactly the tokens that it came from (several if text was held back).
 
     `logprobs` and `top_logprobs` are parallel to `ids`. `index` is the choice (0 to n-1).
     """
@@ -60,20 +60,26 @@ class Token(msgspec.Struct, frozen=True, omit_defaults=True, tag="token"):
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
 
 
+class FirstToken(msgspec.Struct, frozen=True, tag="first_token"):
+    """The record before this one is the job's first `Token`, `wait_ms` after the job was created."""
+
+    wait_ms: int
+
+
 class Preempted(msgspec.Struct, frozen=True, tag="preempted"):
-    """The job lost its slot for now, for `reason`; nothing it produced is lost."""
+    """The job lost its slot for now, for `reason`; nothing that it produced is lost."""
 
     reason: str
 
 
 class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
-    """The job was handed to an engine again, as `attempt`, with all its tokens."""
+    """The job was handed to an engine again, as `attempt`, with all tokens that it has."""
 
     attempt: int
 
 
 class Note(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="note"):
-    """Something worth a sentence that changes no state: first token, completion summary, an operator's remark."""
+    """Something worth a sentence that changes no state: an engine's restart, a summary of the completed job."""
 
     actor: str
     action: str
@@ -85,7 +91,7 @@ class Note(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="n
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What a job consumed. Durations in milliseconds from its creation; `tokens_per_s` over the decode phase."""
+    """The consumption of a job. Durations in milliseconds from its creation; `tokens_per_s` over the decode phase."""
 
     prompt_tokens: Annotated[int, Meta(description="Tokens of the prompt.")]
     completion_tokens: Annotated[int, Meta(description="Tokens generated, over all choices.")]
@@ -127,7 +133,7 @@ class Expired(msgspec.Struct, frozen=True, tag="expired"):
 
 
 Terminal: TypeAlias = Finished | Failed | Cancelled | Expired
-Event: TypeAlias = Queued | Admitted | Progress | Token | Preempted | Resumed | Note | Terminal
+Event: TypeAlias = Queued | Admitted | Progress | Token | FirstToken | Preempted | Resumed | Note | Terminal
 TERMINAL = (Finished, Failed, Cancelled, Expired)
 
 

@@ -1,5 +1,5 @@
 /**
- * Client for Jobwire: create a job, read its text as it is made, cancel it, and survive every cut in between.
+ * Client for Jobwire: create a job, read its text while it is generated, cancel it, and survive every cut.
  * ES modules without dependencies or a build, for browsers and Node >= 20: this one and the folder jobwire beside it.
  *
  *     const jw = connect("http://127.0.0.1:8080");
@@ -8,23 +8,23 @@
  *     }
  *     jw.close();
  *
- * One WebSocket carries any number of jobs. Where there is none (Node 20, a proxy that lets none through) each job is
- * an event stream over fetch. After a cut the client comes back with the same request and the cursor of the last event
- * it received: no text is lost or doubled.
+ * One WebSocket carries any number of jobs. Where there is no WebSocket (Node 20, a proxy that lets none through) each
+ * job is an event stream over fetch. After a cut the client reconnects and repeats its request with the cursor of the
+ * last event it received: no text is lost or doubled.
  *
- * Backpressure: no job ever blocks another one. What the reader of a job has not read yet waits here, and tokens that
- * wait are read as one. A job with more than `unreadBytesMax` waiting is put down (unsubscribed, or its stream is not
- * read on) until its reader comes: the worker keeps its log. Nothing is dropped and memory is bounded. With `window` the
- * worker itself waits: at most so many frames of a job are on their way or unread. But it gives up a job that nobody
- * follows for its `orphan_ttl_s`, unless the job was created with `detach: true`.
+ * Backpressure: no job ever blocks another one. Unread events of a job are kept in the client, and unread tokens are
+ * merged. A job with more than `unreadBytesMax` unread is paused (unsubscribed, or its stream is not read) until its
+ * reader comes back: the worker keeps its log. Nothing is dropped and memory is bounded. With `window` the worker
+ * itself waits: at most that many frames of a job are in flight or unread. The worker cancels a job that nobody has
+ * followed for its `orphan_ttl_s`, unless the job was created with `detach: true`.
  *
- * How it is made, in the order in which to read it and in the words of the Python client:
+ * The modules, in the order in which to read them and in the words of the Python client:
  *
- *     errors options         what a program sees and says
- *     subscription unread    one job without I/O: what to send for it, what its frames mean, what waits
- *     job                    the same, for its reader
+ *     errors options         the words of the client's users
+ *     subscription unread    one job without I/O: what to send, what its frames mean, its unread events
+ *     job                    the same job for its reader
  *     retry waiting wire     pauses between attempts; ways to wait; JSON and HTTP errors
- *     connection websocket   all jobs over one WebSocket, and over the next one
+ *     connection websocket   all jobs over one WebSocket, and over its successor
  *     sse                    each job over HTTP
  */
 import {ConnectionFailed} from "./jobwire/errors.js";
@@ -41,7 +41,7 @@ export function connect(url = globalThis.location?.origin, options = {}) {
   return new Jobwire(url, options);
 }
 
-/** Watch a job by its `sse_url`, which may carry a ticket in place of a key: a share link. It can be read, and no more. */
+/** Watch a job by its `sse_url`, which may carry a ticket in place of a key: a share link, which is read-only. */
 export function watch(sse_url, {after, signal, ...options} = {}) {
   const {origin, pathname, search} = new URL(sse_url, globalThis.location?.href);
   const [, prefix, id] = pathname.match(/^(.*)\/v1\/jobs\/([^/]+)\/stream$/) ?? [];
@@ -50,7 +50,7 @@ export function watch(sse_url, {after, signal, ...options} = {}) {
   return jw.follow({type: "subscribe", job_id: decodeURIComponent(id)}, {after, signal, search});
 }
 
-/** The jobs of one program at one worker. It connects with the first job; `close()` ends it. */
+/** The jobs of one program at one worker. What its methods promise is in jobwire.d.ts. */
 class Jobwire {
   #settings;
   #subscriptions = new Subscriptions();
@@ -67,39 +67,39 @@ class Jobwire {
     }
   }
 
-  /** What carries the jobs now: "websocket" or "sse". */
+  /** The current transport: "websocket" or "sse". */
   get transport() {
     return this.#transport.name;
   }
 
-  /** Start a job and return at once; a refusal meets its reader. */
+  /** Start a job and return it at once; a refusal is thrown to its reader. */
   run(prompt, {job_id = newId(), after, signal, window, frames, ...params} = {}) {
     const source = typeof prompt === "string" ? {prompt} : {messages: prompt};
     return this.follow({type: "create", job_id, ...source, ...params}, {after, signal, window, frames});
   }
 
-  /** Start a job like `run` and wait until the worker has accepted it. Rejects with Refused. */
+  /** Start a job like `run`; resolves to it when the worker has accepted it. Rejects with Refused. */
   async create(prompt, params) {
     return this.run(prompt, params).waitAccepted();
   }
 
-  /** Watch a job that was created elsewhere, from its beginning or after a cursor. */
+  /** Watch a job that was created elsewhere, from its start or after a cursor. */
   subscribe(job_id, {channels, ...how} = {}) {
     return this.follow({type: "subscribe", job_id, channels}, how);
   }
 
-  /** Drop the connection now and come back: jobs resume where they are. */
+  /** Drop the connection and open another one, on which all jobs resume. */
   reconnect() {
     this.#transport.reconnect();
   }
 
-  /** Close the connection. Jobs go on at the worker; who waits for one here gets ConnectionFailed. */
+  /** End all waits for jobs with ConnectionFailed and close the connection. Jobs continue at the worker. */
   close() {
     this.#fail(new ConnectionFailed("The client is closed", "closed"));
     this.#transport.close();
   }
 
-  /** Follow the job of a request; `run` and `subscribe` make one. */
+  /** Follow the job of a request, which `run` and `subscribe` build. */
   follow(request, {signal, ...how}) {
     signal?.throwIfAborted();
     if (this.#failure) throw this.#failure;
@@ -113,7 +113,7 @@ class Jobwire {
     return new Job(subscription, signal);
   }
 
-  /** See to it that the wishes of a subscription are met: of a new one, or of one closed before (to cancel). */
+  /** Pass on a subscription with something to send: a new one, or a closed one that is to be cancelled. */
   #notify(subscription) {
     if (this.#failure) subscription.fail(this.#failure);
     else if (!subscription.over) {
@@ -134,12 +134,12 @@ class Jobwire {
   }
 }
 
-/** The options that are given at all. */
+/** Return the options that are not undefined. */
 function defined(options) {
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
 }
 
-/** 128 random bits. crypto.randomUUID is missing in pages without https. */
+/** Return an id of 128 random bits. crypto.randomUUID is missing in pages without https. */
 function newId() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return `job-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;

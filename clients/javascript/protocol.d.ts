@@ -260,7 +260,7 @@ export interface ErrorFrame {
   ref?: string;
 }
 
-/** One wrong field: `pointer` is a JSON pointer into the request (RFC 6901), `detail` says what is allowed. */
+/** One wrong field: `pointer` is a JSON pointer into the request (RFC 6901), `detail` names the values allowed. */
 export interface FieldError {
   /** JSON pointer to the field. */
   pointer: string;
@@ -490,7 +490,7 @@ export interface PongFrame {
   ref?: string;
 }
 
-/** The wire form of an error (RFC 9457). `retry_after_ms` is present exactly when a retry makes sense. */
+/** The wire form of an error (RFC 9457). `retry_after_ms` is present if and only if a retry makes sense. */
 export interface Problem {
   /** URN of the kind of error. */
   type: string;
@@ -504,9 +504,9 @@ export interface Problem {
   code: ErrorCode;
   /** Whether the same request may succeed later. */
   retriable: boolean;
-  /** When to try again, in ms: only if that makes sense. (integer) */
+  /** Wait before a retry in ms, if a retry makes sense. (integer) */
   retry_after_ms?: number;
-  /** Each field that is wrong. */
+  /** Each wrong field. */
   errors?: FieldError[];
 }
 
@@ -697,7 +697,7 @@ export interface UpdateFrame {
   ref?: string;
 }
 
-/** What a job consumed. Durations in milliseconds from its creation; `tokens_per_s` over the decode phase. */
+/** The consumption of a job. Durations in milliseconds from its creation; `tokens_per_s` over the decode phase. */
 export interface Usage {
   /** Tokens of the prompt. (integer) */
   prompt_tokens: number;

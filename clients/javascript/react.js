@@ -11,7 +11,7 @@ import {connect} from "./jobwire.js";
 
 const IDLE = {id: null, state: "idle", text: "", texts: [], narration: [], queue: null, end: null, error: null};
 
-/** A client for as long as the component lives: null at first, and a new one when `url` changes. */
+/** Return a client that lives as long as the component: null at first, and another one when `url` changes. */
 export function useClient(url, options) {
   const [client, setClient] = useState(null);
   const latest = useRef(options);
@@ -28,13 +28,13 @@ export function useClient(url, options) {
 }
 
 /**
- * One job at a time, and what there is of it. With a prompt it runs at once, and anew when prompt or params change; else
- * when `run(prompt, params)` is called. A job whose component is gone, or that another one replaces, is cancelled unless
- * it was created with `detach`.
+ * One job at a time, and its state. With a prompt the job runs at once, and again when prompt or params change; else
+ * when `run(prompt, params)` is called. A job is cancelled when its component unmounts or another job replaces it,
+ * unless it was created with `detach`.
  */
 export function useJob(client, prompt = null, params = {}) {
   const [shown, show] = useReducer(reduce, IDLE);
-  const leave = useRef(null); // what ends the job of now
+  const leave = useRef(null); // ends the current job
   const start = useCallback((prompt, params = {}) => {
     leave.current?.();
     if (!client) throw new Error("There is no client yet: run a job when useClient has returned one");
@@ -44,7 +44,7 @@ export function useJob(client, prompt = null, params = {}) {
   const wanted = prompt === null ? null : JSON.stringify([prompt, params]);
   useEffect(() => {
     if (!client) return undefined;
-    // Not at once: a strict React mounts twice.
+    // Not at once: React's strict mode mounts twice.
     const timer = wanted && setTimeout(() => start(...JSON.parse(wanted)));
     return () => {
       clearTimeout(timer);

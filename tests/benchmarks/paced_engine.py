@@ -2,7 +2,7 @@
 
 The prompt says how many tokens per second ("50 per second", "0 per second" for none). The text of a token is when it
 was made, in microseconds of the monotonic clock, which all processes of a machine share: a reader knows how long it
-travelled. `WORKER` is a program for Python: a whole worker whose engine process is this one.
+travelled. `serve` is a whole worker whose engine process is this one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from worker.engines.base import (
 from worker.processes import engine as host
 
 ROOT = Path(__file__).resolve().parents[2]
-_CODE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.benchmarks import paced_engine as e; e.%s()"
-COMMAND = (sys.executable, "-c", _CODE % "run")
-WORKER = ("-c", _CODE % "serve")
+_CODE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.benchmarks import paced_engine; paced_engine.run()"
+COMMAND = (sys.executable, "-c", _CODE)
 
 KV_TOKENS = 1 << 40
 

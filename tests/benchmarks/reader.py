@@ -30,8 +30,9 @@ CREATES_PER_BURST = 32
 class Task:
     """Read `streams` jobs, `jobs_per_socket` on each connection, for `seconds` once all of them flow.
 
-    `pid` is the process whose CPU time and memory are of interest. `per_s` 0 measures idle connections: WebSockets
-    without a job, and event streams that all follow one job on which nothing comes.
+    `pid` is the process whose CPU time and memory are of interest, `engine_pid` its engine process (0: it has none).
+    `per_s` 0 measures idle connections: WebSockets without a job, and event streams that all follow one job on which
+    nothing comes.
     """
 
     port: int
@@ -42,6 +43,7 @@ class Task:
     seconds: float
     jobs_per_socket: int = 1
     fields: dict[str, int] = field(default_factory=dict)
+    engine_pid: int = 0
 
 
 @dataclass
@@ -52,13 +54,14 @@ class Result:
     frames: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    engine_cpu_s: float = 0.0
     p50_ms: float = 0.0
     p99_ms: float = 0.0
     bytes_per_connection: float = 0.0
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of a process, all threads, to the nanosecond."""
+    """CPU seconds of a process, all threads, to the nanosecond. No process, 0, has used none."""
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
@@ -178,10 +181,11 @@ class Reader:
     def measure(self) -> Result:
         """Read for the time of the task and measure."""
         self.result, self.latencies = Result(), []
-        begun, before_s = time.monotonic(), cpu_s(self.task.pid)
+        begun, before_s, engine_before_s = time.monotonic(), cpu_s(self.task.pid), cpu_s(self.task.engine_pid)
         self.read_for(self.task.seconds)
         result = self.result
         result.cpu_s, result.wall_s = cpu_s(self.task.pid) - before_s, time.monotonic() - begun
+        result.engine_cpu_s = cpu_s(self.task.engine_pid) - engine_before_s
         self.latencies.sort()
         result.p50_ms = self.latencies[len(self.latencies) // 2] / 1000
         result.p99_ms = self.latencies[len(self.latencies) * 99 // 100] / 1000

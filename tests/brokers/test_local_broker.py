@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.brokers.recorder import Recorder, running
-from tests.processes.hosts import ROOT, command
+from tests.processes.engine_processes import ROOT, command
 from tests.scheduler.engine import make_work
 from tests.support.server import alive, descendants, wait_until
-from worker.brokers import local
+from worker.brokers import engine_process, local
 from worker.brokers.base import EngineState
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
@@ -120,9 +120,9 @@ async def test_the_loop_is_never_blocked_not_even_by_an_engine_that_does_not_clo
         broker.submit(make_work("a", max_tokens=20))
         await sink.until_finished("a")
         begun_s = loop.time()
-    assert loop.time() - begun_s > local.CLOSE_GRACE_S * 0.9
+    assert loop.time() - begun_s > engine_process.CLOSE_GRACE_S * 0.9
     pulse.cancel()
-    assert longest_s < local.CLOSE_GRACE_S / 2
+    assert longest_s < engine_process.CLOSE_GRACE_S / 2
 
 
 async def test_what_the_engine_prints_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -236,16 +236,20 @@ async def test_an_engine_that_hangs_is_found_out(prompt: str) -> None:
     assert (sink.started() or [sink.batches[-1].handling]) == ["a"]
 
 
-async def test_an_idle_engine_may_be_silent_for_as_long_as_it_likes() -> None:
-    broker, sink = make_broker(engine_stall_timeout_s=0.6), Recorder()
-    async with running(broker, sink):
+async def test_an_idle_engine_may_be_silent_longer_than_a_busy_one() -> None:
+    """Its silence lasts until another engine, which is allowed twice as much, is lost for being silent."""
+    broker, sink = make_broker(engine_stall_timeout_s=1.0), Recorder()
+    other, other_sink = make_broker(engine_stall_timeout_s=2.0), Recorder()
+    async with running(broker, sink), running(other, other_sink):
+        await other_sink.until_phase("ready")
         state = await sink.until_phase("ready")
         broker.submit(make_work("a"))
         await sink.until_finished("a")
         broker.submit(make_work("b"))
         broker.cancel("b")
         broker.cancel("unknown")
-        await asyncio.sleep(1.5)
+        other.submit(make_work("c", prompt="hang"))
+        await other_sink.until("the loss of the other", lambda: bool(other_sink.lost))
         assert broker.state.pid == state.pid
     assert sink.lost == []
 
@@ -300,7 +304,7 @@ async def test_a_process_that_is_no_engine_is_tried_a_few_times_then_failed(
     host: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "DEAD_STARTS_MAX", 2)
-    monkeypatch.setattr(local, "BURIAL_S", 0.2)
+    monkeypatch.setattr(engine_process, "REAP_TIMEOUT_S", 0.2)
     broker, sink = make_broker(host, engine_start_timeout_s=0.2 if host == "mute" else 60.0), Recorder()
     async with running(broker, sink):
         failed = await sink.until_phase("failed")
@@ -321,11 +325,14 @@ async def test_a_system_that_starts_no_process_is_tried_a_few_times_then_failed(
     assert failed.error.detail.startswith("Loading was tried 3 times: no engine process can be started ([Errno 2]")
 
 
-async def test_garbage_from_an_engine_that_was_ready_is_a_loss() -> None:
-    broker, sink = make_broker("garbage_later"), Recorder()
+@pytest.mark.parametrize(
+    ("process", "reason"), [("garbage_later", "a frame of"), ("loading_twice", "Loading came after Loaded")]
+)
+async def test_garbage_from_an_engine_that_was_ready_is_a_loss(process: str, reason: str) -> None:
+    broker, sink = make_broker(process), Recorder()
     async with running(broker, sink):
         await sink.until("the loss", lambda: bool(sink.lost))
-    assert sink.lost[0].startswith("the engine process cannot be understood")
+    assert sink.lost[0].startswith(f"the engine process cannot be understood: {reason}")
 
 
 async def test_loading_without_progress_is_given_up() -> None:
@@ -353,7 +360,7 @@ async def test_closing_ends_the_engine_kindly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["clingy", "endless"])
 async def test_closing_ends_an_engine_that_does_not_listen(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "CLOSE_GRACE_S", 0.2)
+    monkeypatch.setattr(engine_process, "CLOSE_GRACE_S", 0.2)
     broker, sink = make_broker(model=model), Recorder()
     async with running(broker, sink):
         await sink.until("loaded layers", lambda: any(state.progress is not None for state in sink.states))
@@ -384,7 +391,7 @@ async def test_cancelling_twice_kills_at_once() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert state.pid is not None
-    wait_until("the end of the engine", lambda: not alive(state.pid or 0), timeout_s=1.0)
+    wait_until("the end of the engine", lambda: not alive(state.pid or 0))
 
 
 async def test_what_the_engine_started_ends_with_it() -> None:
@@ -427,7 +434,7 @@ def test_an_engine_does_not_survive_its_gateway(engine: str) -> None:
                 os.kill(pid, signal.SIGSTOP)
         finally:
             process.kill()
-    wait_until("the end of the engine", lambda: not alive(pid), timeout_s=10.0)
+    wait_until("the end of the engine", lambda: not alive(pid))
 
 
 async def test_a_terminals_ctrl_c_does_not_reach_the_engine() -> None:

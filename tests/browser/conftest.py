@@ -23,10 +23,15 @@ FLAGS = (
 )
 
 
+def chromium() -> str | None:
+    """Return the path of a Chromium of this machine, or None."""
+    return shutil.which("chromium") or shutil.which("google-chrome")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One browser for the tests of a module. It ends with the module: no other test must meet its event loop."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
+    program = chromium()
     if program is None:
         pytest.skip("chromium is not installed")
     with sync_playwright() as running:

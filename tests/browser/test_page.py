@@ -113,7 +113,7 @@ def test_a_model_that_cannot_be_loaded_is_told_with_the_reason(visit: Visit, tmp
     with serving("--model", str(tmp_path / "none.gguf"), ready=False) as server:
         at = visit(server.url)
         expect(at.page.locator("#model")).to_contain_text("none.gguf")
-        expect(at.page.locator("#engine-summary")).to_have_text("the model cannot be loaded: it is tried again")
+        expect(at.page.locator("#engine-summary")).to_have_text("the model cannot be loaded; trying again")
         at.run("Hi")
         expect(at.page.locator("#complaint")).to_contain_text("none.gguf")
         # Looking at /health is how it is known.

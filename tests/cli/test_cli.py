@@ -226,7 +226,7 @@ def test_run_ends_before_a_stop_text() -> None:
 def test_run_takes_a_system_message_or_no_template_at_all() -> None:
     assert jobwire("run", COUNT, "--system", "You count.", "--max-tokens", "3").returncode == 0
     assert jobwire("run", "Once upon a", "--raw", "--max-tokens", "3").returncode == 0
-    assert "give one of them" in refusal("run", "x", "--system", "y", "--raw")
+    assert "use only one of them" in refusal("run", "x", "--system", "y", "--raw")
 
 
 @pytest.mark.parametrize(

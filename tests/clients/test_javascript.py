@@ -11,10 +11,11 @@ from tests.clients.cutting import cutting
 from tests.support.node import node
 from tests.support.server import serving
 
-FOLDER = CLIENTS / "javascript"
+FOLDER = CLIENTS / "javascript" / "tests"
 RUN = ("--test", "--test-reporter=tap")
 
 
+@pytest.mark.timeout(400)
 def test_scripted_peers() -> None:
     names = sorted(path.name for path in FOLDER.glob("*.test.js") if path.name != "worker.test.js")
     shown = node(*RUN, *names, cwd=FOLDER)

@@ -192,7 +192,7 @@ def test_an_empty_text_unsets_an_optional_setting(toml: Path) -> None:
 
 @pytest.mark.parametrize("setting", NO_TEXTS, ids=lambda setting: setting.name)
 @pytest.mark.parametrize("text", ["-1", "1e400", "nan", "", "x y"])
-def test_a_wrong_text_is_refused_by_name_value_origin_and_what_is_allowed(setting: Setting, text: str) -> None:
+def test_a_wrong_text_is_refused_by_name_value_source_and_what_is_allowed(setting: Setting, text: str) -> None:
     message = refusal([], {setting.variable: text})
     assert message.startswith(f"{setting.name} is {text!r} (from the variable {setting.variable}), but must be ")
     assert message.endswith(f"{setting.allowed}.")
@@ -381,7 +381,7 @@ def test_a_backend_is_a_hint_for_the_engine(backend: str, engine: str) -> None:
 
 def test_an_unknown_backend_is_refused() -> None:
     assert refusal(["--backend", "rocm"]) == (
-        "Argument --backend: 'rocm' is none of cpu, cuda, metal. `jobwire serve --help` shows what is allowed."
+        "Argument --backend: 'rocm' is not one of cpu, cuda, metal. `jobwire serve --help` shows what is allowed."
     )
 
 
@@ -451,4 +451,4 @@ def test_only_one_way_to_guess_tokens() -> None:
 def test_another_engine_does_not_start_with_them(engine: list[str]) -> None:
     message = refusal([*engine, "--cache", "q4", "--ngram"])
     runs = engine[1] if engine else "numpy, which runs the bundled model"
-    assert message == f"Only ExLlamaV2 knows cache, ngram, but the engine is {runs}. Leave that out, or run another."
+    assert message.startswith(f"Only ExLlamaV2 knows cache, ngram, but the engine is {runs}. Leave it out")

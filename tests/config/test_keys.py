@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.readme import OPERATING, sample
 from worker.config import Settings
 from worker.config.keys import Keyring, KeySource, digest
 from worker.errors import ConfigError
@@ -98,10 +98,8 @@ def test_a_file_without_keys_lets_nobody_in(path: Path) -> None:
     assert keys.read().by_name == {}
 
 
-def test_the_file_of_the_front_page_is_one(path: Path) -> None:
-    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```toml\n(\[\[keys\]\].*?)```", page, re.DOTALL)
-    ring = source(path, block).read()
+def test_the_file_of_the_documentation_is_one(path: Path) -> None:
+    ring = source(path, sample(OPERATING, "toml", "[[keys]]")).read()
     website, operator = ring.by_name.values()
     assert (website.name, website.weight, website.tokens_per_minute_max) == ("website", 3.0, 200_000)
     assert ring.find("operators-secret") is operator

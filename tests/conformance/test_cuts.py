@@ -118,6 +118,7 @@ async def finished(server: Server) -> tuple[Frame, Reading]:
         return job, await socket.run(**job)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_cut_at_any_byte_of_what_the_worker_says(server: Server, transport: str) -> None:
     job, live = await finished(server)
@@ -132,6 +133,7 @@ async def test_a_cut_at_any_byte_of_what_the_worker_says(server: Server, transpo
         assert reading.resets == 0
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_cut_at_any_byte_of_what_the_client_says(server: Server, transport: str) -> None:
     """The first job tells the length; then each cut has a job of its own, which runs once or not at all before it."""
@@ -144,6 +146,7 @@ async def test_a_cut_at_any_byte_of_what_the_client_says(server: Server, transpo
         assert reading.actions.count("admitted") == 1
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_cuts_while_the_job_runs(server: Server, transport: str) -> None:
     """Every 97th byte of a live stream."""

@@ -75,7 +75,7 @@ async def stuck(server: Server, ids: list[str]) -> AsyncIterator[tuple[plain_soc
         yield raw, raw.getsockname()[1]
 
 
-async def test_pings_of_a_client_that_does_not_read_do_not_keep_its_cancel_from_being_heard(server: Server) -> None:
+async def test_pings_of_a_client_that_does_not_read_do_not_hold_up_its_cancel(server: Server) -> None:
     """The answer to a ping cannot be sent, and must not be waited for: libraries ping by themselves."""
     async with Socket(server) as reader:
         with server.frozen_engine():

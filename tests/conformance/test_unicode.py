@@ -66,6 +66,7 @@ async def test_a_text_in_any_script(server: Server, name: str) -> None:
     await reads_everywhere(server, TEXTS[name])
 
 
+@pytest.mark.timeout(400)
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(text=texts)
 @example("👩‍👩‍👧" * 8)

@@ -1,4 +1,4 @@
-"""What happens around a worker, not in it: its output goes nowhere, its files are few, its launcher is strange."""
+"""Trouble around a worker: output that nobody reads, few files, a bare environment, systemd, signals to all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.resources import files
 from pathlib import Path
 from socket import create_connection, create_server
 
@@ -18,18 +19,18 @@ import httpx
 import pytest
 
 from tests.e2e.client import Socket, counting, expected_count
-from tests.support.readme import sample
 from tests.support.server import alive, descendants, serving, wait_until
-from worker import bundled as demo
+from worker import bundled, deploy
 from worker.cli import EXIT_USAGE
 from worker.config import Settings
-from worker.transports.front.listener import files_needed
+from worker.transports.front.sockets import files_needed
 
 LINES = 500
-"""More lines of the log than a pipe takes."""
+"""More lines of the log than a pipe holds."""
 
 FILES = 96
-MODEL = Path(demo.__file__).with_name("model.gguf")
+UNIT = files(deploy).joinpath("jobwire.service")
+MODEL = Path(bundled.__file__).with_name("model.gguf")
 
 NOWHERE = {
     "no standard files": "<&- >&- 2>&-",
@@ -41,7 +42,7 @@ NOWHERE = {
 
 @contextmanager
 def _worker(*flags: str, before: str = ":", after: str = "") -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """Run a worker that a shell starts, with such text before and after the command; its process, and a client."""
+    """Run a worker from a shell, with text before and after the command; yield its process and a client."""
     with create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     line = f'{before}; exec "$0" -m worker serve --port {port} "$@" {after}'
@@ -88,7 +89,7 @@ def test_a_worker_that_cannot_print_serves_on(after: str) -> None:
 
 
 def test_it_asks_nothing_of_its_surroundings(tmp_path: Path) -> None:
-    """A folder that may not be written, with a name that is hard to quote; no home; a locale without UTF-8."""
+    """A read-only folder, with a name that is hard to quote; no home; a locale without UTF-8."""
     folder = tmp_path / "my möde l's"
     folder.mkdir()
     model = folder / "the model.gguf"
@@ -134,7 +135,7 @@ def test_without_files_for_connections_it_does_not_start() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / "jobwire.service"
-    text = sample("ini", "[Service]")
+    text = UNIT.read_text(encoding="utf-8")
     assert "/opt/jobwire/.venv/bin/jobwire serve" in text
     unit.write_text(text.replace("/opt/jobwire/.venv/bin/jobwire", f"{sys.executable} -m worker"))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
@@ -142,7 +143,7 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
 
 
 def test_the_unit_suits_the_defaults() -> None:
-    text, defaults = sample("ini", "[Service]"), Settings()
+    text, defaults = UNIT.read_text(encoding="utf-8"), Settings()
     said = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     assert int(said["LimitNOFILE"]) >= files_needed(defaults)
     # After the drain connections flush, and the engine is closed.
@@ -151,7 +152,7 @@ def test_the_unit_suits_the_defaults() -> None:
 
 
 async def test_a_signal_to_all_processes_drains_too() -> None:
-    """Ctrl-C in a terminal, containers and other KillModes of systemd do that."""
+    """Ctrl-C in a terminal, containers and other KillModes of systemd send one."""
     with serving() as server:
         async with Socket(server) as socket:
             job_id = await socket.create(**counting(1, 290))

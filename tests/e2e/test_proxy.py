@@ -1,4 +1,4 @@
-"""Everything works through a real nginx with the configuration of README.md: TLS, HTTP/2, streams, names, cuts."""
+"""Everything works through a real nginx with worker/deploy/nginx.conf: TLS, HTTP/2, streams, names, cuts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAST = 290
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A worker that is started as README.md says, but for a heartbeat every half second."""
+    """A worker that is started as worker/docs/operating.md says, but for a heartbeat every half second."""
     flags = ("--hosts-allowed", NAME, "--heartbeat-s", "0.5")
     with serving(*flags, env={"JOBWIRE_API_KEY": KEY}) as running:
         yield running
@@ -31,7 +31,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def proxy(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
-    """nginx in front of it, as far from losing patience with it as nginx usually is: four heartbeats."""
+    """nginx in front of it, which gives a silent stream up after four heartbeats, as with the defaults of both."""
     with nginx(server, tmp_path_factory.mktemp("nginx"), "proxy_read_timeout 2s;") as running:
         yield running
 
@@ -41,7 +41,7 @@ async def test_a_socket_streams(proxy: Nginx) -> None:
         job_id = await socket.create(**counting(1, LAST))
         reading = socket.readings[job_id]
         await socket.until(lambda: len(reading.tokens) > 2)
-        # Had the proxy waited for more, the job would be over by now.
+        # Had the proxy buffered the stream, the job would have ended by now.
         await socket.send("cancel", job_id=job_id)
         await socket.finish()
     assert reading.end["status"] == "cancelled"
@@ -61,7 +61,7 @@ async def test_events_stream_over_http2(proxy: Nginx) -> None:
 
 
 async def test_a_quiet_stream_is_not_given_up(proxy: Nginx, server: Server) -> None:
-    """The engine stands still for longer than the proxy waits for a word."""
+    """The engine stands still for longer than the proxy tolerates silence."""
     async with (
         Socket(proxy.worker, **proxy.to_socket(**BEARER)) as socket,
         http(proxy.worker, **proxy.to_http(**BEARER)) as client,
@@ -123,7 +123,7 @@ async def test_names_are_checked_as_they_are_outside(proxy: Nginx) -> None:
 
 
 async def test_what_is_given_out_is_good_outside(proxy: Nginx) -> None:
-    """Addresses are without host, so they hold under every name."""
+    """Addresses have no host, so they are valid under every name."""
     async with http(proxy.worker, **proxy.to_http(**BEARER)) as client:
         answer = await client.post("/v1/jobs", json=counting(1, 9), headers={"Accept": "application/json"})
     addresses = answer.json()

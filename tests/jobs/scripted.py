@@ -125,10 +125,10 @@ class Stage:
         )
         return self.jobs
 
-    def create(self, job_id: str | None = None, principal: str = "ann", **body: Any) -> Job:
+    def create(self, job_id: str | None = None, owner_name: str = "ann", **body: Any) -> Job:
         """Create a job of this body (a prompt, if it names none)."""
         request = Infer().parse(body or {"prompt": "Hi"}, LIMITS)
-        return self.jobs.create(Principal(name=principal), job_id, request)[0]
+        return self.jobs.create(Principal(name=owner_name), job_id, request)[0]
 
     def send(self, *events: WorkEvent) -> None:
         """One engine step."""

@@ -15,6 +15,7 @@ from worker.events import (
     Expired,
     Failed,
     Finished,
+    FirstToken,
     Note,
     Preempted,
     Progress,
@@ -23,7 +24,7 @@ from worker.events import (
     Token,
     Usage,
 )
-from worker.jobs.lifecycle import TRANSITIONS, State, follow, is_terminal
+from worker.jobs.lifecycle import TRANSITIONS, JobState, follow, is_terminal
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=0, cached_tokens=0, queue_ms=0, total_ms=0)
 PROBLEM = EngineFailed("It broke.").problem()
@@ -32,6 +33,7 @@ EVENTS: dict[str, Event] = {
     "admitted": Admitted(3),
     "progress": Progress(1, 2),
     "token": Token("a"),
+    "first_token": FirstToken(40),
     "preempted": Preempted("room is needed"),
     "resumed": Resumed(2),
     "note": Note(actor="a", action="b", human="c"),
@@ -51,6 +53,7 @@ ALLOWED = [
     ("running", "admitted", "running"),
     ("running", "progress", "running"),
     ("running", "token", "running"),
+    ("running", "first_token", "running"),
     ("running", "note", "running"),
     ("running", "preempted", "queued"),
     ("running", "resumed", "queued"),
@@ -59,12 +62,12 @@ ALLOWED = [
     ("running", "cancelled", "cancelled"),
     ("running", "expired", "expired"),
 ]
-STATES: tuple[State, ...] = get_args(State)
+STATES: tuple[JobState, ...] = get_args(JobState)
 
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("name", EVENTS)
-def test_every_state_meets_every_event(state: State, name: str) -> None:
+def test_every_state_meets_every_event(state: JobState, name: str) -> None:
     target = next((to for before, event, to in ALLOWED if (before, event) == (state, name)), None)
     if target is None:
         with pytest.raises(AssertionError, match="cannot happen"):

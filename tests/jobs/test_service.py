@@ -8,7 +8,7 @@ from tests.jobs.scripted import ANN, INFO, LIMITS, Stage
 from worker.brokers.base import EngineState
 from worker.errors import Draining, IdempotencyMismatch, JobLost, JobNotFound
 from worker.errors import ModelError as ModelErrorRaised
-from worker.events import Admitted, Cancelled, Failed, Finished, Note, Progress, Queued, Token
+from worker.events import Admitted, Cancelled, Failed, Finished, FirstToken, Note, Progress, Queued, Token
 from worker.jobs.job import Job
 from worker.operations.infer import Infer
 from worker.operations.worker_check import WorkerCheck
@@ -135,7 +135,7 @@ def test_the_life_of_a_job_as_its_log_tells_it() -> None:
     stage.tokens(job, "lo", "!")
     stage.clock.advance(5)
     stage.finish(job, "stop_string", stop_sequence="\n")
-    assert kinds(job) == ["Queued", "Admitted", "Token", "Note", "Token", "Token", "Note", "Finished"]
+    assert kinds(job) == ["Queued", "Admitted", "Token", "FirstToken", "Token", "Token", "Note", "Finished"]
     assert (job.state, job.text(), job.ended) == ("completed", "Hello!", True)
     assert job.log.records[1].event == Admitted(5, 2)
     end = job.log.records[-1].event
@@ -298,7 +298,7 @@ def test_watchers_hear_every_append_until_they_leave() -> None:
     assert job.watchers == 0
 
 
-def test_the_first_token_is_remarked_once() -> None:
+def test_the_first_token_is_recorded_once() -> None:
     stage = Stage()
     job = stage.create()
     stage.clock.advance(40)
@@ -307,9 +307,10 @@ def test_the_first_token_is_remarked_once() -> None:
     stage.jobs.on_lost("killed")
     stage.start(job)
     stage.tokens(job, "c")
-    notes = [record.event for record in job.log.records if isinstance(record.event, Note)]
-    assert [note.action for note in notes] == ["first_token", "engine_restarted"]
-    assert notes[0].duration_ms == 40
+    events = [record.event for record in job.log.records]
+    assert [event for event in events if isinstance(event, FirstToken)] == [FirstToken(40)]
+    assert isinstance(events[events.index(FirstToken(40)) - 1], Token)
+    assert [event.action for event in events if isinstance(event, Note)] == ["engine_restarted"]
 
 
 def test_a_delta_of_nothing_leaves_no_record() -> None:

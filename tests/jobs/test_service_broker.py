@@ -6,7 +6,7 @@ import pytest
 
 from tests.brokers.recorder import Recorder, running
 from tests.jobs.scripted import ANN, LIMITS, ManualClock
-from tests.processes.hosts import command
+from tests.processes.engine_processes import command
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
 from worker.jobs.job import Job

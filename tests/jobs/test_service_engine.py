@@ -8,8 +8,8 @@ from worker.brokers.base import EngineState
 from worker.engines.base import Broke, Delta
 from worker.errors import ModelError
 from worker.events import Failed, Finished, Note, Resumed, Token
+from worker.jobs.handing import SOLO_AFTER_DEATHS
 from worker.jobs.job import Job
-from worker.jobs.service import SOLO_AFTER_DEATHS
 from worker.scheduler.works import Batch, Started
 
 

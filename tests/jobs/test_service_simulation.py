@@ -179,8 +179,8 @@ class Simulation(RuleBasedStateMachine):
         live = [job for job in self.all if not job.ended]
         assert self.jobs.live == len(live)
         assert self.jobs._admission.waiting_jobs == sum(job.state == "queued" for job in live)
-        unended = {choice.lease for job in live for choice in job.choices if choice.finish is None}
-        assert set(self.jobs._leases) == unended
+        unended = {choice.lease for job in live for choice in job.choices if not choice.ended}
+        assert set(self.jobs._handing.leases) == unended
 
     def teardown(self) -> None:
         """Left alone, everything comes to its end, and nothing is left behind."""

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 ALERTS = files(worker.deploy).joinpath("alerts.yml")
-# What a worker shows, a number a minute: promtool's "from+step x times".
 CALM = {
     'up{job="jobwire"}': "1x30",
     'jobwire_engine_state{state="ready"}': "1x30",
@@ -32,7 +31,8 @@ CALM = {
     'jobwire_event_loop_lag_seconds_bucket{le="0.5"}': "0+600x30",
     'jobwire_event_loop_lag_seconds_bucket{le="+Inf"}': "0+600x30",
 }
-# What is different in trouble.
+"""What a worker shows, a number a minute, in promtool's notation "from+step x times"."""
+
 TROUBLE = {
     "JobwireDown": ('up{job="jobwire"}', "0x30"),
     "JobwireNotReady": ('jobwire_engine_state{state="ready"}', "0x30"),
@@ -41,6 +41,7 @@ TROUBLE = {
     "JobwireSlow": ('jobwire_time_to_first_token_seconds_bucket{le="10.0"}', "0+90x30"),
     "JobwireGatewayBusy": ('jobwire_event_loop_lag_seconds_bucket{le="0.25"}', "0+580x30"),
 }
+"""The one series that differs in each trouble."""
 
 
 def _fire(folder: Path, numbers: dict[str, str], expected: list[str]) -> None:

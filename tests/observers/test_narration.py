@@ -17,6 +17,7 @@ from worker.events import (
     Expired,
     Failed,
     Finished,
+    FirstToken,
     Note,
     Preempted,
     Progress,
@@ -56,13 +57,7 @@ def told(event: Event) -> Fields:
         (Progress(5, 5), "engine", "prefill", "Prefill 100 %", "prefill"),
         (Preempted("room is needed"), "scheduler", "preempted", "Paused: room is needed", "queued"),
         (Resumed(2), "worker", "resumed", "The job goes on where it was, in attempt 2", "queued"),
-        (
-            Note(actor="engine", action="first_token", human="First token"),
-            "engine",
-            "first_token",
-            "First token",
-            "decode",
-        ),
+        (FirstToken(40), "engine", "first_token", "First token after 40 ms", "decode"),
         (Note(actor="worker", action="completed", human="Done"), "worker", "completed", "Done", "done"),
         (Note(actor="ops", action="hello", human="Hi"), "ops", "hello", "Hi", "note"),
     ],
@@ -90,6 +85,7 @@ def test_text_and_ends_speak_for_themselves(event: Event) -> None:
 def test_numbers_are_there_as_numbers_too() -> None:
     assert told(Queued(3, 2400)).items() >= {"queue": {"position": 3, "eta_ms": 2400}, "queue_position": 3}.items()
     assert told(Queued(3))["queue"] == {"position": 3}
+    assert told(FirstToken(40))["duration_ms"] == 40
     assert told(Admitted(9, 4))["metrics"] == {"prompt_tokens": 9, "cached_tokens": 4}
     assert (
         told(Progress(1, 3)).items()
@@ -105,7 +101,7 @@ def test_what_is_absent_is_left_out() -> None:
 
 
 def test_some_moments_are_celebrated() -> None:
-    assert told(Note(actor="a", action="first_token", human="c"))["cute"] == CUTE["first_token"]
+    assert told(FirstToken(40))["cute"] == CUTE["first_token"]
 
 
 def events() -> st.SearchStrategy[Any]:

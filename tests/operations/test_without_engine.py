@@ -13,7 +13,7 @@ from tests.protocol.wire import Wire, text, types
 from worker.brokers.base import EngineState
 from worker.errors import ModelError
 from worker.events import Admitted, Note, Token
-from worker.jobs.lifecycle import State, follow
+from worker.jobs.lifecycle import JobState, follow
 from worker.operations.base import Operation
 from worker.operations.status import Status
 from worker.operations.worker_check import WORDS, WorkerCheck
@@ -61,7 +61,7 @@ def test_status_is_asked_anew_for_every_job() -> None:
 
 @pytest.mark.parametrize("operation", [Status(lambda: BROKEN), WorkerCheck()])
 def test_a_script_is_a_possible_life(operation: Operation) -> None:
-    state: State = "queued"
+    state: JobState = "queued"
     for event in operation.parse({}, LIMITS).script:
         state = follow(state, event)
     assert state == "running"

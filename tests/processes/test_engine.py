@@ -13,15 +13,26 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.processes.hosts import command
+from tests.processes.engine_processes import command
 from tests.scheduler.engine import make_work
 from tests.support.server import alive, wait_until
 from worker.config import Settings
 from worker.engines.base import Delta
-from worker.processes import engine as host
+from worker.processes import engine as engine_process
 from worker.processes import wire
 from worker.processes.child import Child, environment
-from worker.processes.messages import PROTOCOL_VERSION, Cancel, Close, Down, Loading, Open, Ready, Submit, Unready, Up
+from worker.processes.messages import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Close,
+    Down,
+    Loaded,
+    LoadFailed,
+    Loading,
+    Open,
+    Submit,
+    Up,
+)
 from worker.scheduler.works import Batch, Started
 
 TIMEOUT_S = 30.0
@@ -48,11 +59,11 @@ class Gateway:
             self._read += self._reader.feed(data)
         return self._read.pop(0)
 
-    def open(self, **settings: object) -> Ready:
+    def open(self, **settings: object) -> Loaded:
         self.send(Open.of(Settings(**settings)))  # type: ignore[arg-type]
         while isinstance(message := self.receive(), Loading):
             pass
-        assert isinstance(message, Ready)
+        assert isinstance(message, Loaded)
         return message
 
     def exit_code(self) -> int:
@@ -69,7 +80,7 @@ def gateway() -> Iterator[Gateway]:
 
 def test_loading_then_ready_then_batches_until_closed(gateway: Gateway) -> None:
     gateway.send(Open.of(Settings()))
-    assert [type(gateway.receive()) for _ in range(5)] == [Loading] * 4 + [Ready]
+    assert [type(gateway.receive()) for _ in range(5)] == [Loading] * 4 + [Loaded]
     gateway.send(Submit(make_work("a", max_tokens=2)))
     batches = [gateway.receive() for _ in range(5)]
     # All is told before something is done that may kill the process: it is known then which work did it.
@@ -79,7 +90,7 @@ def test_loading_then_ready_then_batches_until_closed(gateway: Gateway) -> None:
     assert ids == [(0,), (1,)]
     gateway.send(Close())
     assert gateway.receive() is None
-    assert gateway.exit_code() == host.EXIT_CLOSED
+    assert gateway.exit_code() == engine_process.EXIT_CLOSED
 
 
 def test_commands_queued_behind_open_wait_for_the_model(gateway: Gateway) -> None:
@@ -91,23 +102,23 @@ def test_commands_queued_behind_open_wait_for_the_model(gateway: Gateway) -> Non
 
 def test_a_gateway_of_another_version_is_told_so(gateway: Gateway) -> None:
     gateway.send(msgspec.structs.replace(Open.of(Settings()), version=PROTOCOL_VERSION + 1))
-    unready = gateway.receive()
-    assert isinstance(unready, Unready)
-    assert f"version {PROTOCOL_VERSION}" in unready.error.detail
-    assert gateway.exit_code() == host.EXIT_UNREADY
+    failed = gateway.receive()
+    assert isinstance(failed, LoadFailed)
+    assert f"version {PROTOCOL_VERSION}" in failed.error.detail
+    assert gateway.exit_code() == engine_process.EXIT_LOAD_FAILED
 
 
 def test_the_end_of_the_socket_ends_the_process_at_once(gateway: Gateway) -> None:
     gateway.open()
     gateway.send(Submit(make_work("a", prompt="hang")))
     gateway.child.socket.close()
-    assert gateway.exit_code() == host.EXIT_ORPHANED
+    assert gateway.exit_code() == engine_process.EXIT_ORPHANED
 
 
 def test_what_is_no_message_ends_the_process(gateway: Gateway) -> None:
     gateway.open()
     gateway.child.socket.sendall(b"\xff" * 8)
-    assert gateway.exit_code() == host.EXIT_GARBAGE
+    assert gateway.exit_code() == engine_process.EXIT_GARBAGE
 
 
 def test_a_parent_that_is_gone_already_ends_the_process() -> None:
@@ -117,7 +128,7 @@ def test_a_parent_that_is_gone_already_ends_the_process() -> None:
     )
     os.close(read)
     os.close(write)
-    assert orphan.returncode == host.EXIT_ORPHANED
+    assert orphan.returncode == engine_process.EXIT_ORPHANED
 
 
 def test_an_engine_whose_batches_nobody_reads_pauses(gateway: Gateway) -> None:
@@ -164,7 +175,7 @@ def test_the_engine_process_runs_this_code_wherever_it_is_started(tmp_path: Path
     output = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment(0), capture_output=True, text=True, check=True
     )
-    assert output.stdout.strip() == host.__file__
+    assert output.stdout.strip() == engine_process.__file__
 
 
 def test_no_setting_of_the_gateway_reaches_the_engine_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from worker.engines.base import Broke, Delta, EngineInfo, Generation, LoadProgre
 from worker.errors import FieldError, InvalidParams, ModelError
 from worker.events import TopLogprob
 from worker.processes import wire
-from worker.processes.messages import Cancel, Close, Down, Loading, Open, Prioritize, Ready, Submit, Unready, Up
+from worker.processes.messages import Cancel, Close, Down, Loaded, LoadFailed, Loading, Open, Prioritize, Submit, Up
 from worker.requests import Message, Prompt, ResponseFormat, Sampling
 from worker.scheduler.works import Batch, Placed, Refused, Started, Stats, Work
 
@@ -40,8 +40,8 @@ EVENTS = (
 )
 UP: list[Up] = [
     Loading(LoadProgress("weights", 1, 4, 1000)),
-    Ready(INFO),
-    Unready(ModelError("gone").problem()),
+    Loaded(INFO),
+    LoadFailed(ModelError("gone").problem()),
     Batch(EVENTS, STATS, 7),
 ]
 DOWN: list[Down] = [

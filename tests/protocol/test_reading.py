@@ -246,7 +246,7 @@ def counted() -> tuple[Wire, list[int]]:
         return narrate(job_id, record)
 
     wire = Wire()
-    wire.source = FrameSource(count)
+    wire.source = FrameSource(count, wire.tally)
     return wire, narrated
 
 

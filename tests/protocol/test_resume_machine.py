@@ -235,6 +235,8 @@ def one_too_late(position: Callable[..., int | None]) -> Callable[[JobLog, str],
     return lambda log, cursor: None if (n := position(log, cursor)) is None else min(n + 1, log.tail)
 
 
+# What is found is shrunk, which takes as long as it is hard.
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("mutate", [without_epoch, one_too_early, one_too_late])
 def test_a_server_that_resumes_wrongly_is_caught(mutate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JobLog, "position", mutate(JobLog.position))

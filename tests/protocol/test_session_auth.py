@@ -184,7 +184,7 @@ def test_what_is_delivered_and_refused_is_counted() -> None:
     wire = Wire()
     job = wire.stage.create(ID)
     wire.stage.start(job)
-    tally, client = wire.source.tally, wire.connect()
+    tally, client = wire.tally, wire.connect()
     client.send("subscribe", job_id=ID)
     client.pull_all()
     assert (tally.frames, tally.events, tally.resumes, tally.resets) == (2, 2, 0, 0)

@@ -17,6 +17,7 @@ from worker.operations.status import Status
 from worker.operations.worker_check import WorkerCheck
 from worker.protocol.reading import Frame, FrameSource, LogReader
 from worker.protocol.session import Session
+from worker.protocol.tally import Tally
 
 Sent: TypeAlias = dict[str, Any]
 
@@ -29,7 +30,8 @@ class Wire:
 
     def __init__(self, stage: Stage | None = None, **settings: Any) -> None:
         self.stage = stage or Stage(**settings)
-        self.source = FrameSource(narrate, self.stage.settings.frame_bytes_max)
+        self.tally = Tally()
+        self.source = FrameSource(narrate, self.tally, self.stage.settings.frame_bytes_max)
 
     def connect(self, principal: str = "ann") -> Client:
         """Open a connection of somebody who has shown a key."""
@@ -52,7 +54,8 @@ class Client:
         self.jobs = self.stage.jobs
         self.settings = self.stage.settings
         self.limits = LIMITS
-        self.frames = wire.source
+        self.tally = wire.tally
+        self.frame_source = wire.source
         self.timer = self.stage.clock
         self.operations: dict[str, Operation] = {
             "infer": Infer(),

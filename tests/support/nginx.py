@@ -1,4 +1,4 @@
-"""A real nginx for tests, with the server block of README.md in front of a worker."""
+"""A real nginx for tests, with the site of worker/deploy/nginx.conf in front of a worker."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.readme import sample
+import worker.deploy
 from tests.support.server import Server, descendants, wait_until
 
 NAME = "chat.example.com"
@@ -26,7 +27,6 @@ needs_nginx = pytest.mark.skipif(
     reason="nginx or openssl is not installed (apt-get install nginx-light openssl)",
 )
 
-# What /etc/nginx/nginx.conf has, with every place in a folder of the test.
 AROUND = """
 daemon off; user root; pid {folder}/pid; error_log {folder}/log;
 events {{ worker_connections 4096; }}
@@ -37,13 +37,14 @@ http {{
     include {folder}/site.conf;
 }}
 """
+"""What /etc/nginx/nginx.conf has around the site, with every path in a folder of the test."""
 
 
 class Nginx:
     """nginx in front of a worker, on a free port, with a certificate for NAME that it signed itself.
 
-    `worker` is the worker through it, for `Socket` with `to_socket` and for `http` with `to_http`: they go to 127.0.0.1
-    and say NAME. `more` are further directives of the http block.
+    `worker` is the worker through it, for `Socket` with `to_socket` and for `http` with `to_http`: they connect to
+    127.0.0.1 and send NAME as the host. `more` are further directives of the http block.
     """
 
     def __init__(self, server: Server, folder: Path, more: str = "") -> None:
@@ -54,10 +55,10 @@ class Nginx:
         kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
         made = ["openssl", "req", *kind, *subject, "-keyout", str(key), "-out", str(self.certificate)]
         subprocess.run(made, check=True, capture_output=True, timeout=60)
-        # Bound here and inherited, as nginx does when it replaces itself: no other process can take the port.
+        # Bound here and inherited, as nginx does when it replaces itself: no other process can bind the port.
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
-        site = sample("nginx", "proxy_pass")
+        site = files(worker.deploy).joinpath("nginx.conf").read_text(encoding="utf-8")
         for there, here in {
             "listen 443": f"listen 127.0.0.1:{self.port}",
             "/etc/ssl/chat.pem": str(self.certificate),
@@ -80,13 +81,13 @@ class Nginx:
     def to_http(self, *, http2: bool = True, **headers: str) -> dict[str, Any]:
         """Return options for `http`, with headers of every request.
 
-        With HTTP/2 httpx cannot do all that browsers do: it takes the news that a connection will be closed for the end
-        of its streams, and does not read a refusal while it is still sending.
+        With HTTP/2 httpx cannot do all that browsers do: it ends all streams of a connection at the notice that the
+        connection will close, and does not read a refusal while it is still sending.
         """
         return {"verify": self._tls(), "http2": http2, "headers": {"Host": f"{NAME}:{self.port}", **headers}}
 
     def _tls(self) -> ssl.SSLContext:
-        # Not to be shared: httpx makes it one for HTTP/2 alone.
+        # Not to be shared: httpx restricts the context to HTTP/2.
         return ssl.create_default_context(cafile=self.certificate)
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -98,18 +99,18 @@ class Nginx:
         return master
 
     def reload(self) -> None:
-        """Read the configuration again: new connections go to new processes, the old ones end with their last."""
+        """Read the configuration again: new processes accept connections, each old one ends with its last."""
         before = set(descendants(self._master.pid))
         self._master.send_signal(signal.SIGHUP)
         wait_until("new processes", lambda: bool(set(descendants(self._master.pid)) - before))
 
     def restart(self) -> None:
-        """End it with all connections, and start it again."""
+        """End nginx with all connections, and start it again."""
         self._end()
         self._master = self._start()
 
     def close(self) -> None:
-        """End it."""
+        """End nginx."""
         self._end()
         self._listening.close()
 

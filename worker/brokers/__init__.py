@@ -1,1 +1,1 @@
-"""Stage 5: carry work to engines and their events back. Each module but base is one way to reach an engine."""
+"""Stage 5: carry work to engines and their events back. `base` is the port, `local` the way to a process here."""

@@ -1,30 +1,28 @@
 """The broker port: carries work to an engine, wherever it runs, and its events back.
 
 A broker keeps one promise: after `submit`, either the work's events arrive at the sink until it ends, or `on_lost`
-tells the sink that an engine died with work in it. It never retries by itself: only the owner of the logs knows where
-to resume. Work submitted while no engine is ready is kept until one is, also when loading fails (phase "failed"): then
-the sink decides what to cancel.
+reports that an engine died with work in it. It never retries by itself: only the owner of the logs knows where to
+resume. Work submitted while no engine is ready is kept until one is, also when loading fails (phase "failed"): then the
+sink decides which work to cancel.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
 import msgspec
 
+from worker.brokers.phases import Phase
 from worker.engines.base import EngineInfo, LoadProgress
 from worker.errors import Problem
 from worker.scheduler.works import Batch, Stats, Work
 
-Phase: TypeAlias = Literal["loading", "ready", "restarting", "failed", "closed"]
-
 
 class EngineState(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the engine stands.
+    """Where the engine stands: its phase (see `phases`) and what is known of it.
 
-    "loading" is the first load, "restarting" is from an engine's death until the next one is ready, "failed" is from a
-    load that cannot succeed until one does (it is tried again now and then); `error` says why. `restarts` counts deaths
-    of engines that were ready. `progress` is that of the load going on, `stats` are those of the last step.
+    `error` is why loading failed. `restarts` counts deaths of engines that were ready. `progress` is that of the
+    current load, `stats` are those of the last step.
     """
 
     phase: Phase
@@ -40,15 +38,15 @@ class Sink(Protocol):
     """What a broker calls, on the event loop's thread, never concurrently."""
 
     def on_batch(self, batch: Batch) -> None:
-        """Take the events of one engine step, or those of it so far."""
+        """Receive the events of one engine step, or its events so far."""
         ...
 
     def on_lost(self, reason: str) -> None:
-        """An engine that was ready died. All work submitted before is gone; submit again what is unfinished."""
+        """Learn that an engine that was ready died. All work is gone; submit again what is unfinished."""
         ...
 
     def on_state(self, state: EngineState) -> None:
-        """The engine's phase, process or loading progress changed. Comes before `on_lost` when an engine died."""
+        """Learn that phase, process or loading progress changed. Comes before `on_lost` when an engine died."""
         ...
 
 
@@ -65,11 +63,11 @@ class Broker(Protocol):
         ...
 
     def cancel(self, lease: str) -> None:
-        """Take work back; no event of it follows once the engine has heard it. Unknown ids are ignored."""
+        """Withdraw work; no event of it follows once the engine has received this. Unknown leases are ignored."""
         ...
 
     def prioritize(self, lease: str, priority: int) -> None:
-        """Change the priority of waiting work. Unknown ids are ignored."""
+        """Change the priority of waiting work. Unknown leases are ignored."""
         ...
 
     async def run(self, sink: Sink) -> None:

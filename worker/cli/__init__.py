@@ -1,7 +1,7 @@
-"""The commands, each one module; here is what they share: dispatch, exit codes.
+"""The commands, each in a module of its own, with their dispatch and exit codes.
 
-Exit codes: 0 done; 1 it could not be done (the model, the job, or for `doctor` the machine); 2 a wrong setting or
-argument; 130 interrupted by Ctrl-C; 141 whoever read the output is gone (as in `jobwire run ... | head`).
+Exit codes: 0 success; 1 failure (of the model, of the job, or for `doctor` of the machine); 2 a wrong setting or
+argument; 130 interrupted by Ctrl-C; 141 the reader of the output is gone (as in `jobwire run ... | head`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ commands:
   serve              serve a model on this machine; without settings, the small bundled one on 127.0.0.1:8080
   run "PROMPT"       stream one answer to the terminal, without a server
   bench              measure what delivery costs, against the bare engine
-  doctor             look at this machine and say what is missing, and how to get it
-  engine build       compile what the engine for NVIDIA GPUs needs, once
+  doctor             check this machine, and show how to install what is missing
+  engine build       compile the extension for NVIDIA GPUs, once
   schema NAME        print a description of the protocol: OpenAPI, AsyncAPI, JSON Schema, TypeScript types, tables
 
-`jobwire COMMAND --help` shows what a command takes. Arguments without a command are settings of `serve`.
+`jobwire COMMAND --help` shows the arguments of a command. Arguments without a command are settings of `serve`.
 
-exit codes: 0 done, 1 it could not be done, 2 a wrong setting or argument, 130 interrupted, 141 nobody reads the output
+exit codes: 0 success, 1 failure, 2 a wrong setting or argument, 130 interrupted, 141 nobody reads the output
 """
 
 
@@ -50,26 +50,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             at_end.callback(sys.stdout.flush)
             return _dispatch(sys.argv[1:] if argv is None else argv, os.environ)
     except (ConfigError, InvalidParams) as error:
-        return _complain(error, EXIT_USAGE)
+        return _report(error, EXIT_USAGE)
     except JobwireError as error:
-        return _complain(error, EXIT_FAILED)
+        return _report(error, EXIT_FAILED)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
             raise
-        # The interpreter flushes once more when it ends: let that go nowhere.
+        # The interpreter flushes once more when it ends: send that nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:
             return EXIT_PIPE
-        return _complain(JobwireError(f"The output cannot be written: {error.strerror}."), EXIT_FAILED)
+        return _report(JobwireError(f"The output cannot be written: {error.strerror}."), EXIT_FAILED)
 
 
 def _prepare_standard_files() -> None:
-    """Make sure that all three are there, and that no text is refused because the terminal lacks a character."""
+    """Make sure that all three exist, and that no text is refused because the terminal lacks a character."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # Takes the number of the one that was closed. A socket would get it otherwise, and what is printed there.
+            # It gets the number of the closed one. Otherwise a socket would get it, and all text that is printed there.
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -95,7 +95,7 @@ def _dispatch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return command(rest, environ)
 
 
-def _complain(error: JobwireError, code: int) -> int:
+def _report(error: JobwireError, code: int) -> int:
     print(f"jobwire: {error.detail}", file=sys.stderr)
     return code
 

@@ -1,4 +1,4 @@
-"""`jobwire doctor`: looks at this machine the way `serve` would use it, and says what is missing and how to get it."""
+"""`jobwire doctor`: checks this machine as `serve` would use it, and shows how to install missing parts."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ from worker.engines.choose import choose
 from worker.engines.gpu import gpu_memory, gpu_shortcomings
 from worker.errors import ConfigError, JobwireError, ModelError
 from worker.processes.messages import Open
-from worker.transports.front import listener
+from worker.transports.front import sockets
 
 PYTHON_FIRST, PYTHON_AFTER = (3, 11), (3, 14)
+"""The first version that the worker runs on, and the first after the last."""
+
 LLAMA_CPP_PYTHON_FIRST = (3, 12)
+"""The first version that cyllama has wheels for."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. A `problem` keeps the worker from serving, a `note` is worth knowing."""
+    """The result of one check. A `problem` keeps the worker from serving, a `note` is worth knowing."""
 
     level: Literal["ok", "note", "problem"]
     what: str
@@ -43,7 +46,7 @@ def doctor(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     parser = Parser(
         prog="jobwire doctor",
         usage="%(prog)s [settings]",
-        description="Look at this machine the way `jobwire serve` would with the same settings.",
+        description="Check this machine as `jobwire serve` would use it with the same settings.",
         allow_abbrev=False,
     )
     add_flags(parser)
@@ -67,7 +70,9 @@ def check_python(_settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", version)
     else:
         yield Finding(
-            "problem", f"{version}: the worker needs 3.11, 3.12 or 3.13", "Install one and make a venv of it."
+            "problem",
+            f"{version}: the worker needs 3.11, 3.12 or 3.13",
+            "Install one of them and create a virtual environment with it.",
         )
 
 
@@ -83,7 +88,7 @@ def check_packages(_settings: Settings) -> Iterator[Finding]:
             importlib.import_module(name.replace("-", "_"))
             found.append(f"{name} {metadata.version(name)}")
         except Exception as error:
-            # Importing runs the package's own code and its native libraries: whatever it raises is the finding.
+            # Importing runs the package's own code and its native libraries: any exception is the finding.
             yield Finding("problem", f"Package {name} cannot be imported: {error}", f"pip install '{requirement}'")
     yield Finding("ok", "Packages: " + ", ".join(found))
 
@@ -97,7 +102,7 @@ def check_engine(settings: Settings) -> Iterator[Finding]:
     else:
         what = f"Model: {settings.model or 'the bundled one'}. Engine: {chosen.engine}, because {why}"
         if chosen.model and not Path(chosen.model).exists():
-            fix = "Give the path of a GGUF file, or of a folder for ExLlamaV2: --model PATH"
+            fix = "Name a GGUF file, or a folder for ExLlamaV2: --model PATH"
             yield Finding("problem", f"There is no model file {chosen.model}", fix)
         else:
             yield Finding("ok", what)
@@ -122,17 +127,21 @@ def check_gpu_memory(settings: Settings) -> Iterator[Finding]:
 
 
 def check_llama_cpp(_settings: Settings) -> Iterator[Finding]:
-    """Is the engine for people's own GGUF models there?"""
+    """Is the engine for other GGUF models installed?"""
     if util.find_spec("cyllama") is not None:
         yield Finding("ok", f"llama.cpp for GGUF models: cyllama {metadata.version('cyllama')}")
     elif sys.version_info < LLAMA_CPP_PYTHON_FIRST:
-        yield Finding("note", "llama.cpp for GGUF models of any kind needs Python 3.12 or 3.13", "Make a venv of one.")
+        yield Finding(
+            "note",
+            "llama.cpp for GGUF models of any kind needs Python 3.12 or 3.13",
+            "Create a virtual environment with one.",
+        )
     else:
         yield Finding("note", "llama.cpp for GGUF models of any kind is not installed", "pip install 'jobwire[gguf]'")
 
 
 def check_gpu(environ: Mapping[str, str], settings: Settings) -> Iterator[Finding]:
-    """Is there a GPU that people may expect to be used, and all that ExLlamaV2 needs for it?"""
+    """Is there a GPU that the user may expect to be used, and everything that ExLlamaV2 needs for it?"""
     driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
     if not driver and settings.engine != "exllamav2":
         yield Finding("ok", "No NVIDIA driver: engines run on the CPU")
@@ -143,7 +152,7 @@ def check_gpu(environ: Mapping[str, str], settings: Settings) -> Iterator[Findin
     for what in shortcomings:
         yield Finding("note", f"For ExLlamaV2: {what}")
     if driver and not shortcomings:
-        yield Finding("ok", "There is an NVIDIA driver, and ExLlamaV2 is ready to use it")
+        yield Finding("ok", "NVIDIA driver found, and ExLlamaV2 is ready to use it")
 
 
 def check_cpu(_settings: Settings) -> Iterator[Finding]:
@@ -167,9 +176,9 @@ def _vector_units() -> list[str]:
 
 
 def check_port(settings: Settings) -> Iterator[Finding]:
-    """Can the worker listen where it is told to?"""
+    """Can the worker listen on its address?"""
     try:
-        listener.open_socket(settings).close()
+        sockets.open_socket(settings).close()
     except ConfigError as error:
         yield Finding("problem", error.detail)
     else:
@@ -177,7 +186,7 @@ def check_port(settings: Settings) -> Iterator[Finding]:
 
 
 def check_keys(settings: Settings) -> Iterator[Finding]:
-    """Can the file of keys be read, and what is in it?"""
+    """Can the file of keys be read, and which keys are in it?"""
     source = KeySource(settings)
     if source.path is None:
         return
@@ -192,7 +201,7 @@ def check_keys(settings: Settings) -> Iterator[Finding]:
 
 def check_files(settings: Settings) -> Iterator[Finding]:
     """May the process open a file for every connection? `serve` raises the soft limit by itself."""
-    needed = listener.files_needed(settings)
+    needed = sockets.files_needed(settings)
     _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY or allowed >= needed:
         yield Finding("ok", f"Open files: {needed} needed for {settings.connections_max} connections, enough allowed")

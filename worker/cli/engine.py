@@ -1,4 +1,4 @@
-"""`jobwire engine build`: compiles what ExLlamaV2 needs on this machine, once, so that serving never waits for it."""
+"""`jobwire engine build`: compiles the extension of ExLlamaV2 for this machine once, so that serving never waits."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def engine(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         description="Compile the CUDA extension of the ExLlamaV2 engine for the GPUs of this machine. Takes minutes.",
         allow_abbrev=False,
     )
-    parser.add_argument("action", choices=["build"], help="compile it, unless that is done already")
+    parser.add_argument("action", choices=["build"], help="compile it, unless it was built before")
     parser.parse_exactly(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     print("Building the extension of ExLlamaV2 ...", flush=True)
     seconds = build_extension(environ, lambda done, total: print(f"{done:3} of {total} files compiled", flush=True))
-    done = f"Built in {seconds:.0f} s" if seconds else "It is there already"
+    done = f"Built in {seconds:.0f} s" if seconds else "It was built before"
     print(f"{done}. `jobwire serve --engine exllamav2 --model FOLDER` can use it.")
     return 0
 

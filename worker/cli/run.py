@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -27,38 +27,39 @@ from worker.processes.messages import Open
 from worker.scheduler.loop import Loop
 from worker.scheduler.works import Refused, Started, Work, WorkEvent
 
-# Fields of the operation "infer" that are flags here: name, type, what it does.
 _FIELDS: tuple[tuple[str, type, str], ...] = (
     ("max_tokens", int, "Output tokens, at most."),
     ("temperature", float, "0 always takes the likeliest token, 1 is the model's own distribution. 0 to 2."),
     ("top_p", float, "Draw from the likeliest tokens that together have this probability. 0 to 1."),
-    ("top_k", int, "Draw from so many of the likeliest tokens. 0 is all."),
+    ("top_k", int, "Draw from this number of the likeliest tokens. 0 is all."),
     ("min_p", float, "Leave out tokens below this share of the likeliest one's probability. 0 to 1."),
-    ("repetition_penalty", float, "Above 1, tokens that were there before get less likely. 1 is off."),
+    ("repetition_penalty", float, "Above 1, tokens of the text so far get less likely. 1 is off."),
     ("seed", int, "Makes the draw repeatable. Without one, each run draws anew."),
 )
+"""Fields of the operation "infer" that are flags here: name, type, description."""
 
-Say = Callable[[str], None]
+Report: TypeAlias = Callable[[str], None]
+"""Shows a line to the user, or drops it without --verbose."""
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Stream the answer to one prompt to stdout; return the exit code.
 
-    Raises ConfigError for wrong arguments, InvalidParams for a prompt that the model cannot take, ModelError and
-    EngineFailed when it cannot be done, KeyboardInterrupt after a Ctrl-C that stopped it between two steps.
+    Raises ConfigError for wrong arguments, InvalidParams for a prompt that the model cannot process, ModelError and
+    EngineFailed for failures of model and engine, KeyboardInterrupt after a Ctrl-C, which stops it between two steps.
     """
     asked = _parser().parse_exactly(argv)
     settings = resolve(given_flags(asked), environ)
     request = _request(asked, Limits.of(settings))
-    say: Say = _say if asked.verbose else lambda _: None
-    # Numerical libraries read these when they are loaded: the same as in an engine process, so that numbers are equal.
+    report: Report = _print_error if asked.verbose else lambda _: None
+    # Numerical libraries read these when they are loaded: as in an engine process, so that results are equal.
     os.environ.update(environment(settings.threads))
     opening = Open.of(settings)
-    engine = _load(opening, say)
+    engine = _load(opening, report)
     try:
         loop = Loop(engine, opening.schedule)
         loop.submit(Work(generation=_generation(request)))
-        _stream(loop, _Screen(say))
+        _stream(loop, _Screen(report))
     finally:
         engine.close()
     return 0
@@ -72,11 +73,11 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "prompt", nargs="?", metavar="PROMPT", help="What to ask. Without one, or as -, read from stdin."
+        "prompt", nargs="?", metavar="PROMPT", help="The question. Without one, or with -, it is read from stdin."
     )
     parser.add_argument("--system", metavar="TEXT", help="Instruction that precedes the prompt.")
     parser.add_argument("--raw", action="store_true", help="Continue the prompt as it stands, without a chat template.")
-    parser.add_argument("--verbose", action="store_true", help="Tell on stderr what happens.")
+    parser.add_argument("--verbose", action="store_true", help="Report every step on stderr.")
     sampling = parser.add_argument_group("How to answer")
     for name, kind, text in _FIELDS:
         sampling.add_argument("--" + name.replace("_", "-"), type=kind, metavar="N", help=text)
@@ -93,13 +94,13 @@ def _request(asked: argparse.Namespace, limits: Limits) -> JobRequest:
 
 
 def _in_flags(wrong: FieldError) -> str:
-    """Say what is wrong with a field by the name that it has here."""
+    """Return a wrong field as its flag and the values allowed."""
     name = wrong.pointer.split("/")[1]
     return f"{'prompt' if name in Infer.one_of else '--' + name.replace('_', '-')}: {wrong.detail}"
 
 
 def _body(asked: argparse.Namespace) -> dict[str, Any]:
-    """Return what was asked as the body of a request to a worker, so that both mean the same."""
+    """Return the arguments as the body of a request to a worker, so that both mean the same."""
     prompt: str | None = asked.prompt
     if prompt in (None, "-"):
         prompt = "" if prompt is None and sys.stdin.isatty() else sys.stdin.read()
@@ -110,19 +111,19 @@ def _body(asked: argparse.Namespace) -> dict[str, Any]:
     if asked.system is None:
         return body | {"prompt": prompt}
     if asked.raw:
-        raise ConfigError("--system needs a chat template, and --raw leaves it out: give one of them.")
+        raise ConfigError("--system needs a chat template, and --raw leaves it out: use only one of them.")
     messages = [("system", asked.system), ("user", prompt)]
     return body | {"messages": [{"role": role, "content": content} for role, content in messages]}
 
 
-def _load(opening: Open, say: Say) -> Engine:
+def _load(opening: Open, report: Report) -> Engine:
     def on_load(progress: LoadProgress) -> None:
-        say(f"Loading: {progress.stage}, {progress.done} of {progress.total}")
+        report(f"Loading: {progress.stage}, {progress.done} of {progress.total}")
 
     load, spec, why = choose(msgspec.structs.replace(opening.spec, slots=1))
-    say(f"Engine: {spec.engine}, because {why}")
+    report(f"Engine: {spec.engine}, because {why}")
     engine = load(spec, on_load)
-    say(f"Ready: {engine.info.model} on {engine.info.engine} ({engine.info.device})")
+    report(f"Ready: {engine.info.model} on {engine.info.engine} ({engine.info.device})")
     return engine
 
 
@@ -132,10 +133,10 @@ def _generation(request: JobRequest) -> Generation:
 
 
 class _Screen:
-    """Writes text to stdout as it comes, and what happens to `say`."""
+    """Writes text to stdout as it comes, and passes all other events to `report`."""
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self, report: Report) -> None:
+        self._report = report
         self._tokens = 0
         self._first_s = 0.0
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -143,14 +144,14 @@ class _Screen:
             sys.stdout.reconfigure(errors="replace")
 
     def show(self, event: WorkEvent) -> None:
-        """Show one event. Raises the error that it is, if it is one."""
+        """Show one event, or raise it if it is an error."""
         match event:
             case Delta():
                 self._text(event)
             case Started():
-                self._say(f"Prompt: {event.prompt_tokens} tokens")
+                self._report(f"Prompt: {event.prompt_tokens} tokens")
             case Prefilled():
-                self._say(f"Prefill: {event.done} of {event.total} tokens")
+                self._report(f"Prefill: {event.done} of {event.total} tokens")
             case Refused(error=problem):
                 raise _error(problem)
             case Broke(reason=reason):
@@ -162,7 +163,7 @@ class _Screen:
         print(delta.text, end="", flush=True)
         if delta.finish is not None:
             seconds = time.monotonic() - self._first_s
-            self._say(f"\nEnd: {delta.finish}, {self._tokens} tokens in {seconds:.2f} s after the first")
+            self._report(f"\nEnd: {delta.finish}, {self._tokens} tokens in {seconds:.2f} s after the first")
 
 
 def _stream(loop: Loop, screen: _Screen) -> None:
@@ -178,7 +179,7 @@ def _stream(loop: Loop, screen: _Screen) -> None:
 
 @contextmanager
 def _ctrl_c_between_steps() -> Iterator[Callable[[], bool]]:
-    """Within the block a Ctrl-C is remembered rather than raised, so that it tears no step. A second one is raised."""
+    """Remember a Ctrl-C within the block, so that it interrupts no step, rather than raise it. A second is raised."""
     pressed = False
 
     def remember(_number: int, _frame: FrameType | None) -> None:
@@ -198,5 +199,5 @@ def _error(problem: Problem) -> InvalidParams | EngineFailed:
     return InvalidParams(problem.detail) if wrong_request else EngineFailed(problem.detail)
 
 
-def _say(sentence: str) -> None:
+def _print_error(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)

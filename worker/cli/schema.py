@@ -18,10 +18,10 @@ def schema(argv: Sequence[str], environ: Mapping[str, str]) -> int:  # noqa: ARG
     """Print a document; return 0. Raises ConfigError for wrong arguments."""
     parser = Parser(
         prog="jobwire schema",
-        description="Print a description of the protocol, made of the code that speaks it.",
+        description="Print a description of the protocol, generated from its code.",
         allow_abbrev=False,
     )
-    parser.add_argument("document", choices=[*NAMES], help="which one")
+    parser.add_argument("document", choices=[*NAMES], help="which description")
     asked = parser.parse_exactly(argv)
     print(Library(OPERATIONS, __version__).text(asked.document), end="")
     return 0

@@ -15,15 +15,15 @@ from worker.observers import logs
 
 
 def serve(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Serve until told to stop; return the exit code. Raises ConfigError for wrong settings or a taken port."""
+    """Serve until a signal; return the exit code. Raises ConfigError for wrong settings or a taken port."""
     settings = load(argv, environ)
     engines = ("auto", *MODULES)
     if settings.engine not in engines:
         raise ConfigError(f"engine is {settings.engine!r}, but must be one of {', '.join(engines)}.")
-    said, logged = Output(sys.stdout), Output(sys.stderr)
-    logs.configure(settings, logged)
+    output, log_output = Output(sys.stdout), Output(sys.stderr)
+    logs.configure(settings, log_output)
     try:
-        return asyncio.run(app.serve(settings, said.say))
+        return asyncio.run(app.serve(settings, output.write_line))
     finally:
-        said.drain()
-        logged.drain()
+        output.drain()
+        log_output.drain()

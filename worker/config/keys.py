@@ -1,6 +1,6 @@
-"""Keys of callers: the one of the settings, and those of a file that may change while the worker runs.
+"""API keys: the one of the settings, and those of a file that may change while the worker runs.
 
-A key is kept as its SHA-256 only, and found by that: what the time of a look-up tells is of no use to a guesser.
+A key is kept as its SHA-256 only, and looked up by it: the time of a look-up reveals nothing about the key.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
 
 
 class _Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a key is good for. 0 is no limit of its own. `weight` is its share of the engine, relative to others."""
+    """The rights of a key. 0 is no limit of its own. `weight` is its share of the engine, relative to other keys."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
     admin: bool = False
@@ -38,7 +38,7 @@ class _Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Key(_Terms, frozen=True, kw_only=True):
-    """One key, as it is kept."""
+    """One key, as it is kept in memory."""
 
     digest: bytes
 
@@ -61,28 +61,28 @@ ALLOWED = {
     "tokens_per_minute_max": "a whole number, 0 for no limit of its own",
     "expires_at": "a date with time and offset, like 2030-01-31T00:00:00Z",
 }
-"""The fields of an entry, each with what it may be."""
+"""The fields of an entry, each with the values allowed."""
 
 
 class Keyring:
-    """All keys. Never changes: a changed file makes another one."""
+    """All keys. It never changes: a changed file makes a new one."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self.by_name = {key.name: key for key in keys}
         self._by_digest = {key.digest: key for key in self.by_name.values()}
 
-    def find(self, token: str) -> Key | None:
-        """Return the key that is exactly `token`."""
-        return self._by_digest.get(digest(token))
+    def find(self, secret: str) -> Key | None:
+        """Return the key whose secret this is."""
+        return self._by_digest.get(digest(secret))
 
 
-def digest(token: str) -> bytes:
-    """Return what is kept of a key."""
-    return hashlib.sha256(token.encode(errors="surrogatepass")).digest()
+def digest(secret: str) -> bytes:
+    """Return the form in which a key is kept."""
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
 
 
 class KeySource:
-    """Reads the keys, again whenever their file has changed and come to rest."""
+    """Reads the keys, again each time their file has changed and come to rest."""
 
     def __init__(self, settings: Settings) -> None:
         self.path = Path(settings.keys_file) if settings.keys_file else None
@@ -92,7 +92,7 @@ class KeySource:
 
     @property
     def any(self) -> bool:
-        """Whether callers need a key here. A file without keys lets nobody in."""
+        """Whether callers need a key. With a file without keys nobody can call."""
         return bool(self._own) or self.path is not None
 
     def read(self) -> Keyring:
@@ -103,7 +103,7 @@ class KeySource:
         return Keyring(_unique(self._own + _parse(read_toml(self.path, "keys file"), self.path), self.path))
 
     def changed(self) -> bool:
-        """Tell whether the file is not the one read last, and is as it was at the last call: written to its end."""
+        """Return whether the file changed since it was read and has been stable for one check."""
         if self.path is None:
             return False
         before, self._seen = self._seen, self._state()
@@ -129,7 +129,7 @@ def _parse(table: dict[str, Any], path: Path) -> list[Key]:
 
 
 def _key(entry: object, where: str) -> Key:
-    """Return the key of one entry. What is wrong is named without its value: it may be a secret."""
+    """Return the key of one entry. A wrong field is named without its value, which may be a secret."""
     if isinstance(entry, dict) and isinstance(entry.get("name"), str):
         where = where.replace(" in ", f" ({entry['name']}) in ", 1)
     try:

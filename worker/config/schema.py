@@ -1,4 +1,4 @@
-"""What follows from the declaration of a setting: its flag, its variable, its help, and how text becomes its value."""
+"""Derives the rest from the declaration of a setting: its flag, variable and help, and how text becomes its value."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from msgspec import inspect
 from worker.config.settings import GIB, GROUPS, KIB, MIB, Settings
 from worker.errors import ConfigError
 
-SECRET = "(not shown)"  # noqa: S105  (what is printed in place of a secret)
+SECRET = "(not shown)"  # noqa: S105  (no secret: it is printed in place of one)
+"""Printed in place of a secret."""
+
 _UNITS = {"s": "SECONDS", "ms": "MS", "bytes": "BYTES", "tokens": "TOKENS", "jobs": "JOBS"}
 
 
 @dataclass(frozen=True)
 class Given:
-    """A value for a setting and where it came from, in words. `textual` values still have to be parsed."""
+    """A value for a setting and its source, in words. `textual` values still have to be parsed."""
 
     value: object
-    origin: str
+    source: str
     textual: bool
 
 
@@ -82,7 +84,7 @@ class Setting:
 
     @property
     def allowed(self) -> str:
-        """What a value may be, as the end of a sentence: "must be ..."."""
+        """The values allowed, as the end of a sentence: "must be ..."."""
         if "allowed" in self.extra:
             return str(self.extra["allowed"])
         match self.type:
@@ -102,13 +104,13 @@ class Setting:
                 return "a text"
 
     def convert(self, given: Given) -> Any:
-        """Return the typed value. Raises ConfigError naming the setting, its value, its origin and what is allowed."""
+        """Return the typed value. Raises ConfigError with the setting, its value, its source and the values allowed."""
         raw = self._parse(str(given.value)) if given.textual else given.value
         try:
             return msgspec.convert(raw, self.hint, strict=not given.textual)
         except msgspec.ValidationError:
             shown = SECRET if self.secret else repr(given.value)
-            raise ConfigError(f"{self.name} is {shown} ({given.origin}), but must be {self.allowed}.") from None
+            raise ConfigError(f"{self.name} is {shown} ({given.source}), but must be {self.allowed}.") from None
 
     def _parse(self, text: str) -> object:
         match self.type:
@@ -142,8 +144,8 @@ def schema() -> dict[str, Setting]:
     return found
 
 
-def unknown(name: str, origin: str, known: Iterable[str], command: str = "jobwire serve") -> ConfigError:
-    """Return the error for a name that is no setting of a command, with the likeliest one that was meant."""
+def unknown(name: str, source: str, known: Iterable[str], command: str = "jobwire serve") -> ConfigError:
+    """Return the error for a name that is no setting of a command, with the setting that was probably meant."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]}?" if close else f" `{command} --help` lists all."
-    return ConfigError(f"{name} ({origin}) is not a setting.{hint}")
+    return ConfigError(f"{name} ({source}) is not a setting.{hint}")

@@ -1,8 +1,8 @@
 """The settings themselves. To add one, add a field here: flag, variable, TOML key, help and checks follow from it.
 
 A field is `name: Annotated[type, Meta(range, description)] = default`. The unit is the last word of a name, or the one
-before `max`, `default` or `per_...`. Bytes, tokens, jobs and counts are integers. 0 as "none" or "automatic" is always
-said in the description. Floats have an upper bound, so that infinity is refused.
+before `max`, `default` or `per_...`. Bytes, tokens, jobs and counts are integers. Where 0 means "none" or "automatic",
+the description mentions it. Floats have an upper bound, so that infinity is refused.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from worker.errors import ConfigError
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 DAY_S = 86_400
-# No path, and no `*`: any page in the world could use the worker then.
 ORIGIN = r"^[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9a-fA-F:.]+\]|[^\s/*?#@\[\]:]+)(:[0-9]{1,5})?$(?!\n)"
+"""An origin of web pages. No path, and no `*`: any page in the world could use the worker then."""
 
-# The field that begins a group, and the group's title, in `--help` and in worker/README.md.
 GROUPS = {
     "host": "Where to listen, and for whom",
     "engine": "What to run",
@@ -32,16 +31,17 @@ GROUPS = {
     "engine_stall_timeout_s": "The engine process",
     "log_level": "Operator and fleet",
 }
+"""The field that begins a group, and the group's title, in `--help` and in the table of settings."""
 
 EXLLAMAV2_ALONE = (
     "cache", "cache_tokens", "slice_tokens", "chunk_tokens", "gpu_split", "tensor_parallel", "draft_model",
     "draft_tokens", "ngram", "loras",
 )  # fmt: skip
-"""Settings that other engines have no use for: they refuse to start with one."""
+"""Settings that other engines cannot use: they refuse to start with one."""
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach `host`. Names other than localhost count as reachable from outside."""
+    """Return whether only this machine can reach `host`. Names other than localhost count as reachable from outside."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -50,7 +50,7 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that can be set. Raises ConfigError when settings contradict each other or would be unsafe.
+    """All settings. Raises ConfigError when settings contradict each other or would be unsafe.
 
     Ranges are checked where text becomes a value, in `sources`; here are only the rules that span several settings.
     """
@@ -59,7 +59,7 @@ class Settings:
     host: Annotated[
         str, Meta(min_length=1, description="Address to listen on. Anything but loopback needs an API key.")
     ] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port. 0 takes any free one.")] = 8080
+    port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port. 0 chooses any free one.")] = 8080
     api_key: Annotated[
         str,
         Meta(
@@ -71,13 +71,13 @@ class Settings:
     keys_file: Annotated[
         str | None,
         Meta(
-            description="TOML file with keys, each with limits of its own. Changes count within seconds.",
+            description="TOML file with keys, each with limits of its own. Changes apply within seconds.",
             extra={"metavar": "PATH"},
         ),
     ] = None
-    token_ttl_max_s: Annotated[
-        int, Meta(ge=1, le=30 * DAY_S, description="How long a token for a browser may be good.")
-    ] = DAY_S
+    token_ttl_max_s: Annotated[int, Meta(ge=1, le=30 * DAY_S, description="Longest life of a token for a browser.")] = (
+        DAY_S
+    )
     hosts_allowed: Annotated[
         tuple[str, ...],
         Meta(description="Host names that requests may address, besides addresses and the one listened on."),
@@ -92,7 +92,7 @@ class Settings:
 
     # ---- What to run ----
     engine: Annotated[
-        str, Meta(min_length=1, description="Engine that runs the model. auto takes the best one for the model.")
+        str, Meta(min_length=1, description="Engine that runs the model. auto chooses the best one for the model.")
     ] = "auto"
     model: Annotated[
         str | None,
@@ -100,7 +100,7 @@ class Settings:
     ] = None
     slots: Annotated[int, Meta(ge=1, le=4096, description="Sequences that share one engine step.")] = 64
     context_tokens: Annotated[
-        int, Meta(ge=0, le=1 << 24, description="Context of one sequence, prompt and output. 0 takes the model's.")
+        int, Meta(ge=0, le=1 << 24, description="Context of one sequence, prompt and output. 0 uses the model's.")
     ] = 0
     threads: Annotated[int, Meta(ge=0, le=1024, description="Compute threads. 0 lets the engine choose.")] = 0
     chat_template: Annotated[
@@ -118,7 +118,8 @@ class Settings:
         Literal["fp16", "q8", "q6", "q4"], Meta(description="Precision of the KV cache. q4 holds 3.5 times as much.")
     ] = "fp16"
     cache_tokens: Annotated[
-        int, Meta(ge=0, le=1 << 30, description="Size of the KV cache. 0 takes what slots can use and memory has.")
+        int,
+        Meta(ge=0, le=1 << 30, description="Size of the KV cache. 0 uses the slots' need, as far as memory allows."),
     ] = 0
     slice_tokens: Annotated[
         int,
@@ -148,7 +149,7 @@ class Settings:
         Meta(description="Folder of a small model that guesses tokens ahead.", extra={"metavar": "PATH"}),
     ] = None
     draft_tokens: Annotated[int, Meta(ge=1, le=16, description="Tokens that are guessed ahead.")] = 4
-    ngram: Annotated[bool, Meta(description="Guess tokens ahead from what was said before.")] = False
+    ngram: Annotated[bool, Meta(description="Guess tokens ahead from the text so far.")] = False
     loras: Annotated[
         tuple[Annotated[str, Meta(pattern=r"^[^=,]+(=-?\d+(\.\d+)?)?$")], ...],
         Meta(
@@ -178,24 +179,24 @@ class Settings:
         ),
     ] = 0
     priority_ageing_s: Annotated[
-        float, Meta(ge=0.001, le=DAY_S, description="Waiting so long is worth one level of priority: nothing starves.")
+        float, Meta(ge=0.001, le=DAY_S, description="Wait that is worth one level of priority, so that no job starves.")
     ] = 30.0
     queue_skips_max: Annotated[
         int, Meta(ge=0, le=1 << 20, description="Jobs that may pass one that does not fit yet. Then all wait for it.")
     ] = 16
     queue_news_ms: Annotated[
-        int, Meta(ge=0, le=60_000, description="Least time between two rounds of news about queue positions.")
+        int, Meta(ge=0, le=60_000, description="Least time between two reports of queue positions.")
     ] = 250
 
     # ---- What a job may ask for ----
     max_tokens_default: Annotated[
-        int, Meta(ge=1, le=1 << 24, description="Output tokens of a job that does not say how many.")
+        int, Meta(ge=1, le=1 << 24, description="Output tokens of a job that sets no `max_tokens`.")
     ] = 512
     max_tokens_max: Annotated[int, Meta(ge=1, le=1 << 24, description="Output tokens that a job may ask for.")] = 32_768
     prompt_bytes_max: Annotated[int, Meta(ge=1, le=GIB, description="Size of a prompt.")] = 1_000_000
     choices_max: Annotated[int, Meta(ge=1, le=4096, description="Choices (n) of one job.")] = 16
     deadline_default_ms: Annotated[
-        int, Meta(ge=0, le=DAY_S * 1000, description="Deadline of a job that names none, from its creation. 0 is none.")
+        int, Meta(ge=0, le=DAY_S * 1000, description="Deadline of a job that sets none, from its creation. 0 is none.")
     ] = 0
 
     # ---- How long things are kept ----
@@ -206,7 +207,7 @@ class Settings:
         int, Meta(ge=0, le=1 << 40, description="Memory for the logs of ended jobs. The oldest go first.")
     ] = 256 * MIB
     orphan_ttl_s: Annotated[
-        float, Meta(ge=0, le=30 * DAY_S, description="A job that nobody has watched for so long is cancelled.")
+        float, Meta(ge=0, le=30 * DAY_S, description="Time after which a job that nobody watches is cancelled.")
     ] = 60.0
 
     # ---- Connections ----
@@ -218,19 +219,20 @@ class Settings:
         int, Meta(ge=1, le=1 << 20, description="Jobs that one WebSocket may watch at a time.")
     ] = 2048
     window_frames_max: Annotated[
-        int, Meta(ge=1, le=1 << 20, description="Frames of a job that a client may ask to have on their way at a time.")
+        int, Meta(ge=1, le=1 << 20, description="Largest window that a client may set: frames of a job in flight.")
     ] = 1024
     coalesce_ms_max: Annotated[
-        int, Meta(ge=0, le=60_000, description="Longest pause between token frames of a job that a client may ask for.")
+        int, Meta(ge=0, le=60_000, description="Longest pause between token frames of a job that a client may set.")
     ] = 500
     auth_timeout_s: Annotated[
-        float, Meta(gt=0, le=3600, description="Time that a WebSocket without a key gets to send one.")
+        float, Meta(gt=0, le=3600, description="Time that a WebSocket without a key has to send one.")
     ] = 10.0
     heartbeat_s: Annotated[
-        float, Meta(gt=0, le=3600, description="Silence after which a stream shows a sign of life.")
+        float, Meta(gt=0, le=3600, description="Silence after which a stream sends a sign of life.")
     ] = 15.0
     stall_timeout_s: Annotated[
-        float, Meta(gt=0, le=3600, description="A client that reads nothing for so long is cut off. Its jobs go on.")
+        float,
+        Meta(gt=0, le=3600, description="Time after which a client that reads nothing is cut off. Its jobs go on."),
     ] = 30.0
     outbox_replies_max: Annotated[
         int, Meta(ge=1, le=1 << 20, description="Replies waiting for one WebSocket client that does not read.")
@@ -241,10 +243,11 @@ class Settings:
 
     # ---- The engine process ----
     engine_stall_timeout_s: Annotated[
-        float, Meta(gt=0, le=DAY_S, description="An engine without a step for so long, while work waits, is restarted.")
+        float,
+        Meta(gt=0, le=DAY_S, description="Time after which an engine that has work but makes no step is restarted."),
     ] = 60.0
     engine_start_timeout_s: Annotated[
-        float, Meta(gt=0, le=DAY_S, description="Loading a model without any progress for so long has failed.")
+        float, Meta(gt=0, le=DAY_S, description="Time without progress after which loading a model has failed.")
     ] = 600.0
     engine_restart_backoff_s: Annotated[
         float, Meta(ge=0, le=3600, description="Pause before the first restart of a dead engine. It doubles each time.")
@@ -253,10 +256,10 @@ class Settings:
         float, Meta(ge=0, le=3600, description="Longest pause before a restart.")
     ] = 30.0
     engine_deaths_per_job_max: Annotated[
-        int, Meta(ge=0, le=1000, description="Engine deaths with the same job in it, after which that job fails alone.")
+        int, Meta(ge=0, le=1000, description="Engine deaths with the same job in a row, after which that job fails.")
     ] = 3
     drain_timeout_s: Annotated[
-        float, Meta(ge=0, le=DAY_S, description="Time that running jobs get to finish when the worker is told to stop.")
+        float, Meta(ge=0, le=DAY_S, description="Time that running jobs have to finish after a signal to stop.")
     ] = 30.0
 
     # ---- Operator and fleet ----
@@ -265,10 +268,10 @@ class Settings:
     ] = "info"
     log_format: Annotated[
         Literal["auto", "pretty", "json"],
-        Meta(description="Logs for people or for machines. auto is pretty on a terminal, else json."),
+        Meta(description="Logs for people or for machines. auto is pretty on a terminal, otherwise json."),
     ] = "auto"
-    log_prompts: Annotated[bool, Meta(description="Log what jobs are asked and what they answer.")] = False
-    metrics_open: Annotated[bool, Meta(description="Answer /metrics without a key, also where there are keys.")] = False
+    log_prompts: Annotated[bool, Meta(description="Log prompts and answers.")] = False
+    metrics_open: Annotated[bool, Meta(description="Answer /metrics without a key, even if there are keys.")] = False
     otel_endpoint: Annotated[
         str,
         Meta(
@@ -287,11 +290,11 @@ class Settings:
         ),
     ] = ""
     heartbeat_post_s: Annotated[float, Meta(ge=0.01, le=DAY_S, description="Time between heartbeats.")] = 30.0
-    local_mode: Annotated[bool, Meta(description="Post no heartbeats, even when a coordinator is given.")] = False
+    local_mode: Annotated[bool, Meta(description="Post no heartbeats, even if a coordinator is set.")] = False
 
     @property
     def exllamav2(self) -> dict[str, str]:
-        """The settings of ExLlamaV2 alone that were given another value than their default, as text."""
+        """The settings of ExLlamaV2 alone that differ from their defaults, as text."""
         given = {name: getattr(self, name) for name in EXLLAMAV2_ALONE}
         return {name: _text(value) for name, value in given.items() if value != getattr(Settings, name)}
 
@@ -320,7 +323,7 @@ class Settings:
         runs = self.engine if self.model or self.engine != "auto" else "numpy, which runs the bundled model"
         if given and self.engine != "exllamav2" and runs != "auto":
             raise ConfigError(
-                f"Only ExLlamaV2 knows {given}, but the engine is {runs}. Leave that out, or run another."
+                f"Only ExLlamaV2 knows {given}, but the engine is {runs}. Leave it out, or choose another engine."
             )
 
 

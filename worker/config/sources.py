@@ -16,13 +16,14 @@ from worker.errors import ConfigError
 
 CONFIG_FLAG, CONFIG_VARIABLE = "--config", "JOBWIRE_CONFIG"
 
-# What Kubernetes tells every pod of a service that is called jobwire. So it does by JOBWIRE_PORT, as an URL.
 SERVICE_LINK = re.compile(r"JOBWIRE_(SERVICE_(HOST|PORT)|PORT_\d+_)")
+"""Variables that Kubernetes sets in every pod beside a service called jobwire. JOBWIRE_PORT is one more, a URL."""
 
-# Flags of older launchers, with the setting that each sets now.
 LEGACY_FLAGS = {"--hive-url": "queen_url", "--model-ref": "model"}
-# `--backend` of older launchers named the build of the worker; the engine follows from it.
+"""Flags of older launchers, with the setting of each."""
+
 LEGACY_BACKENDS = {"cpu": "auto", "cuda": "exllamav2", "metal": "auto"}
+"""`--backend` of older launchers named the build of the worker; here is the engine of each."""
 
 _EPILOG = """\
 Every setting can also be given as a variable (--queue-jobs-max is JOBWIRE_QUEUE_JOBS_MAX) and as a key of the TOML
@@ -31,14 +32,14 @@ file (queue_jobs_max = 100). A flag wins over a variable, and a variable over th
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are ConfigErrors, with the likeliest flag for an unknown one."""
+    """An argument parser that raises ConfigErrors, with the flag that was probably meant for an unknown one."""
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print before it exits."""
         raise ConfigError(f"{message[:1].upper()}{message[1:]}. `{self.prog} --help` shows what is allowed.")
 
     def parse_exactly(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse all of `argv`. Raises ConfigError for anything that is not understood."""
+        """Parse all of `argv`. Raises ConfigError for any argument that is not understood."""
         namespace, extra = self.parse_known_args(argv)
         for argument in extra:
             if argument.startswith("--"):
@@ -123,7 +124,7 @@ def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
 
 def _engine_of_backend(backend: str) -> str:
     if backend not in LEGACY_BACKENDS:
-        raise argparse.ArgumentTypeError(f"{backend!r} is none of {', '.join(LEGACY_BACKENDS)}")
+        raise argparse.ArgumentTypeError(f"{backend!r} is not one of {', '.join(LEGACY_BACKENDS)}")
     return LEGACY_BACKENDS[backend]
 
 
@@ -141,7 +142,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Given]:
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """Return the table in a file; `what` the file is called in errors. Raises ConfigError."""
+    """Return the table in a file, which errors call `what`. Raises ConfigError."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

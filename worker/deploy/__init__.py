@@ -1,1 +1,1 @@
-"""Files for operators: a dashboard, alerts, service units, proxies."""
+"""Files for operators: a dashboard for Grafana, alerts for Prometheus, a unit for systemd, a site for nginx."""

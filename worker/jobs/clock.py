@@ -1,4 +1,4 @@
-"""Time, which everything that needs it is passed."""
+"""The clock that is passed to every part that needs the time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ class Clock(Protocol):
     """A wall clock and one that never goes back."""
 
     def wall_ms(self) -> int:
-        """Milliseconds since the Unix epoch."""
+        """Return milliseconds since the Unix epoch."""
         ...
 
     def monotonic_ms(self) -> float:
-        """Milliseconds that never go back."""
+        """Return milliseconds that never go back."""
         ...

@@ -1,4 +1,4 @@
-"""Where a job comes from: what its creator calls the whole affair, so that logs and traces of many programs meet."""
+"""Ids of a job's creator, by which its logs and traces can be joined with those of other programs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Correlation(msgspec.Struct, frozen=True):
-    """`correlation_id` is the creator's name for it, or one that was made for the request or connection.
+    """`correlation_id` is the creator's own, or one that was made for the request or connection.
 
     `traceparent` is the W3C trace context that the request carried; empty without one.
     """
@@ -16,3 +16,4 @@ class Correlation(msgspec.Struct, frozen=True):
 
 
 UNKNOWN = Correlation()
+"""That of a job whose creator gave no ids."""

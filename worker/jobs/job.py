@@ -1,41 +1,80 @@
-"""One job: its request, its log, and what the gateway must know to hand it to an engine again."""
+"""One job: its request, its log, and all that the gateway needs to hand it to an engine again."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import msgspec
 
 from worker.engines.base import Generation
 from worker.events import Admitted, Event, Finished, FinishReason, Token, Usage
 from worker.jobs.correlation import UNKNOWN, Correlation
-from worker.jobs.lifecycle import State, is_terminal
+from worker.jobs.lifecycle import JobState, is_terminal
 from worker.jobs.limits.principals import Principal
 from worker.jobs.log import JobLog
+from worker.jobs.places import Place, follow
 from worker.operations.base import JobRequest
 from worker.requests import Prompt, Sampling
+
+PROGRESS_STEP = 0.05
+"""Prefill is reported in steps of at least this share of the prompt."""
 
 
 @dataclass(slots=True)
 class Choice:
-    """One sequence of a job: what it has produced so far. `lease` names the attempt at it that may add to it."""
+    """One sequence of a job and what it has produced so far. `lease` names the attempt that may add to it.
+
+    `prefilled` is the share of the prompt that was reported last, None before the first report.
+    """
 
     index: int
     lease: str = ""
-    place: Literal["waiting", "running", "paused", "ended"] = "waiting"
+    place: Place = "waiting"
     ids: list[int] = field(default_factory=list)
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    prefilled: float = -1.0
+    prefilled: float | None = None
     finish: FinishReason | None = None
     stop_sequence: str | None = None
 
-    def started(self, prompt_tokens: int, cached_tokens: int) -> None:
-        """It holds a slot. What a paused one finds in the cache is its own, and saved it nothing."""
-        if self.place != "paused":
+    @property
+    def ended(self) -> bool:
+        """Whether the choice is complete."""
+        return self.place == "ended"
+
+    def wait(self, lease: str) -> None:
+        """Wait for a slot under a new lease."""
+        self.place = follow(self.place, "wait")
+        self.lease, self.prefilled = lease, None
+
+    def start(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """Hold a slot. A paused choice finds only its own tokens in the cache: that saved it nothing."""
+        before, self.place = self.place, follow(self.place, "start")
+        if before != "paused":
             self.prompt_tokens, self.cached_tokens = prompt_tokens, cached_tokens
-        self.place = "running"
+
+    def record_prefill(self, done: int, total: int) -> bool:
+        """Record prefill. Returns whether there is progress to report: several chunks, and steps of some size.
+
+        The choices of a job share its prompt, so the first one reports for all.
+        """
+        share = done / total
+        if self.index or (share >= 1 and self.prefilled is None):
+            return False
+        if share < 1 and share - (self.prefilled or 0.0) < PROGRESS_STEP:
+            return False
+        self.prefilled = share
+        return True
+
+    def pause(self) -> None:
+        """Give the slot back for a while; its prefill starts over."""
+        self.place = follow(self.place, "pause")
+        self.prefilled = None
+
+    def end(self, finish: FinishReason, stop_sequence: str | None = None) -> None:
+        """End for a reason."""
+        self.place = follow(self.place, "end")
+        self.finish, self.stop_sequence = finish, stop_sequence
 
 
 @dataclass(slots=True)
@@ -47,8 +86,8 @@ class Timing:
     first_token: float | None = None
     last_token: float | None = None
 
-    def take(self, event: Event, now_ms: float) -> bool:
-        """Note when an event happens; tell whether it is the first token."""
+    def record(self, event: Event, now_ms: float) -> bool:
+        """Record when an event happens. Returns whether it is the first token."""
         if isinstance(event, Token):
             self.last_token = now_ms
             if self.first_token is None:
@@ -61,7 +100,10 @@ class Timing:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A job and its log. Everybody may read it; only the service changes it."""
+    """A job and its log. Everybody may read it; only the service changes it.
+
+    `deaths` counts the engines in a row that died while they had this job and it made no progress.
+    """
 
     id: str
     owner: Principal
@@ -71,13 +113,12 @@ class Job:
     timing: Timing
     seed: int
     priority: int
-    state: State = "queued"
+    state: JobState = "queued"
     position: int | None = None
     eta_ms: int | None = None
     choices: list[Choice] = field(default_factory=list)
     watchers: int = 0
     unwatched_since: float = 0.0
-    # How often in a row the engine died while this job was in it and made no progress.
     deaths: int = 0
     correlation: Correlation = UNKNOWN
 
@@ -88,13 +129,17 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether the job is over."""
+        """Whether nothing can happen to the job."""
         return is_terminal(self.state)
 
     @property
     def runs(self) -> bool:
         """Whether it holds a slot now."""
         return any(choice.place == "running" for choice in self.choices)
+
+    def holds(self, lease: str) -> bool:
+        """Return whether this is the latest lease of one of its choices."""
+        return any(choice.lease == lease for choice in self.choices)
 
     def text(self, index: int = 0) -> str:
         """Return all text of one choice so far."""
@@ -105,13 +150,8 @@ class Job:
         """Return what an engine needs to go on with `choice` under its current lease."""
         return self.request.generation(choice.lease, self.seed, choice.index, tuple(choice.ids))
 
-    def pause(self, choice: Choice) -> bool:
-        """A choice gave its slot back for a while, its prefill will begin anew; tell if the job holds no slot now."""
-        choice.place, choice.prefilled = "paused", -1.0
-        return not self.runs
-
-    def put_away(self) -> None:
-        """It has ended and is handed over no more: what it was asked, which may be large, is dropped."""
+    def drop_request(self) -> None:
+        """Drop the prompt and the sampling settings, which may be large: an ended job needs neither."""
         self.request = msgspec.structs.replace(self.request, prompt=Prompt(), sampling=Sampling())
 
     def usage(self, now_ms: float) -> Usage:
@@ -132,7 +172,7 @@ class Job:
         )
 
     def finished(self, usage: Usage) -> Finished:
-        """Return the end of a job all of whose choices have ended."""
+        """Return the end of a job whose choices have all ended."""
         reasons = tuple(choice.finish for choice in self.choices if choice.finish is not None)
         return Finished(
             finish_reason=reasons[0],

@@ -1,4 +1,4 @@
-"""The life of a job as one table: in which state which event may happen, and where it leads. Absence is refusal."""
+"""The life of a job as one table: which event may happen in which state, and where it leads. Absence is refusal."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from worker.events import (
     Expired,
     Failed,
     Finished,
+    FirstToken,
     Note,
     Preempted,
     Progress,
@@ -19,9 +20,9 @@ from worker.events import (
     Token,
 )
 
-State: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
+JobState: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
 
-TRANSITIONS: dict[State, dict[type[Event], State]] = {
+TRANSITIONS: dict[JobState, dict[type[Event], JobState]] = {
     "queued": {
         Queued: "queued",
         Note: "queued",
@@ -35,6 +36,7 @@ TRANSITIONS: dict[State, dict[type[Event], State]] = {
         Admitted: "running",
         Progress: "running",
         Token: "running",
+        FirstToken: "running",
         Note: "running",
         Preempted: "queued",
         Resumed: "queued",
@@ -50,13 +52,13 @@ TRANSITIONS: dict[State, dict[type[Event], State]] = {
 }
 
 
-def follow(state: State, event: Event) -> State:
+def follow(state: JobState, event: Event) -> JobState:
     """Return the state after `event`. Raises AssertionError for a transition that is not in the table: our bug."""
     target = TRANSITIONS[state].get(type(event))
     assert target is not None, f"{type(event).__name__} cannot happen to a job that is {state}"
     return target
 
 
-def is_terminal(state: State) -> bool:
-    """Tell whether nothing can happen any more."""
+def is_terminal(state: JobState) -> bool:
+    """Return whether nothing can follow."""
     return not TRANSITIONS[state]

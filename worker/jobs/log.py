@@ -1,7 +1,7 @@
 """A job's ordered log: numbered records, and cursors that survive everything but the log itself.
 
-Plain data without lock, loop or clock: the owner writes, readers keep a number and read on from there. A cursor on the
-wire is `<epoch>-<n>`: the epoch is random for each incarnation of a log, so a cursor of a lost log is recognised.
+Plain data without lock, loop or clock: the service writes, readers keep a number and read on from there. A cursor on
+the wire is `<epoch>-<n>`: the epoch is random for each incarnation of a log, so a cursor of a lost log is recognised.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from collections.abc import Callable
 from worker.events import TERMINAL, Event, Record, Resumed, Token
 
 RECORD_BYTES = 320
+"""Rough memory of a record besides its text, for retention by bytes."""
+
 LIKELY_BYTES = 180
-"""Rough memory of a record besides its text, and of each likely token in it, for retention by bytes."""
+"""Rough memory of each entry of a record's `top_logprobs`."""
 
 
 class JobLog:
     """The log of one job. `attempt` counts the engines that had the job; a `Resumed` record opens the next.
 
-    `ended`: its last record is terminal. `forgotten`: its retention is over, and whoever is not reading it now cannot
-    any more.
+    `ended`: its last record is terminal. `forgotten`: its retention is over, and only its present readers can still
+    read it.
     """
 
     __slots__ = ("_wakers", "attempt", "bytes", "ended", "epoch", "forgotten", "records")
@@ -70,7 +72,7 @@ class JobLog:
         return f"{self.epoch}-{n}"
 
     def position(self, cursor: str) -> int | None:
-        """Return the number in a cursor, or None if it is of another log or past this one: replay from the start."""
+        """Return the number in a cursor, or None (replay from the start) if it is of another log or past this one."""
         epoch, _, number = cursor.rpartition("-")
         if epoch != self.epoch or not (number.isascii() and number.isdigit()) or len(number) > 12:
             return None

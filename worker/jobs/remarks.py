@@ -1,18 +1,12 @@
-"""What the service itself has to say about a job, for people: notes in its log that change nothing. Pure."""
+"""The service's own remarks on a job, for people: notes in its log that change no state. Pure."""
 
 from __future__ import annotations
 
 from worker.events import Note, Usage
 
 
-def first_token(wait_ms: int) -> Note:
-    """Return the remark on the first token, so long after the job was created."""
-    human = f"First token after {wait_ms} ms"
-    return Note(actor="engine", action="first_token", human=human, duration_ms=wait_ms)
-
-
 def restarted(reason: str) -> Note:
-    """Return the remark on an engine that died with the job in it."""
+    """Return the remark on an engine that died while it had the job."""
     human = f"{reason[:1].upper()}{reason[1:]}; starting it again"
     return Note(actor="worker", action="engine_restarted", human=human, level="warn")
 

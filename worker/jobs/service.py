@@ -1,7 +1,8 @@
-"""The jobs of this worker: creates them, hands them to the broker, and is the only writer of their logs.
+"""The jobs of this worker: creates them, lets them live, and is the only writer of their logs.
 
 It runs on the gateway's event loop and never waits. Clients' commands come from above (`create`, `cancel`, ...), the
-engine's events from below (it is the broker's sink), and time through `sweep`, which the app calls every so often.
+engine's events from below (it is the broker's sink), and time through `sweep`, which the app calls at a steady pace.
+What is handed to the broker, and under which lease, is kept in `handing`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from worker.events import (
     Event,
     Expired,
     Failed,
+    FirstToken,
     Preempted,
     Progress,
     Queued,
@@ -41,27 +43,22 @@ from worker.events import (
 from worker.jobs import remarks
 from worker.jobs.clock import Clock
 from worker.jobs.correlation import UNKNOWN, Correlation
+from worker.jobs.handing import Handing, is_blamed
 from worker.jobs.job import Choice, Job, Timing
 from worker.jobs.lifecycle import follow
 from worker.jobs.limits.admission import Admission
 from worker.jobs.limits.principals import Principal
-from worker.jobs.limits.retention import Retention
+from worker.jobs.limits.retention import JobKey, Retention
 from worker.jobs.log import JobLog
 from worker.operations.base import JobRequest
-from worker.scheduler.works import Batch, Placed, Refused, Started, Work, WorkEvent
+from worker.scheduler.works import Batch, Placed, Refused, Started, WorkEvent
 
 Observer: TypeAlias = Callable[[Job, Record], None]
 """Called after every append, with the job and the new record. Must not raise, must not wait."""
 
-SOLO_AFTER_DEATHS = 2
-"""A job in which the engine died this often in a row is tried alone, so that it takes nobody else along."""
-
-PROGRESS_STEP = 0.05
-"""Prefill is narrated in steps of at least this share of the prompt."""
-
 
 class Jobs:
-    """All jobs by (owner_name, id). Commands raise errors of the tree; a principal never sees another's jobs."""
+    """All jobs by (owner_name, id). Commands raise errors of the tree; an owner never sees another's jobs."""
 
     def __init__(
         self,
@@ -72,16 +69,13 @@ class Jobs:
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._broker = broker
+        self._handing = Handing(broker)
         self._settings = settings
         self._clock = clock
         self._observers = tuple(observers)
         self._new_id = new_id
-        self._jobs: dict[tuple[str, str], Job] = {}
-        self._live: dict[tuple[str, str], Job] = {}
-        self._leases: dict[str, tuple[Job, Choice]] = {}
-        self._lease_count = 0
-        # The lease that the engine had in hand when it was last heard of.
-        self._handled = ""
+        self._jobs: dict[JobKey, Job] = {}
+        self._live: dict[JobKey, Job] = {}
         self._admission = Admission(settings)
         self._retention = Retention(settings.retention_s * 1000, settings.retention_bytes_max)
         self._on_idle: list[Callable[[], None]] = []
@@ -108,25 +102,25 @@ class Jobs:
         resuming: bool = False,
         correlation: Correlation = UNKNOWN,
     ) -> tuple[Job, bool]:
-        """Create a job, or find the one that this very request created before; return it and whether it was found.
+        """Create a job, or find the one that the same request created before; return it and whether it was found.
 
         Raises IdempotencyMismatch for a taken id, JobLost if a client resumes a job that is unknown, Draining,
-        ModelError, QueueFull, TooManyJobs or RateLimited if no new job is taken now.
+        ModelError, QueueFull, TooManyJobs or RateLimited if no new job is accepted now.
         """
-        known = self._jobs.get((owner.name, job_id)) if job_id else None
-        if known is not None:
-            if known.request.fingerprint != request.fingerprint:
-                raise IdempotencyMismatch(f"Job {known.id} exists with another body. Choose a new job_id.")
-            return known, True
+        found = self._jobs.get((owner.name, job_id)) if job_id else None
+        if found is not None:
+            if found.request.fingerprint != request.fingerprint:
+                raise IdempotencyMismatch(f"Job {found.id} exists with another body. Choose a new job_id.")
+            return found, True
         if resuming:
-            raise JobLost(f"Job {job_id} is not known here any more. Create it anew, without `after`, to run it again.")
+            raise JobLost(f"Job {job_id} is no longer known here. Create it again, without `after`, to run it anew.")
         if self.draining:
             raise Draining("This worker is shutting down. Try again soon.", retry_after_ms=2000)
         state = self._broker.state
         if not request.script:
             if state.phase == "failed" and state.error is not None:
                 raise ModelError(state.error.detail)
-            self._admission.check(owner, request, state.stats, self._clock.monotonic_ms())
+            self._admission.admit(owner, request, state.stats, self._clock.monotonic_ms())
         return self._start(owner, job_id or f"job-{self._new_id()}", request, correlation), False
 
     def get(self, owner_name: str, job_id: str) -> Job:
@@ -137,7 +131,7 @@ class Jobs:
         return job
 
     def list(self, owner_name: str | None) -> list[Job]:
-        """Return the caller's jobs, oldest first; None stands for everybody's."""
+        """Return the jobs of one owner, oldest first, or with None those of all."""
         return [job for (owner, _), job in self._jobs.items() if owner_name in (owner, None)]
 
     def cancel(self, owner_name: str, job_id: str, reason: str = "client") -> Job:
@@ -154,8 +148,7 @@ class Jobs:
         """Change the priority (0 to 9) of a job; it matters while the job waits. Raises JobNotFound."""
         job = self.get(owner_name, job_id)
         job.priority = priority
-        for choice in job.choices:
-            self._broker.prioritize(choice.lease, priority)
+        self._handing.prioritize(job)
         return job
 
     def watch(self, job: Job, wake: Callable[[], None]) -> None:
@@ -164,13 +157,13 @@ class Jobs:
         job.watchers += 1
 
     def unwatch(self, job: Job, wake: Callable[[], None]) -> None:
-        """Stop to follow a job."""
+        """Stop following a job."""
         job.log.remove_waker(wake)
         job.watchers -= 1
         job.unwatched_since = self._clock.monotonic_ms()
 
     def touch(self, job: Job) -> None:
-        """A client asked about a job without following it: it is not abandoned."""
+        """Count a job as just watched: a client asked about it without following it."""
         job.unwatched_since = self._clock.monotonic_ms()
 
     # ---- time and shutdown -------------------------------------------------------------------------------------------
@@ -186,14 +179,14 @@ class Jobs:
                 self._append(job, Expired(error.problem(), job.usage(now)))
             elif not job.watchers and not job.request.detach and now - job.unwatched_since >= orphan_ms:
                 self._append(job, Cancelled("abandoned", job.usage(now)))
-        for key in self._retention.due(now):
+        for key in self._retention.pop_due(now):
             self._jobs.pop(key).log.forget()
 
     def drain(self, on_idle: Callable[[], None]) -> None:
-        """Take no new jobs from now on; call `on_idle` as soon as no job is live, maybe at once."""
+        """Accept no new jobs from now on; call `on_idle` as soon as no job is live, maybe at once."""
         self.draining = True
         self._on_idle.append(on_idle)
-        self._tell_if_idle()
+        self._notify_if_idle()
 
     def cancel_all(self, reason: str) -> None:
         """Cancel every live job."""
@@ -203,35 +196,33 @@ class Jobs:
     # ---- events of the engine (the broker's sink) --------------------------------------------------------------------
 
     def on_batch(self, batch: Batch) -> None:
-        """Write one engine step into the logs. Events of leases that are over (cancelled, resumed) are dropped here."""
-        self._handled = batch.handling
+        """Write one engine step into the logs. Events under a lease that is over (cancelled, resumed) are dropped."""
+        self._handing.suspect(batch.handling)
+        leases = self._handing.leases
         for event in batch.events:
-            held = self._leases.get(event.lease)
+            held = leases.get(event.lease)
             if held is not None:
                 self._on_event(*held, event)
 
     def on_lost(self, reason: str) -> None:
-        """The engine died with everything in it: hand over again what is unfinished, each at its next token.
-
-        What it had in hand is to blame; if that was nothing, everything that ran may be.
-        """
-        handled, self._handled = self._handled, ""
+        """Hand unfinished jobs over again, each at its next token: the engine died with everything in it."""
+        suspect = self._handing.pop_suspect()
         for job in list(self._live.values()):
-            in_hand = any(choice.lease == handled for choice in job.choices)
-            job.deaths += in_hand or (job.runs and not handled)
+            if is_blamed(job, suspect):
+                job.deaths += 1
             if job.deaths > self._settings.engine_deaths_per_job_max:
                 why = f"The engine died {job.deaths} times in a row on this job, without a token: {reason}."
                 self._fail(job, EngineFailed(why).problem())
                 continue
-            if in_hand or job.runs:
+            if job.runs or job.holds(suspect):
                 self._append(job, remarks.restarted(reason))
                 self._append(job, Resumed(job.log.attempt + 1))
             for choice in job.choices:
-                if choice.finish is None:
-                    self._submit(job, choice)
+                if not choice.ended:
+                    self._handing.submit(job, choice)
 
     def on_state(self, state: EngineState) -> None:
-        """Without a usable model no job can go on: they fail with the reason, rather than wait for ever."""
+        """Fail all jobs, with the reason, when there is no usable model: none of them can go on."""
         if state.phase == "failed" and state.error is not None:
             for job in list(self._live.values()):
                 self._fail(job, state.error)
@@ -255,55 +246,41 @@ class Jobs:
         )
         key = (owner.name, job_id)
         self._jobs[key] = self._live[key] = job
-        self._admission.entered(owner)
-        self._admission.waits(request)
+        self._admission.on_created(owner)
+        self._admission.on_queued(request)
         if request.script:
             self._play(job)
         else:
             job.position = self._admission.waiting_jobs
             self._append(job, Queued(job.position))
             for choice in job.choices:
-                self._submit(job, choice)
+                self._handing.submit(job, choice)
         return job
 
     def _play(self, job: Job) -> None:
         """Write the events of a job that needs no engine, and its end."""
         for event in job.request.script:
             self._append(job, event)
-        job.choices[0].finish = "stop"
+        job.choices[0].start(0, 0)
+        job.choices[0].end("stop")
         self._finish(job)
-
-    def _submit(self, job: Job, choice: Choice) -> None:
-        """Hand a choice to the broker under a new lease; what the old lease still says is not heard any more."""
-        self._leases.pop(choice.lease, None)
-        self._lease_count += 1
-        choice.lease = str(self._lease_count)
-        choice.place, choice.prefilled = "waiting", -1.0
-        self._leases[choice.lease] = (job, choice)
-        self._broker.submit(
-            Work(
-                generation=job.generation(choice),
-                account=job.owner.account,
-                weight=job.owner.allowance.weight,
-                priority=job.priority,
-                solo=job.deaths >= SOLO_AFTER_DEATHS,
-            )
-        )
 
     def _on_event(self, job: Job, choice: Choice, event: WorkEvent) -> None:
         match event:
             case Delta():
                 self._on_delta(job, choice, event)
             case Prefilled():
-                self._on_prefilled(job, choice, event)
+                if choice.record_prefill(event.done, event.total):
+                    self._append(job, Progress(event.done, event.total))
             case Placed():
                 self._on_placed(job, choice, event)
             case Started():
-                choice.started(event.prompt_tokens, event.cached_tokens)
+                choice.start(event.prompt_tokens, event.cached_tokens)
                 if job.state == "queued":
                     self._append(job, Admitted(event.prompt_tokens, event.cached_tokens))
             case Paused():
-                if job.pause(choice):
+                choice.pause()
+                if not job.runs:
                     self._append(job, Preempted("its next tokens have no room in the KV cache now"))
             case Refused():
                 self._fail(job, event.error)
@@ -311,32 +288,29 @@ class Jobs:
                 self._fail(job, EngineFailed(f"The engine failed on this job: {event.reason}.").problem())
 
     def _on_placed(self, job: Job, choice: Choice, event: Placed) -> None:
-        """Narrate a new position; a new estimate alone is not worth a sentence."""
+        """Record a new position; a new estimate alone is not worth a record."""
         if job.state == "queued" and choice.index == 0:
             moved = event.position != job.position
             job.position, job.eta_ms = event.position, event.eta_ms
             if moved:
                 self._append(job, Queued(event.position, event.eta_ms))
 
-    def _on_prefilled(self, job: Job, choice: Choice, event: Prefilled) -> None:
-        """Narrate prefill where there is something to see: several chunks, and steps that are not too small."""
-        share = event.done / event.total
-        if choice.prefilled < 0 and event.done >= event.total:
-            return
-        if choice.index == 0 and (share - max(choice.prefilled, 0) >= PROGRESS_STEP or share >= 1):
-            choice.prefilled = share
-            self._append(job, Progress(event.done, event.total))
-
     def _on_delta(self, job: Job, choice: Choice, delta: Delta) -> None:
         if delta.ids or delta.text:
             choice.ids.extend(delta.ids)
             job.deaths = 0
-            token = Token(delta.text, delta.ids, choice.index, "text", delta.logprobs, delta.top_logprobs)
+            token = Token(
+                text=delta.text,
+                ids=delta.ids,
+                index=choice.index,
+                logprobs=delta.logprobs,
+                top_logprobs=delta.top_logprobs,
+            )
             self._append(job, token)
         if delta.finish is not None:
-            choice.place, choice.finish, choice.stop_sequence = "ended", delta.finish, delta.stop_sequence
-            del self._leases[choice.lease]
-            if all(other.finish is not None for other in job.choices):
+            choice.end(delta.finish, delta.stop_sequence)
+            self._handing.release(choice)
+            if all(other.ended for other in job.choices):
                 self._finish(job)
 
     def _finish(self, job: Job) -> None:
@@ -348,38 +322,36 @@ class Jobs:
         self._append(job, Failed(error, job.usage(self._clock.monotonic_ms())))
 
     def _append(self, job: Job, event: Event) -> None:
-        """The one place where a log grows, a state changes and everybody hears of it."""
+        """Append an event: the one place where a log grows, a state changes and observers are called."""
         now = self._clock.monotonic_ms()
         before, job.state = job.state, follow(job.state, event)
-        first_token = job.timing.take(event, now)
+        is_first_token = job.timing.record(event, now)
         if (before == "queued") != (job.state == "queued"):
             job.position = job.eta_ms = None
-            count = self._admission.waits if job.state == "queued" else self._admission.waits_no_more
+            count = self._admission.on_queued if job.state == "queued" else self._admission.on_dequeued
             count(job.request)
         log = job.log
         record = log.append(event, self._clock.wall_ms())
         for observer in self._observers:
             observer(job, record)
-        if first_token:
-            self._append(job, remarks.first_token(round(now - job.timing.created)))
+        if is_first_token:
+            self._append(job, FirstToken(round(now - job.timing.created)))
         if log.ended:
             assert isinstance(event, TERMINAL)
             self._leave(job, event.usage, now)
 
     def _leave(self, job: Job, usage: Usage, now_ms: float) -> None:
-        """A job ended: give back its leases, and start to count its retention."""
-        for choice in job.choices:
-            if self._leases.pop(choice.lease, None) is not None:
-                self._broker.cancel(choice.lease)
+        """Let go of a job that has ended: withdraw it from the engine, and start its retention."""
+        self._handing.withdraw(job)
         key = (job.owner_name, job.id)
         del self._live[key]
-        self._admission.left(job.owner, job.request, usage, now_ms)
-        job.put_away()
+        self._admission.on_ended(job.owner, job.request, usage, now_ms)
+        job.drop_request()
         self._retention.add(key, job.log.bytes, now_ms)
-        self._tell_if_idle()
+        self._notify_if_idle()
 
-    def _tell_if_idle(self) -> None:
+    def _notify_if_idle(self) -> None:
         if self.draining and not self._live:
             on_idle, self._on_idle = self._on_idle, []
-            for tell in on_idle:
-                tell()
+            for notify in on_idle:
+                notify()

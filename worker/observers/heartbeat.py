@@ -1,7 +1,7 @@
-"""Heartbeats: tells a coordinator at a steady pace that this worker lives, in the form that older workers used.
+"""Heartbeats: reports to a coordinator at a steady pace that this worker lives, in the form of older workers.
 
 A heartbeat is a POST of `{"worker_id", "timestamp", "health_status"}` to `{queen_url}/v1/worker-heartbeat`. A
-coordinator that is away, slow or wrong costs the worker one warning and nothing else.
+coordinator that is away, slow or broken costs the worker one warning and nothing else.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import msgspec
 
 HealthStatus: TypeAlias = Literal["healthy", "degraded"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeats:
     """Posts a heartbeat now and after every `every_s` seconds. The clock and the sleep come from the owner.
 
-    `health` is asked before each heartbeat. `now` returns an aware time. `timeout_s` bounds one post.
+    `health` is called before each heartbeat. `now` returns an aware time. `timeout_s` bounds one post.
     """
 
     queen_url: str
@@ -37,7 +37,7 @@ class Heartbeats:
     timeout_s: float = 5.0
 
     async def run(self) -> None:
-        """Post until cancelled. Says once that the coordinator does not answer, and once that it does again."""
+        """Post until cancelled. Logs once that the coordinator does not answer, and once that it does again."""
         url = self.queen_url.rstrip("/") + "/v1/worker-heartbeat"
         failing = False
         while True:
@@ -45,11 +45,11 @@ class Heartbeats:
                 await post_json(url, self.body(), timeout_s=self.timeout_s)
             except (OSError, ValueError) as error:
                 if not failing:
-                    _log.warning("heartbeats do not reach %s: %s", url, str(error) or type(error).__name__)
+                    logger.warning("heartbeats do not reach %s: %s", url, str(error) or type(error).__name__)
                 failing = True
             else:
                 if failing:
-                    _log.info("heartbeats reach %s again", url)
+                    logger.info("heartbeats reach %s again", url)
                 failing = False
             await self.sleep(self.every_s)
 

@@ -1,7 +1,7 @@
 """Logs: one line per event, for people or for machines, with the job and the correlation id where there are some.
 
-Messages are names of events or sentences; what else is known stands in `extra`, and both formats show all of it. What
-jobs are asked and what they answer is never logged, unless `log_prompts` says so.
+Messages are names of events or sentences; further facts stand in `extra`, and both formats show all of them. Prompts
+and answers are never logged, unless `log_prompts` is set.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from worker.config import Settings
 from worker.events import TERMINAL, Cancelled, Finished, Record, Terminal, Token
 from worker.jobs.job import Job
 
-# What every record has, and what formatting adds. The rest was given as `extra`.
 PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""Attributes that every log record has, and those that formatting adds. The others were given as `extra`."""
 
 NAMES = ("job_id", "principal", "correlation_id")
+"""Fields that name a job. They are long, so the pretty format puts them last."""
 
 logger = logging.getLogger(__name__)
 
 
 def configure(settings: Settings, stream: TextIO | TextIOBase) -> None:
-    """Send the logs of this process to `stream`, in the format and from the level that the settings say."""
+    """Send the logs of this process to `stream`, in the format and from the level of the settings."""
     pretty = settings.log_format == "pretty" or (settings.log_format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(PrettyFormatter() if pretty else JsonFormatter())
@@ -33,7 +34,7 @@ def configure(settings: Settings, stream: TextIO | TextIOBase) -> None:
 
 
 def given(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what came as `extra`."""
+    """Return the fields that were given as `extra`."""
     return {name: value for name, value in vars(record).items() if name not in PLAIN and value not in (None, "")}
 
 
@@ -42,7 +43,7 @@ def _time(record: logging.LogRecord) -> datetime:
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object per line, in ASCII, whatever is logged."""
+    """A JSON object per line, always in ASCII."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -59,7 +60,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class PrettyFormatter(logging.Formatter):
-    """Time, level, event, and what is known of it as `name=value`: names of things last, they are long."""
+    """Time, level, event, and its fields as `name=value`: names of things last, because they are long."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and a traceback below it if there is one."""
@@ -74,18 +75,18 @@ class PrettyFormatter(logging.Formatter):
 
 
 def _is_plain(value: object) -> bool:
-    """Tell whether a value can stand in a line without quotes."""
+    """Return whether a value can stand in a line without quotes."""
     return not isinstance(value, str) or (value.isprintable() and " " not in value)
 
 
 class JobLines:
-    """Observes all jobs, and logs each one's end in one line. `with_texts`: and its prompt and output."""
+    """Observes all jobs and logs the end of each in one line, `with_texts` together with its prompt and output."""
 
     def __init__(self, *, with_texts: bool) -> None:
         self._with_texts = with_texts
 
     def observe(self, job: Job, record: Record) -> None:
-        """Log what is worth a line."""
+        """Log a record that is worth a line."""
         event = record.event
         if isinstance(event, Token):
             return
@@ -106,7 +107,7 @@ class JobLines:
 
 
 def names(job: Job) -> dict[str, str]:
-    """Return what a job is called, by its creator and by us."""
+    """Return the names of a job, its creator's and ours."""
     return {"job_id": job.id, "principal": job.owner_name, "correlation_id": job.correlation.correlation_id}
 
 

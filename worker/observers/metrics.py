@@ -1,8 +1,8 @@
-"""Numbers for Prometheus: jobs are folded into counts as their records come, everything else is read when asked for.
+"""Numbers for Prometheus: jobs are folded into counts as their records come, all else is read on request.
 
 Names, units and buckets are those that dashboards of other servers of language models use (vLLM's), under `jobwire_`.
-Buckets begin lower: this worker may sit on a small model. A record of a token costs an addition and a look-up; nothing
-is locked, and nothing is global: each worker has a registry of its own.
+Buckets begin lower: this worker may run a small model. A record of a token costs an addition and a look-up; nothing is
+locked, and nothing is global: each worker has a registry of its own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from worker import __version__
-from worker.brokers.base import EngineState, Phase
-from worker.events import TERMINAL, Finished, Note, Preempted, Record, Terminal, Token
+from worker.brokers.base import EngineState
+from worker.brokers.phases import Phase
+from worker.events import TERMINAL, Finished, FirstToken, Preempted, Record, Terminal, Token
 from worker.jobs.clock import Clock
 from worker.jobs.job import Job
 
@@ -28,20 +29,29 @@ FIRST_TOKEN_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2560.0,
 )  # fmt: skip
+"""Buckets of the time to a job's first token."""
+
 BETWEEN_TOKENS_S = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
     10.0, 20.0, 40.0, 80.0,
 )  # fmt: skip
+"""Buckets of the time between two tokens."""
+
 REQUEST_S = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0,
     60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 )  # fmt: skip
+"""Buckets of the time of a whole job and of its phases."""
+
 TOKENS = tuple(float(step * 10**power) for power in range(6) for step in (1, 2, 5))
+"""Buckets of the sizes of prompts and answers."""
+
 LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+"""Buckets of the delay of the event loop."""
 
 
 class Histogram:
-    """Counts by bucket. `bounds` are the buckets' upper ends, which belong to them."""
+    """Counts by bucket. `bounds` are the inclusive upper ends of the buckets."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -67,7 +77,7 @@ class JobMetrics:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        # When a choice got its latest token, in monotonic ms: by job, and by job and index from the second choice on.
+        # The time of a choice's latest token, in monotonic ms: by job, and by job and index from the second choice on.
         self._latest_ms: dict[Job | tuple[Job, int], float] = {}
         self.generation_tokens = self.prompt_tokens = self.cached_tokens = self.preemptions = 0
         self.finish_reasons: Counter[str] = Counter()
@@ -82,7 +92,7 @@ class JobMetrics:
     def observe(self, job: Job, record: Record) -> None:
         """Count a record. Jobs that need no engine have ends, but no latencies.
 
-        Tokens come first: there are as many of them as of all others together, times a hundred.
+        Tokens come first: they are a hundred times as frequent as all others together.
         """
         event = record.event
         if type(event) is Token:
@@ -96,16 +106,16 @@ class JobMetrics:
                 gaps = self.between_tokens
                 gaps.counts[bisect_left(BETWEEN_TOKENS_S, seconds)] += 1
                 gaps.total += seconds
-        elif isinstance(event, Note):
-            if event.action == "first_token" and not job.request.script:
-                self._begun(job)
+        elif isinstance(event, FirstToken):
+            if not job.request.script:
+                self._on_first_token(job)
         elif isinstance(event, TERMINAL):
             self._ended(job, event)
         elif isinstance(event, Preempted):
             self.preemptions += 1
 
-    def _begun(self, job: Job) -> None:
-        """The first token is there: the prompt has been computed, once, whatever happens to the engine later."""
+    def _on_first_token(self, job: Job) -> None:
+        """Count a job that has its first token: its prompt is counted once, even if an engine reads it again later."""
         timing = job.timing
         assert timing.first_token is not None
         self.first_token.add((timing.first_token - timing.created) / 1000)
@@ -134,7 +144,7 @@ class JobMetrics:
 
 
 class Tallied(Protocol):
-    """What is counted where frames are made and refusals are told."""
+    """Counts that are kept where frames are made and refusals are sent."""
 
     frames: int
     merged: int
@@ -145,9 +155,9 @@ class Tallied(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Where numbers are that are read when asked for. `open_sockets` is called with no connection changing.
+    """The sources of numbers that are read on request. `open_sockets` is called while no connection changes.
 
-    `codes` are those of all errors: a rate misses the first of a kind whose counter was not there before, at 0.
+    `codes` are those of all errors: a rate misses the first error of a kind if its counter was not there before, at 0.
     """
 
     engine: Callable[[], EngineState]
@@ -171,11 +181,11 @@ class Exposition(Collector):
         ProcessCollector("jobwire_engine", pid=lambda: sources.engine().pid or 0, registry=self._registry)
 
     def text(self) -> bytes:
-        """Return all in Prometheus' text format 0.0.4."""
+        """Return all metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self._registry)
 
     def describe(self) -> list[Metric]:
-        """Nothing is known to the registry before it is asked for."""
+        """Return nothing: the registry learns of metrics when it collects them."""
         return []
 
     def collect(self) -> Iterator[Metric]:

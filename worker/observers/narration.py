@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from worker.events import Admitted, Note, Preempted, Progress, Queued, Record, Resumed
+from worker.events import Admitted, FirstToken, Note, Preempted, Progress, Queued, Record, Resumed
 
 Fields: TypeAlias = dict[str, Any]
 """The fields of a narration frame. What is absent is not in the mapping; there is never a None."""
 
-PHASES = {"first_token": "decode", "completed": "done", "engine_restarted": "recovery"}
+PHASES = {"completed": "done", "engine_restarted": "recovery"}
 """The phase of a job after a note of this action. Other notes are just `note`s."""
 
 CUTE = {
@@ -47,6 +47,9 @@ def _describe(record: Record) -> Fields | None:
             share = done / total if total else 1.0
             fields = _say("engine", "prefill", f"Prefill {share:.0%}".replace("%", " %"), "prefill")
             return {**fields, "progress": round(share, 4), "metrics": {"prefilled_tokens": done, "total_tokens": total}}
+        case FirstToken(wait_ms=wait_ms):
+            fields = _say("engine", "first_token", f"First token after {wait_ms} ms", "decode")
+            return {**fields, "duration_ms": wait_ms}
         case Preempted(reason=reason):
             return {**_say("scheduler", "preempted", f"Paused: {reason}", "queued"), "level": "warn"}
         case Resumed(attempt=attempt):

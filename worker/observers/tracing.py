@@ -2,7 +2,7 @@
 
 A job's spans are made when it ends, from the times that it has kept: until then they cost nothing. Attributes are those
 of the semantic conventions for generative AI; the parent is the trace context that the request carried. Only numbers
-and names are sent, nothing of what is asked or answered.
+and names are sent, no text of prompts or answers.
 
 Needs the extra `otel`: importing this module without it raises ImportError.
 """
@@ -28,7 +28,7 @@ from worker.events import (
     Expired,
     Failed,
     Finished,
-    Note,
+    FirstToken,
     Preempted,
     Record,
     Resumed,
@@ -40,8 +40,10 @@ from worker.jobs.job import Job
 TRACES_PATH = "/v1/traces"
 NS_PER_MS = 1_000_000
 EXPORT_TIMEOUT_S = 5.0
+"""How long one batch of spans may take to send."""
+
 INT_END = 1 << 63
-"""What attributes that are numbers must be below."""
+"""Attributes that are numbers must be below this."""
 
 Attributes: TypeAlias = dict[str, AttributeValue]
 
@@ -49,7 +51,7 @@ Attributes: TypeAlias = dict[str, AttributeValue]
 class Tracing:
     """Observes all jobs. `endpoint` is the collector's URL, with or without TRACES_PATH; `model` names what runs now.
 
-    Spans are sent by a thread of the SDK, in batches; what cannot be sent is dropped, with a line in the log.
+    Spans are sent by a thread of the SDK, in batches; those that cannot be sent are dropped, with a line in the log.
     """
 
     def __init__(self, endpoint: str, worker_id: str, model: Callable[[], str]) -> None:
@@ -72,7 +74,7 @@ class Tracing:
             self._trace(job, record.at_ms, event)
 
     def close(self) -> None:
-        """Send what is left. May wait for the collector: not to be called on an event loop."""
+        """Send the spans that are left. May wait for the collector: do not call it on an event loop."""
         self._provider.shutdown()
 
     def _trace(self, job: Job, ended_at_ms: int, event: Terminal) -> None:
@@ -115,7 +117,7 @@ def _operation(job: Job) -> str:
 
 
 def _request(job: Job, operation: str, model: str) -> Attributes:
-    """Return what was asked for. Neutral sampling settings are not told."""
+    """Return the request. Neutral sampling settings are left out."""
     sampling = job.request.sampling
     attributes: Attributes = {
         "gen_ai.operation.name": operation,
@@ -157,10 +159,10 @@ def _outcome(job: Job, event: Terminal) -> Attributes:
 
 
 def _happenings(job: Job) -> Iterator[tuple[str, int, Attributes]]:
-    """Yield what happened to a job besides its phases: name, wall time in ms, attributes."""
+    """Yield the events of a job besides its phases: name, wall time in ms, attributes."""
     for record in job.log.records:
         match record.event:
-            case Note(action="first_token"):
+            case FirstToken():
                 yield "first_token", record.at_ms, {}
             case Preempted(reason=reason):
                 yield "preempted", record.at_ms, {"reason": reason}

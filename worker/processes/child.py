@@ -1,4 +1,4 @@
-"""The other side of `host`: starts an engine process, kills it, and says how it ended."""
+"""A child process of the gateway: starts it with its end of a socket pair, kills it, and explains how it ended."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-HOST_COMMAND = (sys.executable, "-P", "-m", "worker.processes.engine")
-"""-P: a folder named worker in the user's current directory must not be taken for this package."""
+ENGINE_COMMAND = (sys.executable, "-P", "-m", "worker.processes.engine")
+"""Starts an engine process. -P: a folder named worker in the current directory must not be taken for this package."""
 
 OUTPUT_LINES_KEPT = 20
-# A killed process is gone at once, unless it is inside a driver.
+"""Lines of its output that are kept to explain its end."""
+
 REAP_TIMEOUT_S = 1.0
-# Variables that numerical libraries read once, when they are loaded.
+"""How long a killed process is waited for. It is gone at once, unless it is inside a driver."""
+
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Variables that numerical libraries read once, when they are loaded."""
 
 
 class Child:
-    """An engine process. It leads its own session and group, so that it is killed with whatever it starts.
+    """A child process. It leads its own session and group, so that it is killed with all that it starts.
 
     `socket` is this side of its socket pair; `process.stdout` has its output and errors in one. Raises OSError when the
     system starts no process.
@@ -47,7 +50,7 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Tell whether it still runs. What an ended one has started is ended with it, as soon as somebody asks."""
+        """Whether it still runs. If not, the processes that it started are killed now."""
         if not self._ended and self.process.poll() is not None:
             self._ended = True
             self._kill_group()
@@ -59,7 +62,7 @@ class Child:
             self._kill_group()
 
     def close(self) -> None:
-        """Kill it and close this side's files. Waits only for the kernel, and not long even for that."""
+        """Kill it and close this side's files. Waits for the kernel alone, REAP_TIMEOUT_S at most."""
         self.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(REAP_TIMEOUT_S)
@@ -72,7 +75,7 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
     def ending(self) -> str:
-        """Say how it ended, in words for a sentence."""
+        """Return how it ended, as the beginning of a sentence."""
         if self.alive:
             return "the engine process closed its connection"
         code = self.process.returncode
@@ -83,7 +86,7 @@ class Child:
 
 
 def _start(command: Sequence[str], theirs: socket.socket, variables: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+    return subprocess.Popen(  # noqa: S603  (our own interpreter and module)
         [*command, str(theirs.fileno()), str(os.getpid())],
         pass_fds=(theirs.fileno(),),
         stdin=subprocess.DEVNULL,
@@ -95,12 +98,12 @@ def _start(command: Sequence[str], theirs: socket.socket, variables: dict[str, s
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return the variables of an engine process: `threads` for numerical libraries, 0 for the user's choice or one.
+    """Return the variables of a child: `threads` for numerical libraries, 0 for the user's choice or one.
 
     One thread is fastest for small models, and a machine that serves has other work for its cores. Waiting threads must
     sleep, not spin: with spinning ones a busy machine was measured five times slower.
     """
-    # Settings come in a message; some of them are secrets, which whatever the process starts would inherit.
+    # Settings come in a message; some are secrets, and every process that the child starts would inherit them.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("JOBWIRE_")}
     variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in THREAD_VARIABLES:

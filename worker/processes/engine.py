@@ -1,9 +1,9 @@
 """The engine process, which owns the model, the queue and the batch: `python -m worker.processes.engine FD PARENT_PID`.
 
 Its end of a socket pair is inherited as `FD`. The first message is `Open`; the model is loaded, with `Loading` on the
-way, and answered by `Ready` or `Unready`. Then: take all commands that are there, step, send one `Batch`, again. A
-thread reads the socket, so that commands never wait for a step and a step never for commands. Sending blocks when the
-gateway does not read: an engine that runs ahead of its readers would only fill memory.
+way, and answered by `Loaded` or `LoadFailed`. Then: carry out all commands that have arrived, step, send one `Batch`,
+and again. A thread reads the socket, so that commands never wait for a step and a step never for commands. Sending
+blocks when the gateway does not read: an engine that runs ahead of its readers would only fill memory.
 
 It never outlives the gateway: the end of the socket ends it, and on Linux the kernel kills it with its parent, even
 when it hangs in native code. Only the gateway stops it: a terminal's Ctrl-C and a service manager's SIGTERM do not.
@@ -35,31 +35,34 @@ from worker.processes.messages import (
     Cancel,
     Close,
     Down,
+    Loaded,
+    LoadFailed,
     Loading,
     Open,
     Prioritize,
-    Ready,
     Submit,
-    Unready,
     Up,
 )
 from worker.scheduler.loop import Loop
 
-EXIT_CLOSED, EXIT_BROKEN, EXIT_UNREADY, EXIT_ORPHANED, EXIT_GARBAGE = 0, 1, 3, 4, 5
+EXIT_CLOSED, EXIT_BROKEN, EXIT_LOAD_FAILED, EXIT_ORPHANED, EXIT_GARBAGE = 0, 1, 3, 4, 5
+"""Exit codes: closed by the gateway; the engine raised; no model; the gateway is gone; it sent garbage."""
 
 PR_SET_PDEATHSIG = 1
+"""Option of Linux's prctl: the signal that a process gets when its parent dies."""
+
 RECEIVE_BYTES = 1 << 16
 
-# From what was asked for: how to load it, what exactly, and a sentence why that engine.
 Choose: TypeAlias = Callable[[EngineSpec], tuple[Callable[[EngineSpec, OnLoad], Engine], EngineSpec, str]]
+"""Turns the wanted engine into its loader, the exact engine to load, and a sentence why that one."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def serve(sock: socket.socket, choose: Choose) -> int:
-    """Be the engine process on this socket until told to close; return its exit code.
+    """Run the engine for the gateway at the other end of `sock` until `Close`; return the exit code.
 
-    Ends the process at once when the other side is gone. An engine that breaks raises what it raises.
+    Ends the process at once when the gateway is gone. An engine that breaks raises its own exception.
     """
     commands: SimpleQueue[Down] = SimpleQueue()
     threading.Thread(target=_read, args=(sock, commands), name="commands", daemon=True).start()
@@ -67,10 +70,10 @@ def serve(sock: socket.socket, choose: Choose) -> int:
     assert isinstance(opening, Open), f"the first message was {type(opening).__name__}, not Open"
     engine = _load(sock, opening, choose)
     if engine is None:
-        return EXIT_UNREADY
+        return EXIT_LOAD_FAILED
     calm_gc()
     loop = Loop(engine, opening.schedule)
-    while _obey(commands, loop):
+    while _carry_out(commands, loop):
         batch = loop.step(send=partial(_send, sock))
         if batch is not None:
             _send(sock, batch)
@@ -88,19 +91,19 @@ def _load(sock: socket.socket, opening: Open, choose: Choose) -> Engine | None:
         load, spec, why = choose(opening.spec)
         engine = load(spec, on_load)
     except Exception as error:
-        # Whatever went wrong, the gateway stays up and says it: a library's own exception is as good a reason as ours.
+        # The gateway stays up and reports any reason: a library's own exception is as good as one of ours.
         if not isinstance(error, JobwireError):
-            log.exception("the model cannot be loaded")
+            logger.exception("the model cannot be loaded")
             error = ModelError(f"{type(error).__name__}: {error}")
-        _send(sock, Unready(error.problem()))
+        _send(sock, LoadFailed(error.problem()))
         return None
     info = engine.info
-    _send(sock, Ready(msgspec.structs.replace(info, details={**info.details, "chosen": why})))
+    _send(sock, Loaded(msgspec.structs.replace(info, details={**info.details, "chosen": why})))
     return engine
 
 
-def _obey(commands: SimpleQueue[Down], loop: Loop) -> bool:
-    """Carry out all commands that are there, waiting for one when idle; tell whether to go on."""
+def _carry_out(commands: SimpleQueue[Down], loop: Loop) -> bool:
+    """Carry out all commands that have arrived, waiting for one when idle. Returns whether to go on."""
     try:
         while True:
             match commands.get(block=loop.idle):
@@ -119,17 +122,17 @@ def _obey(commands: SimpleQueue[Down], loop: Loop) -> bool:
 
 
 def _read(sock: socket.socket, commands: SimpleQueue[Down]) -> None:
-    """Feed the queue from the socket; without a gateway there is nothing left to do in this process."""
+    """Feed the queue from the socket; without a gateway this process has nothing left to do."""
     messages = wire.downward()
     try:
         while data := sock.recv(RECEIVE_BYTES):
             for message in messages.feed(data):
                 commands.put(message)
     except wire.Garbage:
-        log.exception("the gateway cannot be understood")
+        logger.exception("the gateway cannot be understood")
         os._exit(EXIT_GARBAGE)
     except OSError:
-        log.exception("the socket broke")
+        logger.exception("the socket broke")
     os._exit(EXIT_ORPHANED)
 
 
@@ -141,7 +144,7 @@ def _send(sock: socket.socket, message: Up) -> None:
 
 
 def _belong_to(parent_pid: int) -> None:
-    """Die with the parent, and of nobody's Ctrl-C."""
+    """Make this process end with its parent, and survive a Ctrl-C that is meant for others."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -159,8 +162,8 @@ def main(choose: Choose) -> None:
     try:
         code = serve(socket.socket(fileno=int(sys.argv[1])), choose)
     except BaseException:
-        log.exception("the engine broke")
-    # Not sys.exit: tearing down an interpreter full of native libraries may hang, and nothing is left to be saved.
+        logger.exception("the engine broke")
+    # Not sys.exit: tearing down an interpreter full of native libraries may hang, and nothing is left to save.
     logging.shutdown()
     os._exit(code)
 

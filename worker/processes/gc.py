@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 
 THRESHOLDS = (50_000, 20, 100)
+"""Allocations before a young collection, young ones before a middle one, middle ones before a full one."""
 
 
 def calm_gc() -> None:
-    """Make full collections rare, in a process that has set itself up.
+    """Make full collections rare, in a process that has finished its setup.
 
-    One walks every object, be it of a model's bookkeeping or of thousands of connections, and stops all streams
-    meanwhile, for hundreds of milliseconds.
+    A full collection walks every object, be it of a model or of thousands of connections, and stops all streams for
+    hundreds of milliseconds.
     """
     gc.collect()
     gc.freeze()

@@ -1,6 +1,6 @@
-"""What gateway and engine process say to each other: typed, versioned messages, msgpack on a socket pair.
+"""What gateway and engine process send each other: typed, versioned messages, msgpack on a socket pair.
 
-Down (to the engine process): `Open`, `Submit`, `Cancel`, `Prioritize`, `Close`. Up: `Loading`, `Ready`, `Unready`,
+Down (to the engine process): `Open`, `Submit`, `Cancel`, `Prioritize`, `Close`. Up: `Loading`, `Loaded`, `LoadFailed`,
 `Batch`. There is one `Batch` per engine step, and before what may be its end; never one per token. `wire` frames them.
 """
 
@@ -16,6 +16,7 @@ from worker.errors import Problem
 from worker.scheduler.works import Batch, Schedule, Work
 
 PROTOCOL_VERSION = 1
+"""Both sides must be of the same version. They differ only if the installation is upgraded while it runs."""
 
 
 # ---- down ------------------------------------------------------------------------------------------------------------
@@ -30,7 +31,7 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
 
     @classmethod
     def of(cls, settings: Settings) -> Open:
-        """Return what these settings ask of an engine process, or of an engine in this one."""
+        """Return the message that these settings ask for, be it to a process or for an engine in this one."""
         spec = EngineSpec(
             engine=settings.engine,
             model=settings.model,
@@ -56,7 +57,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Forget this work, wherever it is, before the next step. No answer."""
+    """Forget this work, wherever it is, before the next step."""
 
     lease: str
 
@@ -83,16 +84,16 @@ class Loading(msgspec.Struct, frozen=True, tag="loading"):
     progress: LoadProgress
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready"):
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """The model is loaded; work is accepted."""
 
     info: EngineInfo
 
 
-class Unready(msgspec.Struct, frozen=True, tag="unready"):
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
     """The model cannot be loaded, and why. The process exits."""
 
     error: Problem
 
 
-Up: TypeAlias = Loading | Ready | Unready | Batch
+Up: TypeAlias = Loading | Loaded | LoadFailed | Batch

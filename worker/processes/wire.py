@@ -10,19 +10,20 @@ import msgspec
 from worker.processes.messages import Down, Up
 
 HEADER_BYTES = 4
-# Far above any message of ours (a prompt is at most a few MB), far below what four random bytes usually say.
+
 FRAME_BYTES_MAX = 1 << 28
+"""Far above any message of ours (a prompt is at most a few MB), far below the value of most four random bytes."""
 
 _encoder = msgspec.msgpack.Encoder()
 Message = TypeVar("Message")
 
 
 class Garbage(Exception):
-    """What arrived is not a message of the other side. Nothing can be read from that stream any more."""
+    """Bytes arrived that are no message of the other side. The rest of the stream cannot be read."""
 
 
 def frame(message: Down | Up) -> bytearray:
-    """Return a message as it is sent."""
+    """Return the bytes of a message."""
     buffer = bytearray()
     _encoder.encode_into(message, buffer, HEADER_BYTES)
     buffer[:HEADER_BYTES] = (len(buffer) - HEADER_BYTES).to_bytes(HEADER_BYTES, "big")
@@ -37,7 +38,7 @@ class Messages(Generic[Message]):
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Take in bytes and yield the messages that are complete. Raises Garbage."""
+        """Append bytes and yield the messages that are complete. Raises Garbage."""
         self._buffer += data
         start = 0
         try:
@@ -48,7 +49,7 @@ class Messages(Generic[Message]):
             del self._buffer[:start]
 
     def _body(self, start: int) -> slice | None:
-        """Return where the message is whose frame begins at `start`, or None while it is incomplete."""
+        """Return the extent of the message whose frame begins at `start`, or None while it is incomplete."""
         begin = start + HEADER_BYTES
         if len(self._buffer) < begin:
             return None
@@ -65,10 +66,10 @@ class Messages(Generic[Message]):
 
 
 def downward() -> Messages[Down]:
-    """Return a reader of what the gateway says."""
+    """Return a reader of the gateway's messages."""
     return Messages(msgspec.msgpack.Decoder[Down](Down))
 
 
 def upward() -> Messages[Up]:
-    """Return a reader of what an engine process says."""
+    """Return a reader of an engine process's messages."""
     return Messages(msgspec.msgpack.Decoder[Up](Up))

@@ -215,7 +215,10 @@ SERVER: tuple[Example[ServerFrame], ...] = (
     ),
     Example(
         "error_busy",
-        Error(error=QueueFull("1024 jobs wait already. Try again later.", retry_after_ms=2000).problem(), job_id=ID),
+        Error(
+            error=QueueFull("The queue is at its limit of 1024 jobs. Try again later.", retry_after_ms=2000).problem(),
+            job_id=ID,
+        ),
         "A request that may be repeated as it is, later.",
     ),
     Example("pong", Pong(t=1761838000000), "The answer to a ping; without `t`, a sign of life."),

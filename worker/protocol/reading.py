@@ -70,8 +70,8 @@ def wire_queue(job: Job) -> QueuePlace | None:
 class FrameSource:
     """Makes event streams. Streams of one job share its frames."""
 
-    def __init__(self, narrate: Narrate, frame_bytes_max: int = 1 << 20) -> None:
-        self.tally = Tally()
+    def __init__(self, narrate: Narrate, tally: Tally, frame_bytes_max: int = 1 << 20) -> None:
+        self._tally = tally
         self._narrate = narrate
         self._frame_bytes_max = frame_bytes_max
         self._by_job: WeakValueDictionary[Job, JobFrames] = WeakValueDictionary()
@@ -82,8 +82,8 @@ class FrameSource:
         if frames is None:
             frames = self._by_job[job] = JobFrames(job, self._narrate, self._frame_bytes_max)
         if after:
-            self.tally.resumes += 1
-        return LogReader(frames, after, channels, self.tally)
+            self._tally.resumes += 1
+        return LogReader(frames, after, channels, self._tally)
 
 
 class LogReader:

@@ -35,6 +35,7 @@ from worker.protocol.closing import CloseCode, CloseConnection
 from worker.protocol.frames import Accepted, Error, Goaway, Hello, Pong, ServerFrame, ServerLimits
 from worker.protocol.reading import FrameSource, locate, wire_queue, wire_state
 from worker.protocol.subscriptions import Subscriptions, Timer
+from worker.protocol.tally import Tally
 
 FEATURES = (
     "update", "channels", "window", "coalesce", "auth", "goaway",
@@ -61,7 +62,8 @@ class SessionHost(Protocol):
     operations: Mapping[str, Operation]
     settings: Settings
     limits: Limits
-    frames: FrameSource
+    tally: Tally
+    frame_source: FrameSource
     timer: Timer
 
     def sse_url(self, job: Job) -> str:
@@ -166,7 +168,7 @@ class Session:
             fields = decoding.load(data, self._settings.frame_bytes_max)
             reply = self._act(decoding.interpret(fields), now_ms)
         except JobwireError as error:
-            self._host.frames.tally.refusals[error.code] += 1
+            self._host.tally.refusals[error.code] += 1
             if isinstance(error, BAD):
                 self._count_bad_frame(now_ms)
             job_id = _short(fields.get("job_id"))
@@ -239,9 +241,9 @@ class Session:
         self._subscriptions.drop(job.id)
         start = locate(job, frame.after)
         if start.reset:
-            self._host.frames.tally.resets += 1
+            self._host.tally.resets += 1
         if not start.over:
-            stream = self._host.frames.stream(job, start.after, frame.channels)
+            stream = self._host.frame_source.stream(job, start.after, frame.channels)
             self._subscriptions.follow(stream, frame.window, frame.coalesce_ms)
         return self._accepted(job, frame.ref, replayed=replayed, reset=start.reset, over=start.over)
 

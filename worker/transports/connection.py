@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 YIELD_EVERY = 64
-"""A reader that is far behind lets the others run after so many sends: a send to an idle socket does not wait."""
+"""After this many sends a reader that is far behind lets the others run: a send to an idle socket does not wait."""
 
 
 class Connection(Protocol):
-    """A long-lived connection, as the app sees it. All methods return at once.
+    """A long-lived connection. All methods return at once.
 
     `kind` is websocket, sse, legacy or loading.
     """
@@ -17,17 +17,17 @@ class Connection(Protocol):
     kind: str
 
     def tick(self, now_ms: float) -> None:
-        """Time passes: say something if nothing was said for long, give up if nothing could be sent for long."""
+        """Check the time: send a heartbeat after a silence, close when a key expired or a client reads nothing."""
         ...
 
     def drain(self) -> None:
-        """Tell the client, if it can be told, that the worker shuts down once its jobs have ended."""
+        """Tell the client, if its protocol can, that the worker shuts down once its jobs have ended."""
         ...
 
     def finish(self) -> None:
-        """Send what is there, then close: the jobs have ended."""
+        """Send what is pending, then close: the jobs have ended."""
         ...
 
     def abort(self) -> None:
-        """Close without sending anything more."""
+        """Close without sending anything else."""
         ...

@@ -1,6 +1,6 @@
-"""What every way in shares: the parts of the worker, and connections that can be told to finish.
+"""The parts of the worker that every way in shares, and the set of open connections.
 
-`Gateway` is handed to each transport by the app.
+The app composes one `Gateway` and hands it to each transport.
 """
 
 from __future__ import annotations
@@ -21,38 +21,45 @@ from worker.operations.base import Limits, Operation
 from worker.protocol.frames import sse_url
 from worker.protocol.reading import FrameSource, Narrate
 from worker.protocol.subscriptions import Timer
+from worker.protocol.tally import Tally
 from worker.transports.access.credentials import Access
+from worker.transports.access.origins import Origins
 from worker.transports.connection import Connection
 
 CONNECTIONS_RETRY_MS = 2000
-"""When to come back if there are too many connections: nobody knows when one of them ends."""
+"""When to come back if too many connections are open: nobody knows when one of them will end."""
 
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Gateway:
-    """The parts that transports need, composed by the app."""
+    """The parts that transports need, composed by the app.
+
+    `tally` counts what is delivered and refused. `opened` counts the connections ever opened, by kind.
+    `state_wakers` are called when the state of the engine changes.
+    """
 
     jobs: Jobs
     operations: Mapping[str, Operation]
     settings: Settings
     clock: Clock
     narrate: Narrate
-    frames: FrameSource
+    tally: Tally
+    frame_source: FrameSource
     limits: Limits
     access: Access
+    origins: Origins
     timer: Timer
     connections: set[Connection] = field(default_factory=set)
-    # Connections ever opened, by kind.
     opened: Counter[str] = field(default_factory=Counter)
     state_wakers: set[Callable[[], None]] = field(default_factory=set)
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
     @contextlib.contextmanager
     def connected(self, connection: Connection) -> Iterator[None]:
-        """Let the app know a connection for as long as it lasts."""
+        """Register a connection while it lasts, so that the app can reach it."""
         self.connections.add(connection)
         self.opened[connection.kind] += 1
         logger.debug("connected", extra={"kind": connection.kind})
@@ -71,11 +78,11 @@ class Gateway:
             await self._empty.wait()
 
     def sse_url(self, job: Job) -> str:
-        """Return where a job can be read as server-sent events. An EventSource sends no key: a ticket is in the URL."""
+        """Return the URL of a job's event stream. It carries a ticket, because an EventSource cannot send a key."""
         ticket = self.access.ticket(job)
         return sse_url(job.id) if ticket is None else f"{sse_url(job.id)}?ticket={ticket}"
 
     def check_room(self) -> None:
-        """Raise Overloaded if there are as many open connections as there may be."""
+        """Raise Overloaded if the limit of open connections is reached."""
         if len(self.connections) >= self.settings.connections_max:
             raise Overloaded("Too many connections are open. Try again later.", retry_after_ms=CONNECTIONS_RETRY_MS)

@@ -6,7 +6,7 @@ import asyncio
 
 
 class Wake:
-    """A flag that a reader waits for. Setting it is cheap and may happen any number of times."""
+    """A flag that one reader waits for. Setting it is cheap and may happen any number of times."""
 
     __slots__ = ("_is_set", "_waiter")
 
@@ -15,13 +15,13 @@ class Wake:
         self._waiter: asyncio.Future[None] | None = None
 
     def set(self) -> None:
-        """Let the reader go on."""
+        """Set the flag, so that the reader continues."""
         self._is_set = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def wait_next(self) -> None:
-        """Wait until the flag is set, and take it down."""
+        """Wait until the flag is set, and clear it."""
         if not self._is_set:
             self._waiter = asyncio.get_running_loop().create_future()
             try:

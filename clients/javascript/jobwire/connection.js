@@ -5,26 +5,36 @@ import {Subscriptions} from "./subscription.js";
 import {sleep} from "./waiting.js";
 import {CONNECT_TIMEOUT_MS, EVENT_TYPES, HEARTBEAT_MS, parse} from "./wire.js";
 
-const REFRESH_AT = 0.8; // of a token's time to live: when the next one is asked for
-const REFRESH_AGAIN_AT = 0.05; // likewise, after an attempt that failed
-const EXPIRES_S_MIN = 0.5; // what a time to live of 0 s stands for: it comes in whole seconds
+/** The share of a key's time to live after which the next key is requested. */
+const REFRESH_AT = 0.8;
+
+/** The same after an attempt that failed. */
+const REFRESH_AGAIN_AT = 0.05;
+
+/** The meaning of a time to live of 0 s: the worker sends whole seconds. */
+const EXPIRES_S_MIN = 0.5;
+
+/** The longest time that a timer can wait. */
 const TIMER_MS_MAX = 2 ** 31 - 1;
+
 const DONE = 1000, LOST = 1006; // close codes
 const CLOSE_CODES = new Map([
   [4400, "protocol_abuse"], [4401, "unauthorized"], [4403, "forbidden"], [4406, "version"], [4408, "auth_timeout"],
 ]);
-const HIDDEN = "..."; // what `onframe` sees of a key
+
+/** Shown to `onframe` in place of a key. */
+const HIDDEN = "...";
 
 /** One WebSocket, and the jobs that it carries after the hello. */
 export class Connection {
   jobs = new Subscriptions();
-  greeted; // settled with the worker's hello, or when there is none
-  gone; // resolved, to the reason, when it takes no new jobs any more
-  ended; // resolved when it carries none
-  #tellGreeted;
-  #tellNotGreeted;
-  #tellGone;
-  #tellEnded;
+  greeted; // resolves with the worker's hello, rejects if there is none
+  gone; // resolves to the reason when the connection accepts no more new jobs
+  ended; // resolves when it carries no jobs
+  #resolveGreeted;
+  #rejectGreeted;
+  #resolveGone;
+  #resolveEnded;
   #settings;
   #key;
   #subscriptions;
@@ -33,10 +43,10 @@ export class Connection {
   #hello = null;
   #isLeaving = false;
   #since = performance.now();
-  #heardAt = performance.now();
-  #silence; // the timer that watches for it
+  #receivedAt = performance.now();
+  #silence; // the timer that detects it
   #closing = new AbortController();
-  #answers = new Map(); // by ref: whose answer it is, and what it does
+  #answers = new Map(); // by ref: {subscription, answered}
   #refs = 0;
 
   constructor(key, settings, subscriptions, retry) {
@@ -44,14 +54,15 @@ export class Connection {
     this.#settings = settings;
     this.#subscriptions = subscriptions;
     this.#retry = retry;
-    this.greeted = new Promise((resolve, reject) => ([this.#tellGreeted, this.#tellNotGreeted] = [resolve, reject]));
-    this.gone = new Promise((resolve) => (this.#tellGone = resolve));
-    this.ended = new Promise((resolve) => (this.#tellEnded = resolve));
+    this.greeted = new Promise((resolve, reject) => ([this.#resolveGreeted, this.#rejectGreeted] = [resolve, reject]));
+    this.gone = new Promise((resolve) => (this.#resolveGone = resolve));
+    this.ended = new Promise((resolve) => (this.#resolveEnded = resolve));
     this.#socket = this.#open();
     this.#watchSilence(CONNECT_TIMEOUT_MS);
   }
 
-  get takesJobs() {
+  /** Whether new jobs may be sent over it. */
+  get acceptsJobs() {
     return this.#hello !== null && !this.#isLeaving;
   }
 
@@ -59,13 +70,13 @@ export class Connection {
     return performance.now() - this.#since;
   }
 
-  /** Take no new jobs from now on. */
+  /** Accept no new jobs from now on. */
   go(reason) {
     this.#isLeaving = true;
-    this.#tellGone(reason);
+    this.#resolveGone(reason);
   }
 
-  /** Send what a subscription has to say. */
+  /** Send the frames of a subscription. */
   notify(subscription) {
     this.jobs.set(subscription.id, subscription);
     const ref = (answered) => {
@@ -76,7 +87,7 @@ export class Connection {
     this.#forgetIfOver(subscription);
   }
 
-  /** Take it for closed, whatever the socket still does. */
+  /** Treat the connection as closed, whatever the socket still does. */
   lose(reason) {
     const socket = this.#socket;
     if (!socket) return;
@@ -85,8 +96,8 @@ export class Connection {
     this.#closing.abort();
     socket.close(DONE); // a bare close() reports 1005
     this.go(reason);
-    this.#tellNotGreeted(reason);
-    this.#tellEnded();
+    this.#rejectGreeted(reason);
+    this.#resolveEnded();
   }
 
   #open() {
@@ -94,24 +105,24 @@ export class Connection {
     let socket;
     try {
       socket = new this.#settings.WebSocket(`${this.#settings.base.replace(/^http/, "ws")}/v1/ws`, protocols);
-    } catch (error) { // a page of https, or its policy, may forbid it
+    } catch (error) { // an https page, or its policy, may forbid it
       throw new Cut(error.message, 0, {cause: error});
     }
     socket.onmessage = ({data}) => this.#socket && this.#receive(data);
     socket.onclose = ({code, reason}) => this.lose(reasonOf(code, reason));
     socket.onerror = () => {
-      // A close follows, but Node 20 forgets it for a socket that could not be opened.
+      // A close event follows, but not in Node 20 for a socket that could not be opened.
       if (socket.readyState === 0) this.lose(reasonOf(LOST, "The WebSocket could not be opened"));
     };
     return socket;
   }
 
   #receive(data) {
-    this.#heardAt = performance.now();
+    this.#receivedAt = performance.now();
     try {
       const frame = parse(data);
       this.#settings.onframe(frame, "in");
-      if (this.takesJobs || this.#isLeaving) this.#take(frame);
+      if (this.acceptsJobs || this.#isLeaving) this.#process(frame);
       else this.#greet(frame);
     } catch (error) {
       this.lose(error);
@@ -120,7 +131,7 @@ export class Connection {
 
   #greet(hello) {
     if (hello.type !== "hello") throw new Cut(`Expected the worker's hello, got ${hello.type}`);
-    if (hello.auth === "required" && this.#key !== null) { // something between us took the key
+    if (hello.auth === "required" && this.#key !== null) { // something in between removed the key
       this.#authenticate(this.#key);
       this.#key = null;
       return;
@@ -128,10 +139,10 @@ export class Connection {
     this.#hello = hello;
     this.#watchSilence(2 * (hello.limits?.heartbeat_s * 1000 || HEARTBEAT_MS));
     this.#keepAuthorized();
-    this.#tellGreeted();
+    this.#resolveGreeted();
   }
 
-  #take(frame) {
+  #process(frame) {
     let subscription = this.jobs.get(frame.job_id);
     if (frame.type === "accepted" || frame.type === "error") {
       const answer = this.#answers.get(frame.ref);
@@ -153,16 +164,16 @@ export class Connection {
     const message = JSON.stringify(frame);
     const bytes = new TextEncoder().encode(message).length;
     const bytesMax = this.#hello.limits?.max_frame_bytes ?? Infinity;
-    if (bytes > bytesMax) { // the worker would close the connection of all jobs: refuse it in its place
+    if (bytes > bytesMax) { // the worker would close the connection of all jobs, so the request is refused here
       const detail = `Expected a request of at most ${bytesMax} bytes, got ${bytes}`;
-      return this.#take({type: "error", ref: frame.ref, error: {code: "frame_too_large", status: 413, detail}});
+      this.#process({type: "error", ref: frame.ref, error: {code: "frame_too_large", status: 413, detail}});
+    } else if (this.#socket) { // else it was lost a moment ago, and everything is sent again over the next one
+      this.#socket.send(message);
+      this.#settings.onframe(frame, "out");
     }
-    if (!this.#socket) return; // it was lost a moment ago: all of it is sent again over the next one
-    this.#socket.send(message);
-    this.#settings.onframe(frame, "out");
   }
 
-  /** Send another key before the time of the one in use is over. */
+  /** Send another key before the current one expires. */
   async #keepAuthorized() {
     if (!renews(this.#settings) || this.#hello.expires_in === undefined) return;
     const expiresMs = 1000 * (this.#hello.expires_in || EXPIRES_S_MIN);
@@ -188,9 +199,9 @@ export class Connection {
   #watchSilence(silenceMs) {
     clearTimeout(this.#silence);
     const check = () => {
-      const leftMs = this.#heardAt + silenceMs - performance.now();
+      const leftMs = this.#receivedAt + silenceMs - performance.now();
       if (leftMs > 0) this.#silence = setTimeout(check, leftMs);
-      else this.lose(new Cut(`Nothing was heard for ${silenceMs / 1000} s`));
+      else this.lose(new Cut(`Nothing was received for ${silenceMs / 1000} s`));
     };
     this.#silence = setTimeout(check, silenceMs);
   }
@@ -201,7 +212,7 @@ export class Connection {
   }
 }
 
-/** What the end of a connection means: a Cut, or ConnectionFailed when coming back is of no use. */
+/** Return what the end of a connection means: a Cut, or ConnectionFailed if reconnecting is useless. */
 export function reasonOf(code, reason) {
   if (code === DONE || (code >= 4400 && code < 4500)) {
     const detail = reason || `The worker closed the connection with ${code}`;

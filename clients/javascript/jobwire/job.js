@@ -1,10 +1,10 @@
-/** A job, for its reader. */
+/** A job for its reader. What its methods promise is in jobwire.d.ts. */
 import {JobCancelled, JobFailed, Refused} from "./errors.js";
 import {nextPaint} from "./waiting.js";
 
 /**
  * The events of one job in order, for one reader: iterate, or await `text()`, or first one and then the other.
- * Leaving a loop early leaves the job as it is: iterate again, `cancel()` it, or `close()` to stop watching it.
+ * Leaving a loop early changes nothing: iterate again, `cancel()` the job, or `close()` to stop watching it.
  */
 export class Job {
   #subscription;
@@ -20,7 +20,7 @@ export class Job {
     this.#signal = signal;
   }
 
-  /** The worker's latest answer: state, queue, sse_url; null before it. */
+  /** The worker's latest answer: state, queue, sse_url; null before the first one. */
   get accepted() {
     return this.#subscription.accepted;
   }
@@ -35,7 +35,7 @@ export class Job {
     return {next: () => this.#next()};
   }
 
-  /** Wait for the end and return the whole text of a choice: what was read before and the rest. */
+  /** Wait for the end and return the whole text of a choice, including the text that was read before. */
   async text(index = 0) {
     while (!(await this.#next()).done);
     this.#checkEnd();
@@ -53,23 +53,23 @@ export class Job {
     return [first, ...Array.from({length: count - 1}, (_, i) => (this.#texts.get(i + 1) ?? []).join(""))];
   }
 
-  /** Cancel the job; resolves when the worker has heard it, and the end follows. A job that has ended is success. */
+  /** Ask the worker to cancel the job; resolves when it has answered. A job that has ended is success. */
   cancel() {
-    return unheard(this.#ask({type: "cancel"}).then(() => undefined));
+    return optional(this.#ask({type: "cancel"}).then(() => undefined));
   }
 
-  /** Change the priority of a job that waits; resolves to the answer. Rejects with Refused, over SSE always. */
+  /** Change the priority of a queued job; resolves to the answer. Rejects with Refused, over SSE always. */
   update({priority}) {
-    return unheard(this.#ask({type: "update", priority}).then((answer) => answer ?? this.accepted));
+    return optional(this.#ask({type: "update", priority}).then((answer) => answer ?? this.accepted));
   }
 
-  /** Stop watching the job, which goes on. */
+  /** Stop watching the job, which continues at the worker. */
   close() {
     this.#done = true;
     this.#subscription.close();
   }
 
-  /** Ask the worker; resolves to its answer, or to nothing when the job has ended. */
+  /** Send a request; resolves to the worker's answer, or to null if the job has ended. */
   async #ask(frame) {
     if (this.#subscription.ended) return null;
     const ask = this.#subscription.ask(frame);
@@ -79,11 +79,20 @@ export class Job {
   }
 
   async #next() {
-    if (!this.#done) await this.#until(() => this.#subscription.hasNews);
-    if (!this.#done && this.#subscription.paint) await nextPaint();
-    const event = this.#done ? undefined : this.#subscription.take();
-    this.#done = !event || event.type === "end";
-    if (!event) return {done: true, value: undefined};
+    while (!this.#done) {
+      await this.#until(() => this.#done || this.#subscription.hasNews);
+      if (!this.#done && this.#subscription.paint) await nextPaint();
+      if (this.#done) break;
+      const event = this.#subscription.pop();
+      if (event) return this.#read(event);
+      // Another reader has read the event meanwhile, unless nothing follows.
+      this.#done = this.#subscription.ended || this.#subscription.closed;
+    }
+    return {done: true, value: undefined};
+  }
+
+  #read(event) {
+    this.#done = event.type === "end";
     this.#fold(event);
     this.#checkEnd();
     return {done: false, value: event};
@@ -116,8 +125,8 @@ export class Job {
   }
 }
 
-/** A promise whose failure need not be heard of by who does not wait for it. */
-function unheard(promise) {
+/** Return a promise that may fail unobserved: a program need not wait for it. */
+function optional(promise) {
   promise.catch(() => {});
   return promise;
 }

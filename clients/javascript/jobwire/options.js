@@ -1,9 +1,9 @@
-/** How a client behaves. */
+/** The options of a client. */
 import {NoKey} from "./errors.js";
 import {within} from "./waiting.js";
 import {CONNECT_TIMEOUT_MS} from "./wire.js";
 
-/** Return the options of one client, all of them. */
+/** Return the options of one client, complete. Throws TypeError for a wrong one. */
 export function settingsOf(url, {onframe = () => {}, ...options}) {
   const settings = {
     transport: "auto",
@@ -24,12 +24,12 @@ export function settingsOf(url, {onframe = () => {}, ...options}) {
   return settings;
 }
 
-/** Whether another key may be had when one is refused. */
+/** Return whether there may be another key when one is refused. */
 export function renews({token}) {
   return typeof token === "function";
 }
 
-/** The key of this moment, empty without one. Rejects with NoKey. */
+/** Return the current key, empty if there is none. Rejects with NoKey. */
 export async function keyOf({token}) {
   if (typeof token !== "function") return token ?? "";
   try {
@@ -39,7 +39,7 @@ export async function keyOf({token}) {
   }
 }
 
-/** The http(s) URL that the paths of the protocol follow, whatever form of the worker's address is given. */
+/** Return the http(s) URL to which the protocol's paths are appended, for any form of the worker's address. */
 function baseUrl(url) {
   const {protocol, host, pathname} = new URL(url, globalThis.location?.href);
   const scheme = {"http:": "http", "https:": "https", "ws:": "http", "wss:": "https"}[protocol];
@@ -47,7 +47,7 @@ function baseUrl(url) {
   return `${scheme}://${host}${pathname.replace(/\/+$/, "").replace(/\/v1\/ws$/, "")}`;
 }
 
-/** A function of the program that may fail without harm to the frames it sees. */
+/** Return a function that calls the program's `onframe` and survives its errors. */
 function guarded(onframe) {
   return (frame, direction) => {
     try {

@@ -1,10 +1,13 @@
 /** When to try again, and for how long. */
 import {ConnectionFailed, JobwireError} from "./errors.js";
 
-const ATTEMPT_MS_MAX = 30_000; // what one attempt may take: a key, a connection and a hello
-export const STABLE_MS = 5_000; // a connection that lasted this long ends an outage, even if nothing happened on it
+/** How long one attempt may last: a key, a connection and a hello. */
+export const ATTEMPT_MS_MAX = 30_000;
 
-/** Spaces the attempts of one outage, with jitter, and says when it has lasted too long. */
+/** A connection that lasted this long ends an outage, even if nothing happened on it. */
+export const STABLE_MS = 5_000;
+
+/** Spaces the attempts of one outage, with jitter, and ends it when it has lasted too long. */
 export class Retry {
   #tries = 0;
   #outageMs = 0;
@@ -16,17 +19,20 @@ export class Retry {
     [this.firstMs, this.mostMs] = backoffMs;
   }
 
-  /** The outage is over. */
+  /** End the outage: the next pause is short again. */
   clear() {
     this.#tries = this.#outageMs = 0;
   }
 
-  /** How long to wait now. Throws `cause`, as a ConnectionFailed if it is none of ours. */
+  /**
+   * Return the pause before the next attempt. Throws `cause` when the outage has lasted too long; an error of another
+   * library as ConnectionFailed.
+   */
   delayMs(cause, atLeastMs = 0) {
     const now = performance.now();
-    // What was neither pause nor attempt is no outage: nothing was wanted, or the machine slept.
+    // Time beyond the pause and an attempt does not count: no job needed a connection, or the machine slept.
     if (this.#tries) this.#outageMs += Math.min(now - this.#askedAt, this.#delayMs + ATTEMPT_MS_MAX);
-    // Many clients are told the same time at once, and must not come back at once: jitter goes on top of it.
+    // A worker sends many clients the same time to wait. Jitter is added to it, or they would all return at once.
     const jitter = 0.5 + Math.random() / 2;
     const delayMs = atLeastMs + Math.min(this.mostMs, this.firstMs * 2 ** this.#tries) * jitter;
     if (this.#outageMs + delayMs > this.timeoutMs) {

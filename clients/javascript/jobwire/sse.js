@@ -2,7 +2,7 @@
 import {ConnectionFailed, Cut, JobwireError, Refused} from "./errors.js";
 import {keyOf, renews} from "./options.js";
 import {Retry, STABLE_MS} from "./retry.js";
-import {ATTACHED, AWAY} from "./subscription.js";
+import {ATTACH, DETACH} from "./subscription.js";
 import {sleep, within} from "./waiting.js";
 import {EVENT_TYPES, HEARTBEAT_MS, parse, refusalOf} from "./wire.js";
 
@@ -24,7 +24,7 @@ export class SseTransport {
     const {closed, exists} = subscription;
     if (closed && exists) this.#streams.get(subscription)?.abort();
     else if (!this.#streams.has(subscription)) this.#run(subscription);
-    if (exists) for (const ask of subscription.takeAsks()) this.#ask(subscription, ask);
+    if (exists) for (const ask of subscription.unsentAsks()) this.#ask(subscription, ask);
   }
 
   reconnect() {
@@ -44,7 +44,7 @@ export class SseTransport {
     } catch (error) {
       if (!controller.signal.aborted) subscription.fail(error);
     }
-    subscription.link = AWAY;
+    subscription.step(DETACH);
     this.#streams.delete(subscription);
     this.#subscriptions.forgetIfOver(subscription);
   }
@@ -67,21 +67,26 @@ export class SseTransport {
     }
   }
 
-  /** Read one stream until the job is over or closed. It is read no faster than its reader reads. Rejects with Cut. */
+  /** Read one stream until the job is over or closed, no faster than the job's reader. Rejects with Cut. */
   async #read(subscription, retry, signal) {
     const resume = subscription.received === null ? {} : {"Last-Event-ID": subscription.received};
     const path = `${jobPath(subscription)}/stream`;
     const headers = {Accept: "text/event-stream", ...resume};
     const response = await this.#answer("GET", path + (subscription.search ?? ""), headers, signal);
-    if (response.status === 204) return subscription.nothingFollows();
+    if (response.status === 204) {
+      subscription.nothingFollows();
+      return;
+    }
     const openedAt = performance.now();
-    if (!subscription.accepted) this.#answered(subscription, {job_id: subscription.id, state: "running", sse_url: path});
-    subscription.link = ATTACHED;
+    if (!subscription.accepted) {
+      this.#answered(subscription, {job_id: subscription.id, state: "running", sse_url: path});
+    }
+    subscription.step(ATTACH);
     try {
       const reader = response.body.getReader();
       for await (const data of eventData(() => within(2 * HEARTBEAT_MS, reader.read()))) {
         retry.clear();
-        this.#take(subscription, parse(data));
+        this.#receive(subscription, parse(data));
         while (!subscription.watching && !subscription.closed && !subscription.over) await subscription.changed.wait();
         if (subscription.over || subscription.closed) return;
       }
@@ -97,7 +102,7 @@ export class SseTransport {
     subscription.answered(accepted);
   }
 
-  #take(subscription, frame) {
+  #receive(subscription, frame) {
     this.#settings.onframe(frame, "in");
     if (frame.reset) subscription.reset();
     else if (EVENT_TYPES.has(frame.type) && isWanted(subscription, frame.type)) subscription.receive(frame);
@@ -106,7 +111,7 @@ export class SseTransport {
   async #ask(subscription, ask) {
     try {
       if (ask.frame.type !== "cancel") {
-        throw new Refused("Over SSE a priority is not changed; a WebSocket can", "unsupported_operation");
+        throw new Refused("A priority can be changed over a WebSocket only", "unsupported_operation");
       }
       subscription.settle(ask, await this.#request("DELETE", jobPath(subscription)));
     } catch ({code, detail, problem}) {
@@ -115,7 +120,7 @@ export class SseTransport {
     this.#subscriptions.forgetIfOver(subscription);
   }
 
-  /** One idempotent request, repeated while there is no answer. Rejects with Refused and ConnectionFailed. */
+  /** Send an idempotent request until there is an answer. Rejects with Refused, ConnectionFailed. */
   async #request(method, path, body) {
     const headers = {Accept: "application/json", ...(body && {"Content-Type": "application/json"})};
     const retry = new Retry(this.#settings);
@@ -132,7 +137,7 @@ export class SseTransport {
     }
   }
 
-  /** Attempt something, and leave no request behind. Rejects with a Cut for whatever goes wrong below. */
+  /** Attempt some work, and leave no request behind. An error of the network rejects as a Cut. */
   async #attempt(signal, work) {
     signal.throwIfAborted();
     const attempt = new AbortController();
@@ -151,7 +156,7 @@ export class SseTransport {
     }
   }
 
-  /** Ask the worker, with another key where the first one is refused. Rejects with Refused, Cut. */
+  /** Send a request, with another key if the first one is refused. Rejects with Refused, Cut. */
   async #answer(method, path, headers, signal, body) {
     for (let hasAnotherKey = renews(this.#settings); ; hasAnotherKey = false) {
       const key = await keyOf(this.#settings);
@@ -165,12 +170,12 @@ export class SseTransport {
   }
 }
 
-/** Whether events of a type are to be read. A WebSocket brings no others; an event stream has them all. */
+/** Return whether the job's channels include a type. A WebSocket carries those alone; a stream has all. */
 function isWanted(subscription, type) {
   return type === "end" || (subscription.request.channels?.includes(type) ?? true);
 }
 
-/** The data of the events in a stream whose chunks `read` gives. Lines end in LF or CRLF. */
+/** Yield the data of the events in a stream, whose chunks `read` returns. Lines end in LF or CRLF. */
 async function* eventData(read) {
   const decoder = new TextDecoder();
   let rest = "", data = "";

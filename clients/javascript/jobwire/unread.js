@@ -1,8 +1,9 @@
 /** Events that wait for their reader. */
 
-const EVENT_COST_BYTES = 256; // what an unread event costs beside its text, roughly
+/** Roughly the memory of an unread event without its text. */
+const EVENT_COST_BYTES = 256;
 
-/** The events of one job that nobody has read yet, in order; `costBytes` is roughly what they take. */
+/** The unread events of one job, in order; `costBytes` is roughly their memory. */
 export class Unread {
   #events = [];
   costBytes = 0;
@@ -16,8 +17,8 @@ export class Unread {
     this.costBytes += costBytes(event);
   }
 
-  /** Take the oldest event; tokens that wait behind a token come with it, as one. */
-  take() {
+  /** Pop the oldest event. A token is merged with the tokens that follow it. */
+  pop() {
     let count = 1;
     while (count < this.#events.length && areMergeable(this.#events[0], this.#events[count])) count++;
     const run = this.#events.splice(0, count);
@@ -40,7 +41,7 @@ function areMergeable(a, b) {
   return (a.index ?? 0) === (b.index ?? 0) && (a.kind ?? "text") === (b.kind ?? "text");
 }
 
-/** One token event for a run of them: the text together, the cursor of the last. */
+/** Return one token event for a run of them, with the whole text and the last cursor. */
 function merge(run) {
   const merged = {...run.at(-1), text: run.map((event) => event.text).join("")};
   merged.n = run.reduce((sum, event) => sum + (event.n ?? 1), 0);

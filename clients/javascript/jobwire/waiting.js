@@ -1,10 +1,13 @@
 /** Ways to wait. */
 import {Cut} from "./errors.js";
 
-const PAINT_MS = 16; // where nothing is painted
-const HIDDEN_PAINT_MS = 1_000; // a page that is not seen is not painted
+/** The time between paints where nothing is painted. */
+const PAINT_MS = 16;
 
-/** Something to wait for until it is told that it may be different. */
+/** The same for a hidden page, which the browser does not paint. */
+const HIDDEN_PAINT_MS = 1_000;
+
+/** Lets any number of functions wait for the next change. */
 export class Changes {
   #waiting = [];
 
@@ -12,12 +15,12 @@ export class Changes {
     return new Promise((resolve) => this.#waiting.push(resolve));
   }
 
-  tell() {
+  notify() {
     for (const resolve of this.#waiting.splice(0)) resolve();
   }
 }
 
-/** Wait for the next paint of the page, or for the time of one where nothing is painted. */
+/** Wait for the next paint of the page; where nothing is painted, as long as between two paints. */
 export function nextPaint() {
   return new Promise((resolve) => {
     const frame = globalThis.requestAnimationFrame?.(() => {
@@ -25,22 +28,22 @@ export function nextPaint() {
       resolve();
     });
     const timer = setTimeout(() => {
-      globalThis.cancelAnimationFrame?.(frame); // else they pile up until the page is seen again
+      globalThis.cancelAnimationFrame?.(frame); // else they pile up until the page is visible again
       resolve();
     }, frame === undefined ? PAINT_MS : HIDDEN_PAINT_MS);
   });
 }
 
-/** Settle like a promise, or reject with a Cut when that takes too long. */
+/** Settle like a promise, or reject with a Cut after a time limit. */
 export function within(limitMs, promise) {
   let timer;
   const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Cut(`Nothing was heard for ${limitMs / 1000} s`)), limitMs);
+    timer = setTimeout(() => reject(new Cut(`Nothing was received for ${limitMs / 1000} s`)), limitMs);
   });
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-/** Wait, and reject with its reason when a signal is aborted. */
+/** Wait for a time. Rejects with the signal's reason when it is aborted. */
 export function sleep(ms, signal) {
   return new Promise((resolve, reject) => {
     const abort = () => {

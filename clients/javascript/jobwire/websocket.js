@@ -6,11 +6,12 @@ import {Retry, STABLE_MS} from "./retry.js";
 import {Changes, sleep} from "./waiting.js";
 import {CONNECT_TIMEOUT_MS} from "./wire.js";
 
-const DROPPED = 4000; // close code of this side
+/** The close code of a connection that the program drops. */
+const DROPPED = 4000;
 
 /**
- * All jobs over one WebSocket, which is opened when a job needs it, and again after a cut. After a goaway there may be a
- * second one: the old one carries its jobs to their end, or to its own.
+ * All jobs over one WebSocket, which is opened when a job needs it, and reopened after a cut. After a goaway there may
+ * be a second one: the old one keeps its jobs until they end, or it does.
  */
 export class WebSocketTransport {
   name = "websocket";
@@ -33,7 +34,7 @@ export class WebSocketTransport {
   notify(subscription) {
     const connection = this.#carrier(subscription) ?? this.#current;
     if (connection) connection.notify(subscription);
-    else this.#wanted.tell();
+    else this.#wanted.notify();
   }
 
   reconnect() {
@@ -45,23 +46,23 @@ export class WebSocketTransport {
     this.reconnect();
   }
 
-  /** The connection that takes new jobs. */
+  /** The connection for new jobs. */
   get #current() {
-    return this.#connections.find((connection) => connection.takesJobs);
+    return this.#connections.find((connection) => connection.acceptsJobs);
   }
 
   #carrier(subscription) {
     return this.#connections.find(({jobs}) => jobs.get(subscription.id) === subscription);
   }
 
-  get #homeless() {
+  get #unconnected() {
     return [...this.#subscriptions.values()].filter((subscription) => !this.#carrier(subscription));
   }
 
-  /** Connect when a job needs it, and again when the connection takes nothing new. Rejects when that is of no use. */
+  /** Connect when a job needs it, and again when the connection accepts no new jobs. Rejects if that is useless. */
   async #run() {
     for (;;) {
-      while (!this.#homeless.length) await this.#wanted.wait();
+      while (!this.#unconnected.length) await this.#wanted.wait();
       const reason = await this.#connect().then((connection) => this.#adopt(connection)).catch((failure) => failure);
       this.#closing.signal.throwIfAborted();
       if (await this.#isBlocked(reason)) return this.#fallBack();
@@ -70,15 +71,15 @@ export class WebSocketTransport {
     }
   }
 
-  /** Connect, with another key where the first one is refused. Rejects with Cut, ConnectionFailed. */
+  /** Connect, with another key if the first one is refused. Rejects with Cut, ConnectionFailed. */
   async #connect() {
     return this.#dial().catch((failure) => {
-      if (!this.#isWorthAnotherKey(failure)) throw failure;
+      if (!this.#mayHaveAnotherKey(failure)) throw failure;
       return this.#dial();
     });
   }
 
-  #isWorthAnotherKey(reason) {
+  #mayHaveAnotherKey(reason) {
     return renews(this.#settings) && reason.code === "unauthorized";
   }
 
@@ -87,34 +88,34 @@ export class WebSocketTransport {
     this.#closing.signal.throwIfAborted();
     const connection = new Connection(key, this.#settings, this.#subscriptions, this.#retry);
     this.#connections.push(connection);
-    connection.ended.then(() => this.#left(connection));
+    connection.ended.then(() => this.#forget(connection));
     await connection.greeted;
     return connection;
   }
 
-  /** Give a new connection the jobs that have none; resolves when it takes no more, to the reason. */
+  /** Hand a new connection the jobs that have none; resolves to the reason when it accepts no more. */
   async #adopt(connection) {
     this.#fallBack = null; // WebSockets work here
-    for (const subscription of this.#homeless) connection.notify(subscription);
+    for (const subscription of this.#unconnected) connection.notify(subscription);
     const reason = await connection.gone;
     if (connection.lastedMs > STABLE_MS) this.#retry.clear();
-    return this.#isWorthAnotherKey(reason) ? new Cut(reason.message) : reason;
+    return this.#mayHaveAnotherKey(reason) ? new Cut(reason.message) : reason;
   }
 
-  /** A connection has ended: its jobs need another one. */
-  #left(connection) {
+  /** Move the jobs of a connection that has ended to another one. */
+  #forget(connection) {
     this.#connections.splice(this.#connections.indexOf(connection), 1);
     for (const subscription of connection.jobs.values()) {
       subscription.detach();
       this.#subscriptions.forgetIfOver(subscription);
     }
-    this.#wanted.tell();
-    for (const subscription of this.#homeless) this.#current?.notify(subscription);
+    this.#wanted.notify();
+    for (const subscription of this.#unconnected) this.#current?.notify(subscription);
   }
 
-  /** Whether the worker is there, though no WebSocket ever got through to it. */
+  /** Return whether the worker answers HTTP, though no WebSocket ever got through to it. */
   async #isBlocked(reason) {
-    // A close code shows that WebSockets get through, and without a key nothing was tried.
+    // A close code proves that WebSockets get through; without a key no connection was tried.
     if (!this.#fallBack || !(reason instanceof Cut) || reason instanceof NoKey || reason.closeCode) return false;
     try {
       const signal = AbortSignal.timeout(CONNECT_TIMEOUT_MS);

@@ -1,24 +1,30 @@
-/** What WebSocket and HTTP have in common: JSON, and errors in HTTP answers. */
+/** What WebSocket and HTTP share: JSON, and errors in HTTP responses. */
 import {Cut, Refused} from "./errors.js";
 
-export const HEARTBEAT_MS = 15_000; // the worker's own default, until its hello says otherwise
+/** The worker's default, until its hello states another one. */
+export const HEARTBEAT_MS = 15_000;
+
 export const CONNECT_TIMEOUT_MS = 10_000;
 export const EVENT_TYPES = new Set(["token", "narration", "end"]);
-const WITHOUT_WORKER = new Set([429, 502, 503, 504]); // what a proxy says while the worker restarts
 
-/** The object in a JSON text. What is none counts as a cut connection. */
+/** Statuses that a proxy returns while the worker restarts. */
+const WITHOUT_WORKER = new Set([429, 502, 503, 504]);
+
+/** Parse a message. Throws a Cut for anything but a JSON object. */
 export function parse(text) {
-  let value = null;
+  let value;
   try {
     value = JSON.parse(text);
-  } catch {}
+  } catch {
+    value = null;
+  }
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
     throw new Cut("The worker sent something that is no JSON object");
   }
   return value;
 }
 
-/** The error in an HTTP answer: the worker's own, or that of a proxy that has no worker for now. */
+/** Return the error in an HTTP response: the worker's own, or a Cut if a proxy has no worker for now. */
 export function refusalOf({status, headers}, text) {
   let problem;
   try {

@@ -18,7 +18,10 @@ from .websocket import WebSocketTransport
 
 
 class Client:
-    """The jobs of one program at one worker, over one connection. Made by `connect`, used with `async with`."""
+    """The jobs of one program at one worker, over one connection. Returned by `connect`, used with `async with`.
+
+    Any number of tasks of one event loop may use a client at once. It is not thread-safe: see `connect_sync`.
+    """
 
     def __init__(self, url: str, token: KeySource, options: Options) -> None:
         self._settings = Settings(base_url(url), token, **options)
@@ -29,20 +32,24 @@ class Client:
 
     @property
     def transport(self) -> str:
-        """What carries the jobs now: "websocket" or "sse"."""
+        """The current transport: "websocket" or "sse"."""
         return self._transport.name
 
     @property
     def hello(self) -> Mapping[str, Any]:
-        """What the worker said of itself and its limits. Empty over SSE."""
+        """The worker's hello: its version and its limits. Empty over SSE."""
         return self._transport.hello
 
     async def __aenter__(self) -> Self:
-        """Connect. Raises ConnectionFailed at once if that does not work; only later cuts are retried."""
+        """Connect and return the client.
+
+        Raises ConnectionFailed at once if there is no connection; only later cuts are retried. Cancelling the wait is
+        safe: it leaves no connection, and the client may be opened again.
+        """
         try:
             await self._transport.open()
         except (Cut, ConnectionFailed) as failure:
-            # A close code shows that WebSockets get through, and without a key nothing was tried.
+            # A close code proves that WebSockets get through; without a key no connection was tried.
             was_tried = not isinstance(failure, NoKey) and not isinstance(failure.__cause__, ConnectionClosed)
             if self._settings.transport == "auto" and was_tried and await answers_http(self._settings.base):
                 self._transport = self._sse()
@@ -57,17 +64,23 @@ class Client:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connection. Jobs go on at the worker; who waits for one here gets ConnectionFailed."""
+        """End all waits for jobs with ConnectionFailed, then close the connection. Jobs continue at the worker.
+
+        Raises nothing, and calling it again does nothing. If the wait is cancelled, call it again to close what is
+        left.
+        """
         self._fail(ConnectionFailed("The client is closed", "closed"))
         await self._transport.aclose()
 
     def run(
         self, prompt: Prompt, *, job_id: str | None = None, after: str | None = None, **params: Unpack[Params]
     ) -> Job:
-        """Start a job and return at once; a refusal meets its reader. Raises ConnectionFailed if the client is closed.
+        """Start a job and return it at once, before the worker has answered. A refusal is raised to the job's reader.
 
-        `job_id` (16 to 64 of A-Z a-z 0-9 _ -) makes it idempotent: the same request again is the same job.
-        `after` resumes it at a cursor, and never runs it again.
+        `job_id` (16 to 64 characters of A-Z a-z 0-9 _ -) makes the request idempotent: sent again, it is the same job.
+        `after` resumes the job at a cursor and never runs it again.
+
+        Never waits. Raises ConnectionFailed if the client is closed, and ValueError if it watches this job already.
         """
         source = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
         return self._follow({"type": "create", "job_id": job_id or str(uuid.uuid4()), **source, **params}, after)
@@ -75,7 +88,11 @@ class Client:
     async def create(
         self, prompt: Prompt, *, job_id: str | None = None, after: str | None = None, **params: Unpack[Params]
     ) -> Job:
-        """Start a job like `run` and wait until the worker has accepted it. Raises Refused with the worker's code."""
+        """Start a job like `run`, wait until the worker has accepted it, and return it.
+
+        Raises Refused with the worker's code, and the errors of `run`. Cancelling the wait does not take the request
+        back: the job may run. With a `job_id` of your own, a client that you open later finds it with `subscribe`.
+        """
         return await self.run(prompt, job_id=job_id, after=after, **params).wait_accepted()
 
     def subscribe(
@@ -86,7 +103,11 @@ class Client:
         channels: Sequence[str] | None = None,
         window: int | None = None,
     ) -> Job:
-        """Watch a job that was created elsewhere, from its beginning or after a cursor."""
+        """Watch a job that was created elsewhere, from its start or after a cursor, and return it at once.
+
+        Never waits. Raises ConnectionFailed if the client is closed, and ValueError if it watches this job already. A
+        job that the worker does not know is Refused, which is raised to the reader.
+        """
         chosen: Frame = {} if channels is None else {"channels": list(channels)}
         if window is not None:
             chosen["window"] = window
@@ -103,7 +124,7 @@ class Client:
         return Job(subscription)
 
     def _notify(self, subscription: Subscription) -> None:
-        """See to it that the wishes of a subscription are met: of a new one, or of one closed before (to cancel)."""
+        """Pass on a subscription with something to send: a new one, or a closed one that is to be cancelled."""
         if self._failure is not None:
             subscription.fail(self._failure)
         elif not subscription.over:
@@ -126,6 +147,7 @@ class Client:
 def connect(url: str, token: KeySource = None, **options: Unpack[Options]) -> Client:
     """Return a client for the worker at `url` (http, https, ws or wss), to be used with `async with`.
 
-    `token` is a key, or a function that returns one, asked again before it expires and when it is refused.
+    `token` is a key, or a function that returns one; it is called again before a key expires and when one is refused.
+    Connects only when the client is opened. Raises ValueError for a wrong URL or transport.
     """
     return Client(url, token, options)

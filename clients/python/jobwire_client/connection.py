@@ -22,10 +22,19 @@ from .subscription import Subscription, Subscriptions
 from .wire import CONNECT_TIMEOUT_S, HEARTBEAT_S, parse, refusal_of
 
 CLOSE_TIMEOUT_S = 1.0
-REFRESH_AT = 0.8  # of a token's time to live: when the next one is asked for
-REFRESH_AGAIN_AT = 0.05  # likewise, after an attempt that failed
-EXPIRES_S_MIN = 0.5  # what a time to live of 0 s stands for: it comes in whole seconds
-FRAME_BYTES_MAX = 16 << 20  # inbound: far above the worker's own limit
+
+REFRESH_AT = 0.8
+"""The share of a key's time to live after which the next key is requested."""
+
+REFRESH_AGAIN_AT = 0.05
+"""The same after an attempt that failed."""
+
+EXPIRES_S_MIN = 0.5
+"""The meaning of a time to live of 0 s: the worker sends whole seconds."""
+
+FRAME_BYTES_MAX = 16 << 20
+"""The limit for received frames, far above the worker's own."""
+
 CLOSE_CODES = {4400: "protocol_abuse", 4401: "unauthorized", 4403: "forbidden", 4406: "version", 4408: "auth_timeout"}
 
 logger = logging.getLogger(__name__)
@@ -40,14 +49,14 @@ class Connection:
         self.hello = hello
         self.jobs = Subscriptions()
         self.gone: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        """Done when it takes no new jobs any more; the result is why."""
+        """Done when the connection accepts no more new jobs; the result is the reason."""
         self._since = time.monotonic()
         self._socket = socket
         self._settings = settings
         self._subscriptions = subscriptions
         self._retry = retry
         self._to_send: dict[Subscription, None] = {}  # a set in order
-        self._answers: dict[str, tuple[Subscription, Callable[[Frame], None]]] = {}  # by ref: who wants them
+        self._answers: dict[str, tuple[Subscription, Callable[[Frame], None]]] = {}  # by ref
         self._refs = 0
         self._wake = asyncio.Event()
 
@@ -56,18 +65,18 @@ class Connection:
         return time.monotonic() - self._since
 
     def go(self, reason: Exception) -> None:
-        """Take no new jobs from now on."""
+        """Accept no new jobs from now on."""
         if not self.gone.done():
             self.gone.set_result(reason)
 
     def notify(self, subscription: Subscription) -> None:
-        """Send what a subscription has to say."""
+        """Send the frames of a subscription."""
         self.jobs[subscription.job_id] = subscription
         self._to_send[subscription] = None
         self._wake.set()
 
     async def serve(self) -> Exception:
-        """Serve until the connection ends, and return why."""
+        """Serve until the connection ends, and return the reason."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read())
@@ -87,7 +96,7 @@ class Connection:
                 async with asyncio.timeout(silence_s):
                     message = await self._socket.recv()
             except TimeoutError:
-                raise Cut(f"Nothing was heard for {silence_s:g} s") from None
+                raise Cut(f"Nothing was received for {silence_s:g} s") from None
             self._receive(parse(message))
         raise Cut("All jobs of this connection are over")
 
@@ -124,13 +133,13 @@ class Connection:
         bytes_max = self._limit("max_frame_bytes", FRAME_BYTES_MAX)
         if len(message) <= bytes_max:  # it is ASCII
             return await self._socket.send(message)
-        # The worker would close the connection of all jobs: refuse it in its place.
+        # The worker would close the connection of all jobs, so the request is refused here.
         detail = f"Expected a request of at most {bytes_max:.0f} bytes, got {len(message)}"
         problem = {"code": "frame_too_large", "status": 413, "detail": detail}
         return self._receive({"type": "error", "ref": frame.get("ref"), "error": problem})
 
     async def _keep_authorized(self) -> None:
-        """Send another key before the time of the one in use is over."""
+        """Send another key before the current one expires."""
         share = REFRESH_AT
         while self._settings.renews and (expires_s := self.hello.get("expires_in")) is not None:
             await asyncio.sleep(share * (expires_s or EXPIRES_S_MIN))
@@ -164,8 +173,8 @@ async def dial(settings: Settings) -> tuple[ClientConnection, Frame]:
             settings.base.replace("http", "ws", 1) + "/v1/ws",
             subprotocols=[Subprotocol("jobwire.v1")],
             additional_headers={"Authorization": f"Bearer {key}"} if key else {},
-            compression=None,  # merged frames save more, and cost nothing
-            ping_interval=None,  # the worker's heartbeat does it
+            compression=None,  # merging frames saves more, at no cost
+            ping_interval=None,  # the worker sends heartbeats
             max_size=FRAME_BYTES_MAX,
             open_timeout=CONNECT_TIMEOUT_S,
             close_timeout=CLOSE_TIMEOUT_S,
@@ -184,7 +193,7 @@ async def dial(settings: Settings) -> tuple[ClientConnection, Frame]:
 
 async def _greet(socket: ClientConnection, key: str) -> Frame:
     hello = parse(await socket.recv())
-    if hello.get("auth") == "required":  # something between us took the header
+    if hello.get("auth") == "required":  # something in between removed the header
         await socket.send(json.dumps({"type": "auth", "token": key}))
         hello = parse(await socket.recv())
     if hello.get("type") != "hello":
@@ -193,7 +202,7 @@ async def _greet(socket: ClientConnection, key: str) -> Frame:
 
 
 def reason_of(end: Exception) -> Exception:
-    """Return what the end of a connection means: a Cut, or ConnectionFailed when coming back is of no use."""
+    """Return what the end of a connection means: a Cut, or ConnectionFailed if reconnecting is useless."""
     match end:
         case Cut():
             return end

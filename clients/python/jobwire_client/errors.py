@@ -1,4 +1,4 @@
-"""What may go wrong. Programs see JobwireError and what derives from it; a Cut stays inside and is mended."""
+"""Errors. Programs see JobwireError and its subclasses; a Cut stays inside, and the client recovers from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 
 class JobwireError(Exception):
-    """Base of all errors here. `code` is stable; `retry_after_ms` is set exactly when a retry makes sense."""
+    """Base of all errors of this client. `code` is stable; `retry_after_ms` is set only when a retry makes sense."""
 
     def __init__(self, detail: str, code: str, problem: Mapping[str, Any] | None = None) -> None:
         super().__init__(f"{detail} ({code})")
@@ -19,12 +19,12 @@ class JobwireError(Exception):
 
     @classmethod
     def of(cls, problem: Mapping[str, Any]) -> Self:
-        """Build it from the worker's problem object (RFC 9457)."""
+        """Build the error from the worker's problem object (RFC 9457)."""
         return cls(problem.get("detail") or problem.get("title") or "No detail", problem.get("code", "error"), problem)
 
 
 class Refused(JobwireError):
-    """The worker said no to a request."""
+    """The worker refused a request."""
 
 
 class JobFailed(JobwireError):
@@ -32,17 +32,17 @@ class JobFailed(JobwireError):
 
 
 class JobCancelled(JobwireError):
-    """The whole text was asked for, but the job was cancelled; `text` is what there is."""
+    """The whole text was requested, but the job was cancelled; `text` is the text up to then."""
 
     text = ""
 
 
 class ConnectionFailed(JobwireError):
-    """The connection is gone for good. Jobs go on at the worker, and their `cursor` resumes them."""
+    """The client gave up the connection. Jobs continue at the worker, and `cursor` resumes them."""
 
 
 class Cut(ConnectionError):
-    """There is no connection for now. Trying again makes sense, but not before `retry_s`."""
+    """There is no connection for now. Another attempt makes sense, but not before `retry_s`."""
 
     def __init__(self, detail: str, retry_s: float = 0.0) -> None:
         super().__init__(detail)
@@ -50,4 +50,4 @@ class Cut(ConnectionError):
 
 
 class NoKey(Cut):
-    """The program's function for the key failed, perhaps for now only."""
+    """The program's function for the key failed, perhaps only this time."""

@@ -1,4 +1,4 @@
-"""What a job tells: events, as its reader gets them."""
+"""The events of a job, as its reader gets them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypedDict
 
 Frame: TypeAlias = dict[str, Any]
-"""What goes over the wire: an object of JSON."""
+"""A message on the wire: a JSON object."""
 
 
 class Usage(TypedDict, total=False):
-    """What a job took. Times are in milliseconds."""
+    """The resources that a job used. Times are in milliseconds."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -23,7 +23,7 @@ class Usage(TypedDict, total=False):
 
 
 class LikelyToken(TypedDict):
-    """One of the likeliest tokens at a position, with the natural logarithm of its probability."""
+    """One of the most likely tokens at a position, with the natural logarithm of its probability."""
 
     id: int
     text: str
@@ -34,7 +34,7 @@ class LikelyToken(TypedDict):
 class Token:
     """A piece of text: `n` tokens of the choice `index`. `kind` is text or reasoning.
 
-    `ids`, `logprobs` and `top_logprobs` are there for a job that includes them, one for each token.
+    `ids`, `logprobs` and `top_logprobs` are set if the job includes them, with one entry per token.
     """
 
     job_id: str
@@ -50,7 +50,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Narration:
-    """What happens to the job, in one sentence for people (`human`). `fields` is all that the worker said."""
+    """A change in the life of the job, with one sentence for people (`human`). `fields` is the whole frame."""
 
     job_id: str
     cursor: str
@@ -79,7 +79,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The worker lost its log of the job and starts it over: forget all text so far. Rare."""
+    """The worker lost its log of the job and starts over: discard all text so far. Rare."""
 
     job_id: str
 
@@ -90,7 +90,7 @@ _TYPES: dict[str, type[Token] | type[Narration] | type[End]] = {"token": Token, 
 
 
 def event_of(frame: Frame) -> Token | Narration | End | None:
-    """Return the event in a frame, or None for types that this client does not know. Unknown fields are ignored."""
+    """Return the event in a frame, or None if its type is unknown. Unknown fields are ignored."""
     make = _TYPES.get(frame.get("type", ""))
     if make is None:
         return None

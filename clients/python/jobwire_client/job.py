@@ -13,8 +13,11 @@ from .subscription import Subscription
 class Job:
     """The events of one job in order, for one reader: iterate, or await `text()`, or first one and then the other.
 
-    `cursor` is where the reader is: give it to `subscribe(id, after=cursor)`, anywhere, to go on from there.
-    Leaving a loop early leaves the job as it is: iterate again, `cancel()` it, or `aclose()` to stop watching it.
+    `cursor` is the position of the reader: `subscribe(id, after=cursor)` continues from it, in any client. Leaving a
+    loop early changes nothing: iterate again, `cancel()` the job, or `aclose()` to stop watching it.
+
+    Cancelling any of the waits below is safe: no event is lost, and the same call may be made again. Any number of
+    tasks of the client's event loop may call the methods at once. A job is not thread-safe: see `connect_sync`.
     """
 
     def __init__(self, subscription: Subscription) -> None:
@@ -27,16 +30,19 @@ class Job:
 
     @property
     def accepted(self) -> Mapping[str, Any]:
-        """The worker's latest answer: state, queue, sse_url. Empty before it."""
+        """The worker's latest answer: state, queue, sse_url. Empty before the first one."""
         return self._subscription.accepted or {}
 
     async def wait_accepted(self) -> Self:
-        """Wait until the worker has accepted the job. Raises Refused with the worker's code."""
+        """Wait until the worker has accepted the job, and return the job.
+
+        Raises Refused with the worker's code, and ConnectionFailed. Cancelling the wait leaves the job as it is.
+        """
         await self._wait_until(lambda: self._subscription.accepted is not None)
         return self
 
     async def __aenter__(self) -> Self:
-        """Use `async with` to have it closed whenever the block is left."""
+        """Return the job; leaving the block calls `aclose()`."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -46,10 +52,15 @@ class Job:
         return self
 
     async def __anext__(self) -> Event:
-        """Wait for the next event. Raises Refused, JobFailed instead of a failed or expired End, ConnectionFailed."""
+        """Wait for the next event and return it.
+
+        Raises JobFailed in place of an End that is failed or expired, Refused, and ConnectionFailed. Cancelling the
+        wait is safe: the next call returns the same event. When several tasks iterate at once, each event goes to one
+        of them.
+        """
         if not self._done:
             await self._wait_until(lambda: self._subscription.has_news)
-        event = None if self._done else self._subscription.take()
+        event = None if self._done else self._subscription.pop()
         if event is None:
             self._done = True
             raise StopAsyncIteration
@@ -58,9 +69,10 @@ class Job:
         return event
 
     async def text(self, index: int = 0) -> str:
-        """Wait for the end and return the whole text of a choice: what was read before and the rest.
+        """Wait for the end and return the whole text of a choice, including the text that was read before.
 
-        Raises JobCancelled when there is no whole text, and what iterating raises.
+        Raises JobCancelled if the job was cancelled, and the errors of iterating. Cancelling the wait is safe: the text
+        so far is kept, and another call goes on. Any number of tasks may wait at once, and each gets the whole text.
         """
         async for _ in self:
             pass
@@ -73,30 +85,42 @@ class Job:
         return text
 
     async def texts(self) -> list[str]:
-        """Wait for the end and return the whole text of each choice, for a job with `n`. Raises like `text`."""
+        """Wait for the end and return the whole text of each choice, for a job with `n`.
+
+        Raises the errors of `text`; cancelling the wait and waiting in several tasks are as safe.
+        """
         first = await self.text()
         count = max(self._subscription.request.get("n") or 1, *(index + 1 for index in self._texts), 1)
         return [first, *[await self.text(index) for index in range(1, count)]]
 
     async def cancel(self) -> None:
-        """Cancel the job and wait until the worker has heard it; its End follows. A job that has ended is success."""
+        """Ask the worker to cancel the job and wait for its answer; an End follows. A job that has ended is success.
+
+        Raises Refused, and ConnectionFailed. Cancelling the wait does not take the request back. Several tasks may
+        cancel one job at once.
+        """
         await self._ask(type="cancel")
 
     async def update(self, *, priority: int) -> Mapping[str, Any]:
-        """Change the priority of a job that waits (0 to 9, higher first); return the answer, with its `state`.
+        """Change the priority of a queued job (0 to 9, higher first) and return the worker's answer, with its `state`.
 
-        Narration tells its new place in the queue. Nothing happens to a job that has ended. Raises Refused, over SSE
-        always: it has no such request.
+        Narration reports the new place in the queue. A job that has ended is left as it is. Raises Refused (over SSE
+        always, which has no such request), and ConnectionFailed. Cancelling the wait does not take the request back.
+        When several tasks call this at once, the last request wins.
         """
         return await self._ask(type="update", priority=priority) or self.accepted
 
     async def aclose(self) -> None:
-        """Stop watching the job, which goes on."""
+        """Stop watching the job, which continues at the worker.
+
+        Never waits and never raises; calling it again does nothing. Tasks that wait for events get the end of
+        iteration.
+        """
         self._done = True
         self._subscription.close()
 
     async def _ask(self, **frame: Any) -> Frame:
-        """Ask the worker and return its answer, or nothing when the job has ended."""
+        """Send a request and return the worker's answer, empty if the job has ended."""
         if self._subscription.ended:
             return {}
         ask = self._subscription.ask(**frame)
@@ -123,9 +147,9 @@ class Job:
             problem = self.end.error or {"code": self.end.status, "detail": self.end.reason}
             raise JobFailed.of(problem)
 
-    async def _wait_until(self, true: Callable[[], bool]) -> None:
+    async def _wait_until(self, is_met: Callable[[], bool]) -> None:
         changed = self._subscription.changed
-        while not true():
+        while not is_met():
             if self._subscription.failure is not None:
                 raise self._subscription.failure
             changed.clear()

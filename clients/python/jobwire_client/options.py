@@ -1,4 +1,4 @@
-"""What a program may say: what a job is to do, and how a client behaves."""
+"""What a program may set: the parameters of a job, and the options of a client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .wire import CONNECT_TIMEOUT_S
 
 
 class Params(TypedDict, total=False):
-    """What a job may ask for, as on the wire; the worker checks it and says what is wrong with it."""
+    """The parameters of a job, as on the wire; the worker checks them and names the wrong ones."""
 
     operation: str
     model: str
@@ -47,30 +47,30 @@ class Params(TypedDict, total=False):
 
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
-"""A text, or messages like `{"role": "user", "content": "Hi"}`."""
+"""A text, or messages such as `{"role": "user", "content": "Hi"}`."""
 
 KeySource: TypeAlias = str | Callable[[], str | Awaitable[str]] | None
-"""A key, or a function that is asked for one whenever one is needed; it may wait, with or without `async`."""
+"""A key, or a function that returns one. The function may block, or be `async`."""
 
 
 class Options(TypedDict, total=False):
-    """How a client behaves; all of it is optional."""
+    """The options of a client. Each may be omitted."""
 
     transport: Literal["auto", "websocket", "sse"]
-    """By default a WebSocket, or SSE if the worker is there but no WebSocket gets through."""
+    """Default "auto": a WebSocket, or SSE if the worker answers HTTP but no WebSocket gets through."""
     retry_timeout_s: float
-    """How long one outage may last: 60."""
+    """How long one outage may last. Default 60."""
     backoff_s: tuple[float, float]
-    """The first and the longest pause between two attempts: 0.25 and 10."""
+    """The first and the longest pause between two attempts. Default 0.25 and 10."""
     unread_bytes_max: int
-    """How much of a job may wait for its reader here, roughly: 4 MiB."""
+    """Roughly how many unread bytes of one job are kept here. Default 4 MiB."""
     window: int
-    """How many frames of a job the worker may send ahead of its reader: any number. Each job may have its own."""
+    """How many frames of a job the worker may send ahead of its reader. Default any number; a job may set its own."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of one client, all of them."""
+    """The options of one client, complete."""
 
     base: str
     token: KeySource
@@ -86,11 +86,11 @@ class Settings:
 
     @property
     def renews(self) -> bool:
-        """Whether another key may be had when one is refused."""
+        """Whether there may be another key when one is refused."""
         return callable(self.token)
 
     async def key(self) -> str:
-        """Return the key of this moment, empty without one. Raises NoKey."""
+        """Return the current key, empty if there is none. Raises NoKey."""
         if not callable(self.token):
             return self.token or ""
         try:
@@ -109,7 +109,7 @@ class Settings:
 
 
 def base_url(url: str) -> str:
-    """Return the http(s) URL that the paths of the protocol follow, whatever form of the worker's address is given."""
+    """Return the http(s) URL to which the protocol's paths are appended, for any form of the worker's address."""
     parts = urlsplit(url)
     scheme = {"http": "http", "https": "https", "ws": "http", "wss": "https"}.get(parts.scheme)
     if scheme is None or not parts.netloc:

@@ -7,32 +7,38 @@ import time
 
 from .errors import ConnectionFailed, JobwireError
 
-ATTEMPT_S_MAX = 30.0  # what one attempt may take: a key, a connection and a hello
-STABLE_S = 5.0  # a connection that lasted this long ends an outage, even if nothing happened on it
+ATTEMPT_S_MAX = 30.0
+"""How long one attempt may last: a key, a connection and a hello."""
+
+STABLE_S = 5.0
+"""A connection that lasted this long ends an outage, even if nothing happened on it."""
 
 
 class Retry:
-    """Spaces the attempts of one outage, with jitter, and says when it has lasted too long."""
+    """Spaces the attempts of one outage, with jitter, and ends it when it has lasted too long."""
 
     def __init__(self, timeout_s: float, first_s: float, most_s: float) -> None:
         self._limits = timeout_s, first_s, most_s
         self.clear()
 
     def clear(self) -> None:
-        """The outage is over."""
+        """End the outage: the next pause is short again."""
         self._tries = 0
         self._outage_s = 0.0
         self._asked_at = self._delay_s = 0.0
 
     def delay_s(self, cause: Exception, at_least_s: float = 0.0) -> float:
-        """Return how long to wait now. Raises `cause`, as a ConnectionFailed if it is none of ours."""
+        """Return the pause before the next attempt.
+
+        Raises `cause` when the outage has lasted too long; an error of another library as ConnectionFailed.
+        """
         timeout_s, first_s, most_s = self._limits
         now = time.monotonic()
         if self._tries:
-            # What was neither pause nor attempt is no outage: nothing was wanted, or the machine slept.
+            # Time beyond the pause and an attempt does not count: no job needed a connection, or the machine slept.
             self._outage_s += min(now - self._asked_at, self._delay_s + ATTEMPT_S_MAX)
-        # Many clients are told the same time at once, and must not come back at once: jitter goes on top of it.
-        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - nothing secret
+        # A worker sends many clients the same time to wait. Jitter is added to it, or they would all return at once.
+        jitter = random.uniform(0.5, 1.0)  # noqa: S311 - not for secrets
         delay_s = at_least_s + min(most_s, first_s * 2.0**self._tries) * jitter
         if self._outage_s + delay_s > timeout_s:
             if isinstance(cause, JobwireError):

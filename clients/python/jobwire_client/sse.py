@@ -15,7 +15,7 @@ from .errors import ConnectionFailed, Cut, JobwireError, Refused
 from .events import Frame, event_of
 from .options import Settings
 from .retry import STABLE_S, Retry
-from .subscription import Ask, Link, Subscription, Subscriptions
+from .subscription import Ask, Step, Subscription, Subscriptions
 from .wire import CONNECT_TIMEOUT_S, HEARTBEAT_S, parse, refusal_of
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class SseTransport:
         self._asking: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """There is nothing to connect: the first request does it."""
+        """Do nothing: the first request connects."""
 
     def notify(self, subscription: Subscription) -> None:
         stream = self._streams.get(subscription)
@@ -44,9 +44,9 @@ class SseTransport:
                 stream.cancel()
         elif stream is None:
             self._streams[subscription] = stream = asyncio.create_task(self._run(subscription))
-            stream.add_done_callback(lambda _: self._left(subscription))
+            stream.add_done_callback(lambda _: self._forget(subscription))
         if subscription.exists:
-            for ask in subscription.take_asks():
+            for ask in subscription.unsent_asks():
                 task = asyncio.create_task(self._ask(subscription, ask))
                 self._asking.add(task)
                 task.add_done_callback(self._asking.discard)
@@ -69,8 +69,8 @@ class SseTransport:
             logger.exception("the client failed")
             subscription.fail(ConnectionFailed(f"The client failed: {bug!r}", "client_failed"))
 
-    def _left(self, subscription: Subscription) -> None:
-        subscription.link = Link.AWAY
+    def _forget(self, subscription: Subscription) -> None:
+        subscription.step(Step.DETACH)
         del self._streams[subscription]
         self._subscriptions.forget_if_over(subscription)
 
@@ -91,7 +91,7 @@ class SseTransport:
                 await asyncio.sleep(retry.delay_s(refusal, refusal.retry_after_ms / 1000))
 
     async def _read(self, subscription: Subscription, retry: Retry) -> None:
-        """Read one stream until the job is over or closed. It is read no faster than its reader reads. Raises Cut."""
+        """Read one stream until the job is over or closed, no faster than the job's reader. Raises Cut."""
         resume = {} if subscription.received is None else {"Last-Event-ID": subscription.received}
         path = f"{_job_path(subscription)}/stream"
         async with self._answer("GET", path, {"Accept": "text/event-stream", **resume}) as response:
@@ -101,11 +101,11 @@ class SseTransport:
             if subscription.accepted is None:
                 known = {"job_id": subscription.job_id, "state": "running", "sse_url": path}
                 subscription.answered({"type": "accepted", **known})
-            subscription.link = Link.ATTACHED
+            subscription.step(Step.ATTACH)
             try:
                 async for frame in _frames_of(response):
                     retry.clear()
-                    _take(subscription, frame)
+                    _receive(subscription, frame)
                     while not (subscription.watching or subscription.closed or subscription.over):
                         subscription.changed.clear()
                         await subscription.changed.wait()
@@ -120,7 +120,7 @@ class SseTransport:
         answer: Frame
         try:
             if ask.frame["type"] != "cancel":
-                raise Refused("Over SSE a priority is not changed; a WebSocket can", "unsupported_operation")
+                raise Refused("A priority can be changed over a WebSocket only", "unsupported_operation")
             answer = await self._request("DELETE", _job_path(subscription))
         except JobwireError as error:
             answer = {"type": "error", "error": {"code": error.code, "detail": error.detail, **error.problem}}
@@ -128,7 +128,7 @@ class SseTransport:
         self._subscriptions.forget_if_over(subscription)
 
     async def _request(self, method: str, path: str, body: Frame | None = None) -> Frame:
-        """One idempotent request, repeated while there is no answer. Raises Refused, ConnectionFailed."""
+        """Send an idempotent request until there is an answer. Raises Refused, ConnectionFailed."""
         retry = self._settings.retry()
         while True:
             try:
@@ -141,7 +141,7 @@ class SseTransport:
     async def _answer(
         self, method: str, path: str, headers: Mapping[str, str], body: Frame | None = None
     ) -> AsyncIterator[httpx.Response]:
-        """Ask the worker, with another key where the first one is refused. Raises Refused, Cut."""
+        """Send a request, with another key if the first one is refused. Raises Refused, Cut."""
         if self._http is None:
             # Two heartbeats of silence are a cut.
             timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=2 * HEARTBEAT_S)
@@ -162,7 +162,7 @@ class SseTransport:
             raise Cut(repr(error)) from error
 
 
-def _take(subscription: Subscription, frame: Frame) -> None:
+def _receive(subscription: Subscription, frame: Frame) -> None:
     if frame.get("reset"):
         subscription.reset()
     elif (event := event_of(frame)) is not None and _is_wanted(subscription, frame["type"]):
@@ -170,7 +170,7 @@ def _take(subscription: Subscription, frame: Frame) -> None:
 
 
 def _is_wanted(subscription: Subscription, kind: str) -> bool:
-    """Whether events of a type are to be read. A WebSocket brings no others; an event stream has them all."""
+    """Return whether the job's channels include a type. A WebSocket carries those alone; a stream has all."""
     return kind == "end" or kind in subscription.request.get("channels", (kind,))
 
 
@@ -179,7 +179,7 @@ def _job_path(subscription: Subscription) -> str:
 
 
 async def _frames_of(response: httpx.Response) -> AsyncIterator[Frame]:
-    """The frames in a stream. Lines end in LF or CRLF only: the line splitting of str would cut at U+2028 too."""
+    """Yield the frames in a stream. Lines end in LF or CRLF only; str.splitlines would split at U+2028 too."""
     rest, data = b"", b""
     async for chunk in response.aiter_bytes():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -192,7 +192,7 @@ async def _frames_of(response: httpx.Response) -> AsyncIterator[Frame]:
 
 
 async def answers_http(base: str) -> bool:
-    """Tell whether the worker is there, though no WebSocket gets through to it."""
+    """Return whether the worker answers HTTP, though no WebSocket gets through to it."""
     try:
         async with httpx.AsyncClient(timeout=CONNECT_TIMEOUT_S) as http:
             return (await http.get(f"{base}/")).is_success

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from .events import Event, Narration, Token
 
-EVENT_COST_BYTES = 256  # what an unread event costs beside its text, roughly
+EVENT_COST_BYTES = 256
+"""Roughly the memory of an unread event without its text."""
 
 
 class Unread:
-    """The events of one job that nobody has read yet, in order; `cost_bytes` is roughly what they take."""
+    """The unread events of one job, in order; `cost_bytes` is roughly their memory."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
@@ -25,8 +26,8 @@ class Unread:
         self._events.append(event)
         self.cost_bytes += _cost_bytes(event)
 
-    def take(self) -> Event:
-        """Take the oldest event; tokens that wait behind a token come with it, as one."""
+    def pop(self) -> Event:
+        """Pop the oldest event. A token is merged with the tokens that follow it."""
         run = [self._events.popleft()]
         while self._events and _are_mergeable(run[0], self._events[0]):
             run.append(self._events.popleft())
@@ -49,7 +50,7 @@ def _are_mergeable(a: Event, b: Event) -> bool:
 
 
 def _merge(run: Sequence[Event]) -> Token:
-    """One token event for a run of them: the text together, the cursor of the last."""
+    """Return one token event for a run of them, with the whole text and the last cursor."""
     tokens = [event for event in run if isinstance(event, Token)]
     return replace(
         tokens[-1],

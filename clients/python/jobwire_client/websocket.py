@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 class WebSocketTransport:
-    """All jobs over one WebSocket, which is opened again after a cut when a job needs it.
+    """All jobs over one WebSocket, which is reopened after a cut as soon as a job needs it.
 
-    After a goaway there may be a second one: the old one carries its jobs to their end, or to its own.
+    After a goaway there may be a second one: the old one keeps its jobs until they end, or it does.
     """
 
     name = "websocket"
@@ -56,7 +56,7 @@ class WebSocketTransport:
 
     @property
     def _current(self) -> Connection | None:
-        """The connection that takes new jobs."""
+        """The connection for new jobs."""
         return next((connection for connection in self._connections if not connection.gone.done()), None)
 
     def _carrier(self, subscription: Subscription) -> Connection | None:
@@ -64,7 +64,7 @@ class WebSocketTransport:
         return next((carrier for carrier in self._connections if carrier.jobs.get(job_id) is subscription), None)
 
     @property
-    def _homeless(self) -> list[Subscription]:
+    def _unconnected(self) -> list[Subscription]:
         return [job for job in self._subscriptions.values() if self._carrier(job) is None]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -73,7 +73,7 @@ class WebSocketTransport:
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, connection: Connection) -> None:
-        """Replace the connection when it takes nothing new and a job needs one."""
+        """Replace the connection when it accepts no new jobs and a job needs one."""
         try:
             while True:
                 reason = await connection.gone
@@ -88,14 +88,14 @@ class WebSocketTransport:
             self._fail(ConnectionFailed(f"The client failed: {bug!r}", "client_failed"))
 
     async def _reconnect(self, reason: Exception) -> Connection:
-        """Connect again. Raises ConnectionFailed when that is of no use or has lasted too long."""
+        """Connect again. Raises ConnectionFailed when that is useless or the outage has lasted too long."""
         while True:
-            if not (isinstance(reason, Cut) or self._is_worth_another_key(reason)):
+            if not (isinstance(reason, Cut) or self._may_have_another_key(reason)):
                 raise reason
             delay_s = self._retry.delay_s(reason, reason.retry_s if isinstance(reason, Cut) else 0.0)
             logger.info("reconnecting in %.2f s: %s", delay_s, reason)
             await asyncio.sleep(delay_s)
-            while not self._homeless:
+            while not self._unconnected:
                 self._wanted.clear()
                 await self._wanted.wait()
             try:
@@ -104,29 +104,29 @@ class WebSocketTransport:
                 reason = cut
 
     async def _connect(self) -> Connection:
-        """Connect, with another key where the first one is refused. Raises Cut, ConnectionFailed."""
+        """Connect, with another key if the first one is refused. Raises Cut, ConnectionFailed."""
         try:
             socket, hello = await dial(self._settings)
         except ConnectionFailed as failure:
-            if not self._is_worth_another_key(failure):
+            if not self._may_have_another_key(failure):
                 raise
             socket, hello = await dial(self._settings)
         return Connection(socket, hello, self._settings, self._subscriptions, self._retry)
 
-    def _is_worth_another_key(self, reason: Exception) -> bool:
+    def _may_have_another_key(self, reason: Exception) -> bool:
         return self._settings.renews and isinstance(reason, ConnectionFailed) and reason.code == "unauthorized"
 
     def _adopt(self, connection: Connection) -> None:
-        """Give a new connection the jobs that have none."""
+        """Hand a new connection the jobs that have none."""
         self.hello = connection.hello
-        homeless = self._homeless
+        unconnected = self._unconnected
         self._connections.append(connection)
-        for subscription in homeless:
+        for subscription in unconnected:
             connection.notify(subscription)
         self._spawn(self._carry(connection))
 
     async def _carry(self, connection: Connection) -> None:
-        """Serve the jobs of a connection until it ends; then they need another one."""
+        """Serve the jobs of a connection until it ends; then move them to another one."""
         reason: Exception = Cut("The client is closed")
         try:
             reason = await connection.serve()
@@ -138,6 +138,6 @@ class WebSocketTransport:
             connection.go(reason)
             self._wanted.set()
             if (current := self._current) is not None:
-                for subscription in self._homeless:
+                for subscription in self._unconnected:
                     current.notify(subscription)
             await connection.close()

@@ -1,4 +1,4 @@
-"""What WebSocket and HTTP have in common: JSON, and errors in HTTP answers."""
+"""What WebSocket and HTTP share: JSON, and errors in HTTP responses."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import json
 from .errors import Cut, Refused
 from .events import Frame
 
-HEARTBEAT_S = 15.0  # the worker's own default, until its hello says otherwise
+HEARTBEAT_S = 15.0
+"""The worker's default, until its hello states another one."""
+
 CONNECT_TIMEOUT_S = 10.0
-WITHOUT_WORKER = (429, 502, 503, 504)  # what a proxy says while the worker restarts
+
+WITHOUT_WORKER = (429, 502, 503, 504)
+"""Statuses that a proxy returns while the worker restarts."""
 
 
 def parse(message: str | bytes) -> Frame:
-    """Parse a message. What is no JSON object counts as a cut connection."""
+    """Parse a message. Raises Cut for anything but a JSON object."""
     try:
         frame = json.loads(message)
     except ValueError as error:
@@ -24,7 +28,7 @@ def parse(message: str | bytes) -> Frame:
 
 
 def refusal_of(status: int, retry_after: str, body: bytes | bytearray | None) -> Refused | Cut:
-    """Return the error in an HTTP answer: the worker's own, or that of a proxy that has no worker for now."""
+    """Return the error in an HTTP response: the worker's own, or a Cut if a proxy has no worker for now."""
     try:
         problem = json.loads(body or b"")
     except ValueError:

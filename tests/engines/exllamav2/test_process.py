@@ -26,7 +26,7 @@ if cpu.missing():
     pytest.skip(f"ExLlamaV2 on the CPU: {cpu.missing()}", allow_module_level=True)
 
 # Importing torch and the library takes most of it, on a machine that is busy.
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
 WORKS = 32
 KILLS = 3
 
@@ -98,7 +98,6 @@ def assert_exact(journal: Journal) -> None:
         assert journal.whole_text(number) == " ".join(map(str, range(first, last + 1)))
 
 
-@pytest.mark.timeout(400)
 async def test_32_works_share_the_engine_and_every_text_is_exact() -> None:
     async with working(temperature=0.0) as journal:
         await journal.until("all ends", lambda: not journal.unfinished())
@@ -112,7 +111,7 @@ async def test_32_works_share_the_engine_and_every_text_is_exact() -> None:
     assert (last.running, last.waiting, last.kv_tokens_used) == (0, 0, 0)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 async def test_killed_again_and_again_every_text_stays_exact() -> None:
     dice = random.Random(5)
     async with working(temperature=0.7) as journal:

@@ -28,12 +28,12 @@ def test_the_estimate_counts_all_choices_and_a_quarter_of_the_prompt() -> None:
     assert Infer().parse({"prompt": "x" * 40, "max_tokens": 10, "n": 3}, LIMITS).tokens_estimate == 40
 
 
-def test_one_principal_has_only_so_many_live_jobs() -> None:
+def test_one_owner_has_a_limit_of_live_jobs() -> None:
     stage = Stage(jobs_per_principal_max=2)
     first, _ = stage.create(), stage.create()
     with pytest.raises(TooManyJobs, match="2 live jobs"):
         stage.create()
-    stage.create(principal="bob")
+    stage.create(owner_name="bob")
     stage.jobs.cancel("ann", first.id)
     stage.create()
 
@@ -42,7 +42,7 @@ def test_running_jobs_do_not_count_as_waiting() -> None:
     stage = Stage(queue_jobs_max=1)
     stage.start(stage.create())
     waiting = stage.create()
-    with pytest.raises(QueueFull, match="1 jobs wait"):
+    with pytest.raises(QueueFull, match="limit of 1 jobs"):
         stage.create()
     stage.start(waiting)
     stage.create()
@@ -81,7 +81,7 @@ def test_the_retry_time_follows_the_measured_rate_within_bounds(
     admission = Admission(Settings(queue_jobs_max=1, max_tokens_max=100_000))
     admission.waiting_jobs, admission.waiting_tokens = 1, waiting_tokens
     with pytest.raises(BusyError) as refused:
-        admission.check(ANN, request(), None if rate is None else stats(rate), 0)
+        admission.admit(ANN, request(), None if rate is None else stats(rate), 0)
     assert refused.value.retry_after_ms == expected_ms
 
 

@@ -23,7 +23,7 @@ moments = st.integers(0, 10**9)
 
 def test_a_bucket_begins_full_and_fills_evenly() -> None:
     bucket = Bucket(60, 0)
-    bucket.take(60, 0)
+    bucket.withdraw(60, 0)
     assert bucket.wait_ms(1, 0) == 1000
     assert bucket.wait_ms(1, 999) == 1
     assert bucket.wait_ms(1, 1000) == 0
@@ -33,7 +33,7 @@ def test_a_bucket_begins_full_and_fills_evenly() -> None:
 def test_a_millisecond_too_early_is_too_early() -> None:
     """A seventh of a minute is no whole number of milliseconds."""
     bucket = Bucket(7, 0)
-    bucket.take(7, 0)
+    bucket.withdraw(7, 0)
     assert bucket.wait_ms(1, 0) == 8572
     assert bucket.wait_ms(1, 8571) == 1
     assert bucket.wait_ms(1, 8572) == 0
@@ -42,24 +42,24 @@ def test_a_millisecond_too_early_is_too_early() -> None:
 def test_what_is_larger_than_the_bucket_needs_it_full_and_overdraws_it() -> None:
     bucket = Bucket(100, 0)
     assert bucket.wait_ms(250, 0) == 0
-    bucket.take(250, 0)
+    bucket.withdraw(250, 0)
     assert bucket.wait_ms(1, 0) == MINUTE_MS * 151 // 100
     bucket = Bucket(100, 0)
-    bucket.take(1, 0)
+    bucket.withdraw(1, 0)
     assert bucket.wait_ms(250, 0) == MINUTE_MS // 100
 
 
 def test_what_is_given_back_never_fills_it_over_the_brim() -> None:
     bucket = Bucket(10, 0)
-    bucket.take(4, 0)
-    bucket.take(-100, 0)
-    bucket.take(10, 0)
+    bucket.withdraw(4, 0)
+    bucket.withdraw(-100, 0)
+    bucket.withdraw(10, 0)
     assert bucket.wait_ms(1, 0) > 0
 
 
 def test_a_new_size_forgives_nothing() -> None:
     bucket = Bucket(10, 0)
-    bucket.take(10, 0)
+    bucket.withdraw(10, 0)
     bucket.resize(20, 0)
     assert bucket.wait_ms(10, 0) == 0
     assert bucket.wait_ms(11, 0) > 0
@@ -77,7 +77,7 @@ def test_the_wait_is_exact_to_the_millisecond(rate: int, now: int, asks: list[tu
             assert bucket.wait_ms(amount, now + wait - 1) == 1
             now += wait
         assert bucket.wait_ms(amount, now) == 0
-        bucket.take(amount, now)
+        bucket.withdraw(amount, now)
 
 
 @given(rates, st.lists(st.tuples(st.integers(1, 10**6), st.integers(0, 10**5)), min_size=1, max_size=30))
@@ -87,7 +87,7 @@ def test_no_window_gets_more_than_a_full_bucket_and_what_flowed_in(rate: int, as
         now += pause
         wanted = min(amount, rate)
         if not bucket.wait_ms(wanted, now):
-            bucket.take(wanted, now)
+            bucket.withdraw(wanted, now)
             taken += wanted
         assert taken * MINUTE_MS <= rate * (MINUTE_MS + now)
 
@@ -98,24 +98,24 @@ def test_no_window_gets_more_than_a_full_bucket_and_what_flowed_in(rate: int, as
 def test_a_refusal_takes_nothing_of_any_unit() -> None:
     quotas = Quotas()
     limits = {"jobs": 2, "tokens": 10}
-    quotas.take("a", limits, {"jobs": 1, "tokens": 6}, 0.0)
+    quotas.charge("a", limits, {"jobs": 1, "tokens": 6}, 0.0)
     for _ in range(5):
         with pytest.raises(RateLimited, match="10 tokens per minute"):
-            quotas.take("a", limits, {"jobs": 1, "tokens": 6}, 0.0)
-    quotas.take("a", limits, {"jobs": 1, "tokens": 4}, 0.0)
+            quotas.charge("a", limits, {"jobs": 1, "tokens": 6}, 0.0)
+    quotas.charge("a", limits, {"jobs": 1, "tokens": 4}, 0.0)
     with pytest.raises(RateLimited, match="2 jobs per minute") as refused:
-        quotas.take("a", limits, {"jobs": 1, "tokens": 0}, 0.0)
+        quotas.charge("a", limits, {"jobs": 1, "tokens": 0}, 0.0)
     assert refused.value.retry_after_ms == 30_000
 
 
 def test_accounts_do_not_know_each_other_and_no_limit_is_none() -> None:
     quotas = Quotas()
-    quotas.take("a", {"jobs": 1}, {"jobs": 1}, 0.0)
-    quotas.take("b", {"jobs": 1}, {"jobs": 1}, 0.0)
+    quotas.charge("a", {"jobs": 1}, {"jobs": 1}, 0.0)
+    quotas.charge("b", {"jobs": 1}, {"jobs": 1}, 0.0)
     for _ in range(100):
-        quotas.take("c", {"jobs": 0}, {"jobs": 1}, 0.0)
+        quotas.charge("c", {"jobs": 0}, {"jobs": 1}, 0.0)
     with pytest.raises(RateLimited):
-        quotas.take("a", {"jobs": 1}, {"jobs": 1}, 0.9)
+        quotas.charge("a", {"jobs": 1}, {"jobs": 1}, 0.9)
 
 
 # ---- in the service --------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def web(name: str = "web", **allowance: int) -> Principal:
     return Principal(name=name, key="web", allowance=Allowance(**allowance))
 
 
-def test_a_key_creates_so_many_jobs_per_minute_whoever_of_its_users_does() -> None:
+def test_the_jobs_per_minute_of_a_key_are_shared_by_its_users() -> None:
     stage, first, second = Stage(), web("web/ann", jobs_per_minute_max=2), web("web/bob", jobs_per_minute_max=2)
     create(stage, first)
     stage.run(create(stage, second), "a")
@@ -162,6 +162,11 @@ def test_a_job_that_was_cancelled_in_the_queue_costs_no_tokens() -> None:
     stage, owner = Stage(), web(tokens_per_minute_max=100)
     for _ in range(5):
         stage.jobs.cancel("web", create(stage, owner, max_tokens=99).id)
+    # All of the minute's tokens are left, and not one more.
+    create(stage, owner, max_tokens=99)
+    with pytest.raises(RateLimited) as refused:
+        create(stage, owner, max_tokens=9)
+    assert refused.value.retry_after_ms == 6000
 
 
 def test_a_job_that_used_more_than_was_thought_is_charged_for_it() -> None:
@@ -190,7 +195,7 @@ def test_a_job_that_is_refused_for_another_reason_is_not_counted() -> None:
     stage, owner = Stage(queue_jobs_max=1), web(jobs_per_minute_max=2)
     first = create(stage, owner)
     for _ in range(5):
-        with pytest.raises(Exception, match="jobs wait"):
+        with pytest.raises(Exception, match="limit of 1 jobs"):
             create(stage, owner)
     stage.start(first)
     create(stage, owner)

@@ -1,4 +1,4 @@
-"""Signed texts: only what was signed is taken, and only for what it was signed for."""
+"""Signed texts: only a text that was signed verifies, and only for the facts it was signed for."""
 
 from __future__ import annotations
 

@@ -124,11 +124,6 @@ def test_head_tells_what_get_would(server: Server) -> None:
     assert (answer.status_code, answer.content) == (200, b"")
 
 
-def test_modules_are_short() -> None:
-    lengths = {name: len((STATIC / name).read_text(encoding="utf-8").splitlines()) for name in FILES}
-    assert {name: length for name, length in lengths.items() if name.endswith(".js") and length > 250} == {}
-
-
 def test_a_wheel_has_all_files_and_the_client_itself(tmp_path: Path) -> None:
     """The client is a link in the repository: an installation must have its text."""
     copy = tmp_path / "source"

@@ -1,7 +1,8 @@
-"""`jobwire bench`: what delivery costs. Bare engine loop, WebSocket and SSE, side by side in one run.
+"""`jobwire bench`: measures the cost of delivery. Bare engine loop, WebSocket and SSE, side by side in one run.
 
 The engine alone runs in a process of its own (`bare`); a whole worker runs in another, and this process reads its
-streams (`load`). All do the same jobs, of exactly so many tokens, in turns, so that a busy machine disturbs them alike.
+streams (`load`). All run the same jobs, of a fixed number of tokens, in turns, so that a busy machine disturbs them
+alike.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Row:
     engine_ms_per_1000: list[float] = field(default_factory=list)
 
     def add(self, gathered: Gathered, gateway_cpu_s: float, engine_cpu_s: float) -> None:
-        """Take in one round."""
+        """Add the results of one round."""
         self.tokens_per_s.append(gathered.tokens / gathered.wall_s)
         self.ttft_ms += gathered.ttft_ms
         self.gaps_ms += gathered.gaps_ms
@@ -57,24 +58,26 @@ def _parser() -> Parser:
     parser = Parser(
         prog="jobwire bench",
         usage="%(prog)s [--streams N,N] [--tokens N] [--rounds N] [--model PATH] [settings]",
-        description="Measure what delivery costs: bare engine loop, WebSocket and SSE, side by side.",
+        description="Measure the cost of delivery: bare engine loop, WebSocket and SSE, side by side.",
         allow_abbrev=False,
     )
     parser.add_argument("--streams", default="1,16,64", metavar="N,N", help="Numbers of streams at once (1,16,64).")
     parser.add_argument("--tokens", type=int, default=400, metavar="N", help="Tokens of each stream (400).")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="How often each is measured, in turns (3).")
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="Number of measurements of each, in turns (3)."
+    )
     add_flags(parser, ["What to run", "ExLlamaV2 alone"])
     return parser
 
 
 def _whole(name: str, text: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
-        raise ConfigError(f"{name} is {text!r}, but must be whole numbers from 1, separated by commas.")
+        raise ConfigError(f"{name} contains {text!r}, but must be whole numbers from 1, separated by commas.")
     return int(text)
 
 
 def _engines_found() -> list[str]:
-    """The CPU engines that can run here."""
+    """Return the CPU engines that can run here."""
     return ["numpy", *(["llama_cpp"] if importlib.util.find_spec("cyllama") else [])]
 
 
@@ -112,7 +115,7 @@ def _arguments(engine: str, spec: EngineSpec, slots: int) -> list[str]:
 
 
 def _body(number: int, index: int, tokens: int) -> dict[str, object]:
-    """A job of exactly so many tokens, with a prompt that no other job of this run shares to its end."""
+    """Return a job of exactly `tokens` tokens, with a prompt that no other job of this run has."""
     prompt = f"Tell me a story about a fox and {number * 1000 + index} birds"
     return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
 
@@ -134,7 +137,7 @@ async def _round(
 def _print_rows(engine: str, count: int, rows: Mapping[str, Row]) -> None:
     base = rows["bare"].tokens_per_s
     for way, row in rows.items():
-        # Ratios are taken round by round: what disturbs the machine disturbs neighbours alike.
+        # Ratios are computed round by round: a disturbance of the machine affects neighbours alike.
         ratio = statistics.median(mine / bare for mine, bare in zip(row.tokens_per_s, base, strict=True))
         gateway = "" if way == "bare" else f"{statistics.median(row.gateway_ms_per_1000):.0f}"
         print(

@@ -38,7 +38,7 @@ def generate(loop: Loop, generations: list[Generation]) -> Gathered:
 
 
 def main() -> None:
-    """Answer lines until there are no more."""
+    """Answer lines until the input ends."""
     settings = load(sys.argv[1:], os.environ)
     opening = Open.of(settings)
     load_engine, spec, _ = choose(opening.spec)

@@ -1,4 +1,4 @@
-"""Reads many streams of a worker at once and notes when what arrived. One task and one connection per stream."""
+"""Reads many streams of a worker at once and records when text arrives. One task and one connection per stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAME_OF_END = '"type":"end"'
 
 @dataclass
 class Gathered:
-    """What some streams together brought. `gaps_ms` lie between two frames with text of one stream."""
+    """The measurements of some streams together. `gaps_ms` lie between two frames with text of one stream."""
 
     tokens: int = 0
     wall_s: float = 0.0
@@ -32,7 +32,7 @@ class Gathered:
 
 
 class Stopwatch:
-    """Notes the tokens of one stream in what was gathered."""
+    """Records the tokens of one stream in `gathered`."""
 
     def __init__(self, gathered: Gathered) -> None:
         self._gathered = gathered
@@ -40,7 +40,7 @@ class Stopwatch:
         self._last: float | None = None
 
     def token(self) -> None:
-        """Text arrived."""
+        """Record that text arrived."""
         now = time.perf_counter()
         if self._last is None:
             self._gathered.ttft_ms.append((now - self._begun) * 1000)
@@ -48,8 +48,8 @@ class Stopwatch:
             self._gathered.gaps_ms.append((now - self._last) * 1000)
         self._last = now
 
-    def see(self, message: str) -> bool:
-        """A frame arrived; tell whether it was the end.
+    def frame(self, message: str) -> bool:
+        """Record a frame that arrived. Returns whether it is the last.
 
         Raises AssertionError unless the job completed: the figures would be wrong.
         """
@@ -64,7 +64,7 @@ class Stopwatch:
 
 
 async def over_ws(url: str, bodies: list[Body]) -> Gathered:
-    """Run one job on each of many WebSockets, which are open before the clock starts."""
+    """Run one job on each of many WebSockets, which are opened before the clock starts."""
     sockets = [
         await websockets.connect(url.replace("http", "ws", 1) + "/v1/ws", compression=None, max_size=None, proxy=None)
         for _ in bodies
@@ -102,7 +102,7 @@ async def _read_ws(socket: websockets.ClientConnection, body: Body, gathered: Ga
     await socket.send(json.dumps({"type": "create", "job_id": str(uuid.uuid4()), **body}))
     async for message in socket:
         assert isinstance(message, str)
-        if watch.see(message):
+        if watch.frame(message):
             return
 
 
@@ -117,5 +117,5 @@ async def _read_sse(
     )
     # The sizes of HTTP's chunks are lines of their own, between whole events.
     while line := await reader.readline():
-        if line.startswith(b"data: ") and watch.see(line[6:].decode()):
+        if line.startswith(b"data: ") and watch.frame(line[6:].decode()):
             return

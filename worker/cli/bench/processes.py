@@ -1,4 +1,4 @@
-"""The processes that are measured: the bare engine and a whole worker. Both are gone when their block is left."""
+"""The processes that are measured: the bare engine and a whole worker. Both have ended when their block is left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STOP_TIMEOUT_S = 20.0
 
 
 class _Process:
-    """A Python module in a process of its own, spoken to in lines."""
+    """A Python module in a process of its own, which reads and writes lines."""
 
     module = ""
 
@@ -71,7 +71,7 @@ class _Process:
         assert self.process.stdout is not None
         line = await self.process.stdout.readline()
         if not line:
-            raise ModelError(f"The process to be measured has ended ({self.module}); its reason is above.")
+            raise ModelError(f"The measured process ({self.module}) has ended; its output above has the reason.")
         return line.decode()
 
     async def _wait_ready(self) -> None:

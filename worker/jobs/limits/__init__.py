@@ -1,1 +1,1 @@
-"""Who may have how much: principals, admission, quotas, retention."""
+"""How much each owner may use: principals, admission, quotas, retention."""

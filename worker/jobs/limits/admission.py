@@ -1,4 +1,4 @@
-"""Says no in time: how much may wait, how much one caller may have or ask for, and when to come back."""
+"""Admission control: refuses a job early, with the time after which to try again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from worker.scheduler.works import Stats
 RETRY_AFTER_MIN_MS = 1000
 RETRY_AFTER_MAX_MS = 60_000
 RETRY_AFTER_UNKNOWN_MS = 5000
+"""The advice while no decode rate has been measured."""
 
 
 class Admission:
-    """Counts live jobs and waiting work against the limits. Pure bookkeeping: the service reports every change."""
+    """Counts live jobs and waiting work against the limits. Pure bookkeeping: the service reports every change.
+
+    `waiting_jobs` and `waiting_tokens` are those of all jobs that wait for a slot.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -28,21 +32,24 @@ class Admission:
         self.waiting_jobs = 0
         self.waiting_tokens = 0
 
-    def check(self, owner: Principal, request: JobRequest, stats: Stats | None, now_ms: float) -> None:
-        """Let a job in, as far as its account's quota goes, or refuse it, each time with when to try again.
+    def admit(self, owner: Principal, request: JobRequest, stats: Stats | None, now_ms: float) -> None:
+        """Charge a new job to its account's quota, or refuse it.
 
-        Raises TooManyJobs and QueueFull, with a time from measured rates, and RateLimited, with the exact one.
+        Raises TooManyJobs and QueueFull, with a retry time from measured rates, and RateLimited, with the exact one.
         """
         settings, retry_after_ms = self._settings, self._retry_after_ms(stats)
         allowance = owner.allowance
         live = self._live_of_account[owner.account] if allowance.jobs_max else self._live[owner.name]
         if live >= (allowance.jobs_max or settings.jobs_per_principal_max):
             raise TooManyJobs(
-                f"You have {live} live jobs, as many as one caller may. Wait for one to end.",
+                f"You have {live} live jobs, the limit for one caller. Wait for one to end.",
                 retry_after_ms=retry_after_ms,
             )
         if self.waiting_jobs >= settings.queue_jobs_max:
-            raise QueueFull(f"{self.waiting_jobs} jobs wait already. Try again later.", retry_after_ms=retry_after_ms)
+            raise QueueFull(
+                f"The queue is at its limit of {settings.queue_jobs_max} jobs. Try again later.",
+                retry_after_ms=retry_after_ms,
+            )
         tokens = self.waiting_tokens + request.tokens_estimate
         if self.waiting_jobs and tokens > settings.queue_tokens_max:
             raise QueueFull(
@@ -50,20 +57,20 @@ class Admission:
                 f"this job may need {request.tokens_estimate}. Try again later, or with a smaller max_tokens.",
                 retry_after_ms=retry_after_ms,
             )
-        # Last, because it counts the job.
+        # Last, because it charges the account.
         limits = {
             "jobs": allowance.jobs_per_minute_max or settings.jobs_per_minute_max,
             "tokens": allowance.tokens_per_minute_max or settings.tokens_per_minute_max,
         }
-        self._quotas.take(owner.account, limits, {"jobs": 1, "tokens": request.tokens_estimate}, now_ms)
+        self._quotas.charge(owner.account, limits, {"jobs": 1, "tokens": request.tokens_estimate}, now_ms)
 
-    def entered(self, owner: Principal) -> None:
-        """A job was created."""
+    def on_created(self, owner: Principal) -> None:
+        """Count a new job as live."""
         self._live[owner.name] += 1
         self._live_of_account[owner.account] += 1
 
-    def left(self, owner: Principal, request: JobRequest, usage: Usage, now_ms: float) -> None:
-        """A job ended and has used what it used, which may be less than was counted for it."""
+    def on_ended(self, owner: Principal, request: JobRequest, usage: Usage, now_ms: float) -> None:
+        """Count a job as ended, and correct what was charged for it to what it used."""
         for counter, name in ((self._live, owner.name), (self._live_of_account, owner.account)):
             counter[name] -= 1
             if not counter[name]:
@@ -71,18 +78,18 @@ class Admission:
         used = usage.prompt_tokens + usage.completion_tokens
         self._quotas.settle(owner.account, "tokens", used - request.tokens_estimate, now_ms)
 
-    def waits(self, request: JobRequest) -> None:
-        """A job began to wait for a slot."""
+    def on_queued(self, request: JobRequest) -> None:
+        """Count a job that waits for a slot."""
         self.waiting_jobs += 1
         self.waiting_tokens += request.tokens_estimate
 
-    def waits_no_more(self, request: JobRequest) -> None:
-        """A job got a slot or ended in the queue."""
+    def on_dequeued(self, request: JobRequest) -> None:
+        """Count a job out of the queue: it has a slot, or ended there."""
         self.waiting_jobs -= 1
         self.waiting_tokens -= request.tokens_estimate
 
     def _retry_after_ms(self, stats: Stats | None) -> int:
-        """Estimate when a tenth of the waiting work will be done, at the decode rate measured last."""
+        """Return an estimate of when a tenth of the waiting work will be done, at the decode rate measured last."""
         if stats is None or stats.decode_tokens_per_s <= 0:
             return RETRY_AFTER_UNKNOWN_MS
         wait_ms = 1000 * self.waiting_tokens / 10 / stats.decode_tokens_per_s

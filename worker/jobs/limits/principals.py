@@ -1,4 +1,4 @@
-"""Who owns jobs: a principal, what it may use, and for how long a connection may speak for it."""
+"""Owners of jobs: principals, their allowances, and the grants by which connections act for them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import msgspec
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
-    """What the jobs of one key may take together. 0 is no limit of its own: the worker's settings hold.
+    """Limits of all jobs of one key together. 0 is no limit of its own: the worker's settings hold.
 
-    `weight` is the share of the engine, relative to others, when there is not enough for all.
+    `weight` is its share of the engine, relative to other keys, when there is not enough for all.
     """
 
     weight: float = 1.0
@@ -18,7 +18,7 @@ class Allowance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """The owner of jobs. `key` names the key that it came with; several principals may share one, and its allowance."""
+    """The owner of jobs. `key` names its API key; several principals may share one, and its allowance."""
 
     name: str
     key: str = ""
@@ -27,18 +27,18 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def account(self) -> str:
-        """On whose account it lives: what is shared by all that came with the same key."""
+        """The account that its use is charged to: one for all principals of the same key."""
         return self.key or self.name
 
 
 LOCAL = Principal(name="local")
-"""Whoever calls a worker that has no keys."""
+"""The owner of all jobs of a worker that has no keys."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """A principal that has shown who it is, until `expires_at_ms` (monotonic; None: for ever).
+    """An authenticated principal, until `expires_at_ms` (monotonic; None: for ever).
 
-    `proof` is the digest of the key that it rests on, as of `revision` of the keys. `derived`: shown by a token that
+    `proof` is the digest of the key behind it, as of `revision` of the keys. `derived`: authenticated by a token that
     was made with the key, not by the key itself.
     """
 

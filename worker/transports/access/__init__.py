@@ -1,1 +1,1 @@
-"""Who may connect, and as whom: credentials, origins, hosts, guards, CORS."""
+"""Who may connect, and as whom: credentials, what is signed with them, hosts and origins, CORS, and the guards."""

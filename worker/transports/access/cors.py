@@ -1,4 +1,4 @@
-"""Lets pages of listed origins read the answers: headers of the CORS protocol (Fetch standard). Pure."""
+"""Headers of the CORS protocol (Fetch standard), which let pages of listed origins read the answers. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ PREFLIGHT = {
     "X-Request-ID, traceparent",
     "Access-Control-Max-Age": str(PREFLIGHT_MAX_AGE_S),
 }
-"""What a page may send, besides `allow`."""
+"""What a page may send: the answer to a preflight, besides the headers of `allow`."""
 
 EXPOSED = "Deprecation, Link, Retry-After, Sunset, WWW-Authenticate, X-Correlation-ID"
+"""Headers of an answer that a page may read."""
 
 
 def allow(origin: str, *, credentials: bool) -> dict[str, str]:
-    """Return what lets pages of `origin` read an answer. `credentials`: a cookie may have authenticated them."""
+    """Return the headers that let pages of `origin` read an answer. `credentials`: a cookie may authenticate them."""
     fields = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED}
     return fields | {"Access-Control-Allow-Credentials": "true"} if credentials else fields

@@ -1,7 +1,8 @@
-"""Who may come in, and as whom: hosts, origins, keys, and the tokens and tickets that are made with keys.
+"""Who calls: API keys, and the access tokens and tickets that are made with them.
 
-In this order: `Authorization: Bearer`, the `bearer.` subprotocol of a WebSocket, the first frame of one (the session's
-part), a ticket in the address of a stream, a cookie. What is shown first decides. Nothing of it is ever logged.
+A credential is an API key or an access token. It is looked for in this order: `Authorization: Bearer`, the `bearer.`
+subprotocol of a WebSocket, a cookie; the session looks into the first frame of a WebSocket, and the routes of a job
+into the ticket in its URL. The first one found decides. None of them is ever logged.
 """
 
 from __future__ import annotations
@@ -10,9 +11,6 @@ import logging
 import secrets
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
-from ipaddress import ip_address
-from typing import Protocol
-from urllib.parse import urlsplit
 
 from worker.config import Settings
 from worker.config.keys import Key, KeySource
@@ -21,51 +19,39 @@ from worker.jobs.clock import Clock
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import LOCAL, Allowance, Grant, Principal
 from worker.transports.access.signing import AccessToken, Signer, Ticket
+from worker.transports.correlation import Headers
 
 COOKIE = "jobwire"
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
-WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
-DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 LOOK_EVERY_MS = 1000
-"""How often the file of keys is looked at."""
+"""How often the keys file is checked for changes."""
 
 logger = logging.getLogger(__name__)
 
 
-class Headers(Protocol):
-    """The headers of a request, by name in lower case."""
-
-    def get(self, key: str, /) -> str | None:
-        """Return a header, or None."""
-        ...
-
-
 class Access:
-    """The keys of this worker, and what follows from them. `secret` signs; by default it is drawn."""
+    """The keys of this worker, and the grants, access tokens and tickets that follow from them.
+
+    `secret` signs tokens and tickets; without one it is drawn at random.
+    """
 
     def __init__(self, settings: Settings, clock: Clock, secret: bytes | None = None) -> None:
-        self._settings = settings
         self._clock = clock
         self._source = KeySource(settings)
         self._keys = self._source.read()
         self._revision = 0
         self._signer = Signer(secret or secrets.token_bytes(32))
         self._look_at_ms = clock.monotonic_ms() + LOOK_EVERY_MS
-        self._origins = frozenset(map(_normal, settings.origins_allowed))
 
     @property
     def required(self) -> bool:
-        """Whether callers must show a key."""
+        """Whether callers must send a credential."""
         return self._source.any
 
-    # ---- keys and tokens ---------------------------------------------------------------------------------------------
+    # ---- credentials -------------------------------------------------------------------------------------------------
 
     def authenticate(self, credential: str | None) -> Grant:
-        """Return for whom a key, or a token made with one, speaks. Without keys everybody is `LOCAL`.
-
-        Raises Unauthorized.
-        """
+        """Return the grant of a credential. Without keys every caller is `LOCAL`. Raises Unauthorized."""
         if not self.required:
             return Grant(principal=LOCAL)
         if not credential:
@@ -73,23 +59,23 @@ class Access:
         key = self._keys.find(credential)
         if key is not None:
             return self._checked(self._grant(key))
-        read = self._signer.read(credential, AccessToken)
-        key = self._keys.by_name.get(read.key) if read is not None else None
-        if read is None or key is None or not self._signer.verifies(credential, AccessToken, key.digest):
+        token = self._signer.read(credential, AccessToken)
+        key = self._keys.by_name.get(token.key) if token is not None else None
+        if token is None or key is None or not self._signer.verifies(credential, AccessToken, key.digest):
             raise Unauthorized("The API key is wrong.")
-        return self._checked(self._grant(key, read.user, read.expires_at_ms))
+        return self._checked(self._grant(key, token.user, token.expires_at_ms))
 
     def admit(self, headers: Headers, bearer: str | None = None) -> Grant | None:
-        """Return for whom a request speaks, by its headers or the `bearer` of a subprotocol; None if it shows nothing.
+        """Return the grant of a request, or None if it has no credential. `bearer` is the one of a subprotocol.
 
-        Raises Unauthorized, and Forbidden for a cookie that may have been sent by a page elsewhere.
+        Raises Unauthorized, and Forbidden for a cookie that a page elsewhere may have sent.
         """
         authorization = headers.get("authorization")
         if not self.required:
             return Grant(principal=LOCAL)
         if authorization is not None:
-            scheme, _, token = authorization.partition(" ")
-            return self.authenticate(token.strip() if scheme.lower() == "bearer" else None)
+            scheme, _, credential = authorization.partition(" ")
+            return self.authenticate(credential.strip() if scheme.lower() == "bearer" else None)
         if bearer is not None:
             return self.authenticate(bearer)
         cookie = _cookie(headers.get("cookie"))
@@ -98,18 +84,18 @@ class Access:
         try:
             grant = self.authenticate(cookie)
         except Unauthorized:
-            # An old one, that no page can see. Whoever has nothing else is asked for a key.
+            # An old cookie, which no page can see or remove: ask for a key as if there were none.
             return None
         if headers.get("origin") is None and headers.get("sec-fetch-site") != "same-origin":
-            raise Forbidden("A cookie is taken from pages of this worker only: the request has no Origin.")
+            raise Forbidden("A cookie counts only on this worker's own pages, and the request has no Origin.")
         return grant
 
     def require(self, headers: Headers) -> Grant:
-        """Return for whom a request speaks, by its headers. Raises Unauthorized and Forbidden."""
+        """Return the grant of a request. Raises Unauthorized and Forbidden."""
         return self.admit(headers) or self.authenticate(None)
 
     def current(self, grant: Grant) -> Grant | None:
-        """Return what has become of a grant since the keys were read again; None if its key is gone or expired."""
+        """Return a grant as it is since the keys were last read; None if its key was removed or has expired."""
         now_ms = self._clock.monotonic_ms()
         if grant.revision != self._revision and grant.proof:
             key = self._keys.by_name.get(grant.principal.key)
@@ -120,11 +106,11 @@ class Access:
         return None if grant.expires_at_ms is not None and now_ms >= grant.expires_at_ms else grant
 
     def is_valid(self, grant: Grant) -> bool:
-        """Tell whether a grant still holds."""
+        """Return whether a grant is still good."""
         return self.current(grant) is not None
 
     def mint(self, grant: Grant, ttl_s: int, user: str = "") -> str:
-        """Return a token that stands for the key of `grant` for a while. Raises Forbidden."""
+        """Return an access token that stands for the key of `grant` for a while. Raises Forbidden."""
         if not grant.proof:
             raise Forbidden("This worker has no keys, so it needs no tokens.")
         if grant.derived:
@@ -135,37 +121,37 @@ class Access:
     # ---- tickets -----------------------------------------------------------------------------------------------------
 
     def ticket(self, job: Job) -> str | None:
-        """Return the ticket to read a job, as long as it is known; None where none is needed."""
+        """Return a ticket to read a job until it is forgotten; None if the worker needs no keys."""
         key = self._keys.by_name.get(job.owner.key)
         if key is None:
             return None
         return self._signer.sign(Ticket(job.owner_name, key.name, job.log.epoch), job.id.encode(), key.digest)
 
     def read_ticket(self, text: str, job_id: str, find: Callable[[str, str], Job]) -> tuple[Job, Grant]:
-        """Return the job that a ticket lets read, by `find(principal, job_id)`, and for whom. Raises Unauthorized."""
+        """Return the job that a ticket is for, by `find(owner_name, job_id)`, and the grant. Raises Unauthorized."""
         ticket = self._signer.read(text, Ticket)
         key = self._keys.by_name.get(ticket.key) if ticket is not None else None
         if ticket is None or key is None:
-            raise Unauthorized("The ticket in the address is none of this worker, or its key is gone.")
+            raise Unauthorized("The ticket in the URL was not issued by this worker, or its key is gone.")
         if not self._signer.verifies(text, Ticket, job_id.encode(), key.digest):
-            raise Unauthorized("The ticket in the address is not for this job, or was changed.")
+            raise Unauthorized("The ticket in the URL is not for this job, or was changed.")
         grant = self._checked(self._grant(key))
-        job = find(ticket.principal, job_id)
+        job = find(ticket.owner_name, job_id)
         if job.log.epoch != ticket.epoch:
-            raise Unauthorized("The ticket in the address is for an earlier job of this id.")
+            raise Unauthorized("The ticket in the URL is for an earlier job with this id.")
         return job, grant
 
     # ---- time --------------------------------------------------------------------------------------------------------
 
     def tick(self, now_ms: float) -> None:
-        """Time passes: look now and then whether the file of keys has changed."""
+        """Check the time: every `LOOK_EVERY_MS`, read the keys again if their file has changed."""
         if now_ms >= self._look_at_ms:
             self._look_at_ms = now_ms + LOOK_EVERY_MS
             if self._source.changed():
                 self.reload()
 
     def reload(self) -> None:
-        """Read the keys again. If that fails, the error is logged, and the keys stay as they were."""
+        """Read the keys again. If that fails, log the error and keep the keys as they were."""
         try:
             self._keys = self._source.read()
         except ConfigError as error:
@@ -173,35 +159,6 @@ class Access:
         else:
             self._revision += 1
             logger.info("Keys were read again: there are %d now", len(self._keys.by_name))
-
-    # ---- hosts and origins -------------------------------------------------------------------------------------------
-
-    def check_host(self, host: str | None) -> None:
-        """Raise Forbidden unless the Host header names this worker.
-
-        An address is always good: probes and scrapers use it, and only names can be made to lead a page here.
-        """
-        settings, name = self._settings, _host_name(host or "")
-        allowed = {*settings.hosts_allowed, settings.host.lower()}
-        if settings.host in LOOPBACK_HOSTS:
-            allowed |= LOOPBACK_HOSTS
-        elif settings.host in WILDCARD_HOSTS and not settings.hosts_allowed:
-            return
-        if name not in allowed and not _is_address(name):
-            raise Forbidden(f"This worker does not answer to the host {name!r}. Allow it with --hosts-allowed.")
-
-    def check_origin(self, origin: str | None, host: str | None) -> None:
-        """Raise Forbidden if a browser page of another origin calls. Programs send no Origin and may pass."""
-        if origin is None or self.is_listed(origin):
-            return
-        parts = urlsplit(origin)
-        ours, theirs = (host or "").lower(), parts.netloc.lower()
-        if not theirs or theirs not in (ours, ours.removesuffix(DEFAULT_PORTS.get(parts.scheme, ""))):
-            raise Forbidden(f"Pages of {origin!r} may not use this worker. Allow them with --origins-allowed.")
-
-    def is_listed(self, origin: str) -> bool:
-        """Tell whether an origin is among those that the settings allow."""
-        return _normal(origin) in self._origins
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
@@ -230,31 +187,8 @@ class Access:
         return grant
 
 
-def _normal(origin: str) -> str:
-    """Return an origin as browsers send it: in lower case, without the port that its scheme implies."""
-    origin = origin.lower()
-    return origin.removesuffix(DEFAULT_PORTS.get(origin.partition("://")[0], " "))
-
-
-def _host_name(host: str) -> str:
-    """Return the name in a Host header, without port and brackets, in lower case."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _is_address(name: str) -> bool:
-    """Tell whether a host is an IP address."""
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
 def _cookie(header: str | None) -> str | None:
-    """Return our cookie among those of a header."""
+    """Return the value of our cookie in a Cookie header."""
     try:
         found = SimpleCookie(header or "").get(COOKIE)
     except CookieError:

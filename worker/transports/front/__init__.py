@@ -1,1 +1,1 @@
-"""The listening socket, and the connections on it: WebSockets and event streams."""
+"""The listening socket, the server on it, and the long-lived connections: WebSockets and event streams."""

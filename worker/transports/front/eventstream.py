@@ -1,6 +1,6 @@
-"""Server-sent events: a job's stream in the modern and the legacy dialect, and the progress of loading.
+"""Event streams: a job's events in the modern or the legacy dialect, and the progress of loading, as chunks of bytes.
 
-Each response is an async generator that Quart sends chunk by chunk; a client that goes away cancels it.
+Each stream is an async generator that the server sends chunk by chunk. A client that disconnects cancels it.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
-
-from quart import Response
 
 from worker.dialects.legacy.stream import LegacyStream
 from worker.jobs.job import Job
@@ -20,14 +18,8 @@ from worker.transports.connection import YIELD_EVERY
 from worker.transports.gateway import Gateway
 from worker.transports.wake import Wake
 
-HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache, no-transform",
-    "X-Accel-Buffering": "no",
-}
-
 CHUNK_BYTES = 64 * 1024
-"""Events that wait already are sent together, up to about this size: one system call instead of many."""
+"""Pending events are joined to a chunk of about this size: one system call instead of many."""
 
 
 class Reader(Protocol):
@@ -35,49 +27,46 @@ class Reader(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether the job has ended and everything was taken."""
+        """Whether the job has ended and every event was returned."""
         ...
 
     def next(self, now_ms: float) -> bytes | None:
-        """Take the next event at monotonic time `now_ms`, or None if there is nothing to send now."""
+        """Return the next event at monotonic time `now_ms`, or None if there is nothing to send now."""
         ...
 
     def notify(self) -> None:
-        """The log has grown."""
+        """Note that the log has grown."""
         ...
 
 
-def job_response(
-    gateway: Gateway, job: Job, grant: Grant, stream: LogReader, *, reset: bool, coalesce_ms: int = 0
-) -> Response:
-    """Stream a job in the modern dialect, with at least `coalesce_ms` between token frames, while `grant` holds."""
+def job_events(
+    gateway: Gateway, job: Job, grant: Grant, reader: LogReader, *, reset: bool, coalesce_ms: int = 0
+) -> AsyncIterator[bytes]:
+    """Stream a job in the modern dialect while `grant` is valid, with `coalesce_ms` or more between token frames."""
     if reset:
-        gateway.frames.tally.resets += 1
+        gateway.tally.resets += 1
     wake = Wake()
-    connection = _JobConnection(gateway, grant, sse.SseStream(stream, coalesce_ms, wake.set, gateway.timer), wake)
-    return _response(connection.follow(job, sse.prologue(reset=reset)))
+    events = sse.SseStream(reader, coalesce_ms, wake.set, gateway.timer)
+    return EventStreamConnection(gateway, grant, events, wake).follow(job, sse.prologue(reset=reset))
 
 
-def legacy_response(gateway: Gateway, job: Job, grant: Grant, stream: LegacyStream) -> Response:
-    """Stream a job in the legacy dialect, one chunk per event and no comments, while `grant` holds."""
+def legacy_events(gateway: Gateway, job: Job, grant: Grant, stream: LegacyStream) -> AsyncIterator[bytes]:
+    """Stream a job in the legacy dialect while `grant` is valid.
+
+    Old clients do not know comments, so there are no heartbeats, and expect every event in a chunk of its own.
+    """
     wake = Wake()
-    return _response(_LegacyConnection(gateway, grant, _LegacyReader(stream, wake.set), wake).follow(job))
+    reader = _LegacyReader(stream, wake.set)
+    return EventStreamConnection(gateway, grant, reader, wake, kind="legacy", heartbeat=b"", chunk_bytes=1).follow(job)
 
 
-def loading_response(gateway: Gateway) -> Response:
+def loading_events(gateway: Gateway) -> AsyncIterator[bytes]:
     """Stream the progress of loading the model until it is ready or has failed."""
-    return _response(_LoadingConnection(gateway).follow())
-
-
-def _response(body: AsyncIterator[bytes]) -> Response:
-    response = Response(body, headers=HEADERS)
-    # Quart ends a response after 60 s otherwise, silently.
-    response.timeout = None
-    return response
+    return LoadingConnection(gateway).follow()
 
 
 class _LegacyReader:
-    """A reader in the legacy dialect, which knows no pauses."""
+    """A reader in the legacy dialect, which has no pauses between events."""
 
     def __init__(self, stream: LegacyStream, notify: Callable[[], None]) -> None:
         self._stream = stream
@@ -91,24 +80,36 @@ class _LegacyReader:
         return self._stream.next()
 
 
-class _JobConnection:
-    """A stream of one job: sends what is there, else waits for the log, the time, the ticker or the shutdown."""
+class EventStreamConnection:
+    """A stream of one job: sends pending events, else waits for the log, the timer, the ticker or the shutdown.
 
-    kind = "sse"
-    heartbeat = sse.HEARTBEAT
-    chunk_bytes = CHUNK_BYTES
+    `heartbeat` is sent after a silence, unless it is empty. Events are joined to chunks of about `chunk_bytes`.
+    """
 
-    def __init__(self, gateway: Gateway, grant: Grant, reader: Reader, wake: Wake) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        grant: Grant,
+        reader: Reader,
+        wake: Wake,
+        *,
+        kind: str = "sse",
+        heartbeat: bytes = sse.HEARTBEAT,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        self.kind = kind
         self._gateway = gateway
         self._grant: Grant | None = grant
         self._reader = reader
         self._wake = wake
+        self._heartbeat = heartbeat
+        self._chunk_bytes = chunk_bytes
         self._silent_since = gateway.clock.monotonic_ms()
-        self._beat = False
+        self._heartbeat_due = False
         self._finishing = False
 
     async def follow(self, job: Job, prologue: bytes = b"") -> AsyncIterator[bytes]:
-        """Yield chunks until the job's end was sent or the worker shuts down."""
+        """Yield chunks until the job's end was sent, the grant expires or the worker shuts down."""
         jobs, clock, reader = self._gateway.jobs, self._gateway.clock, self._reader
         notify = reader.notify
         jobs.watch(job, notify)
@@ -130,55 +131,47 @@ class _JobConnection:
                         return
                     if reader.done:
                         return
-                    if len(chunk) < self.chunk_bytes and not self._finishing:
+                    if len(chunk) < self._chunk_bytes and not self._finishing:
                         await self._wake.wait_next()
         finally:
             jobs.unwatch(job, notify)
 
     def _chunk(self, now_ms: float) -> bytes:
-        """Join the events that wait, up to about `chunk_bytes`; empty when there is nothing to say."""
+        """Return the pending events, up to about `chunk_bytes`, else a heartbeat that is due, else nothing."""
         parts: list[bytes] = []
         size = 0
-        while size < self.chunk_bytes and (part := self._reader.next(now_ms)) is not None:
+        while size < self._chunk_bytes and (part := self._reader.next(now_ms)) is not None:
             parts.append(part)
             size += len(part)
-        if not parts and self._beat:
-            parts.append(self.heartbeat)
-        self._beat = False
+        if not parts and self._heartbeat_due:
+            parts.append(self._heartbeat)
+        self._heartbeat_due = False
         return b"".join(parts)
 
     def tick(self, now_ms: float) -> None:
-        """Say something after a silence, so that proxies and clients know that the stream lives; end with the key."""
+        """Send a heartbeat after a silence, which shows proxies and clients that the stream lives; end with the key."""
         if self._grant is not None:
             self._grant = self._gateway.access.current(self._grant)
             if self._grant is None:
                 self._wake.set()
-        if self.heartbeat and now_ms - self._silent_since >= self._gateway.settings.heartbeat_s * 1000:
-            self._beat = True
+        if self._heartbeat and now_ms - self._silent_since >= self._gateway.settings.heartbeat_s * 1000:
+            self._heartbeat_due = True
             self._wake.set()
 
     def drain(self) -> None:
-        """Nothing to do: the stream ends with its job."""
+        """Do nothing: the stream ends with its job."""
 
     def finish(self) -> None:
-        """Send what is there and end the response."""
+        """Send the pending events and end the response."""
         self._finishing = True
         self._wake.set()
 
     def abort(self) -> None:
-        """Nothing to do: an ASGI response cannot be cut, and TCP_USER_TIMEOUT does it."""
+        """Do nothing: an ASGI response cannot be cut, and TCP_USER_TIMEOUT cuts its socket."""
 
 
-class _LegacyConnection(_JobConnection):
-    """A stream in the legacy dialect: old clients know no comments, and want every event in a chunk of its own."""
-
-    kind = "legacy"
-    heartbeat = b""
-    chunk_bytes = 1
-
-
-class _LoadingConnection:
-    """Somebody who watches the model being loaded."""
+class LoadingConnection:
+    """A client that watches the model being loaded."""
 
     kind = "loading"
 
@@ -206,10 +199,10 @@ class _LoadingConnection:
             gateway.state_wakers.discard(self._wake.set)
 
     def tick(self, now_ms: float) -> None:
-        """Nothing to do: old clients know no comments."""
+        """Do nothing: old clients do not know comments, so there are no heartbeats."""
 
     def drain(self) -> None:
-        """Nothing to do: who watches the loading has no jobs here."""
+        """Do nothing: the stream follows no job."""
 
     def finish(self) -> None:
         """End the response."""
@@ -217,4 +210,4 @@ class _LoadingConnection:
         self._wake.set()
 
     def abort(self) -> None:
-        """Nothing to do, as for a job's stream."""
+        """Do nothing, as for a job's stream."""

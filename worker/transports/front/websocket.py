@@ -1,7 +1,7 @@
 """`/v1/ws`: one WebSocket connection, one session, one reader and one writer.
 
 A plain ASGI application in front of Quart: Quart's own route costs 8 us more per frame and its receive queue has no
-bound. The reader never waits for the writer, so a cancel is heard from a client that does not read.
+bound. The reader never waits for the writer, so a client that does not read can still cancel.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PATH = "/v1/ws"
 BEARER_PREFIX = "bearer."
 
 SEND_BYTES = 8 * 1024
-"""Frames that are sent together, about. Small, so that what a slow reader is not sent yet can still grow together."""
+"""About how much is sent at once. Small, so that the rest for a slow reader can still merge into larger frames."""
 
-LAST_WORD_S = 1.0
-"""How long a socket that took nothing may take for the close frame."""
+CLOSE_TIMEOUT_S = 1.0
+"""How long a stalled socket may take to accept the close frame."""
 
 CLOSE_CODES = {Forbidden: CloseCode.FORBIDDEN, Overloaded: CloseCode.OVERLOADED}
-"""What closes a connection that may not come in for another reason than its key."""
+"""Close codes for refusals other than a wrong key."""
 
 AsgiMessage: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[AsgiMessage]]
@@ -59,7 +59,7 @@ def route(gateway: Gateway, otherwise: App) -> App:
 
 
 async def _serve(gateway: Gateway, scope: AsgiMessage, receive: Receive, send: Send) -> None:
-    """Accept, so that a page can see a close code at all (a refused handshake is 1006 to it), and run or close."""
+    """Accept and run, or accept and close: a page sees a close code only then (a refused handshake is 1006)."""
     await receive()
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     offered = list(scope["subprotocols"])
@@ -79,7 +79,7 @@ async def _serve(gateway: Gateway, scope: AsgiMessage, receive: Receive, send: S
 
 
 def _pick_subprotocol(offered: list[str]) -> str | None:
-    """Our version if it is offered; else the first that names us, to be closed with a readable code; never a bearer."""
+    """Return our version if it is offered, else the first one of ours, to be closed with a readable code; no bearer."""
     if PROTOCOL in offered:
         return PROTOCOL
     return next((name for name in offered if name.startswith("jobwire.")), None)
@@ -88,30 +88,29 @@ def _pick_subprotocol(offered: list[str]) -> str | None:
 def _admit(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> Grant | None:
     """Return the grant of a connection, or None if an auth frame must bring it. Raises CloseConnection to refuse it."""
     versions = [name for name in offered if name.startswith("jobwire.")]
-    access = gateway.access
     try:
-        access.check_host(headers.get("host"))
-        access.check_origin(headers.get("origin"), headers.get("host"))
-        # A page cannot set headers: without any key it may send one as its first frame.
-        grant = access.admit(headers, _offered_token(offered))
+        gateway.origins.check_host(headers.get("host"))
+        gateway.origins.check_origin(headers.get("origin"), headers.get("host"))
+        # A page cannot set headers: without any credential it may send one in its first frame.
+        grant = gateway.access.admit(headers, _offered_credential(offered))
         gateway.check_room()
     except JobwireError as error:
-        gateway.frames.tally.refusals[error.code] += 1
+        gateway.tally.refusals[error.code] += 1
         raise CloseConnection(CLOSE_CODES.get(type(error), CloseCode.UNAUTHORIZED), error.detail) from None
     if versions and PROTOCOL not in versions:
         raise CloseConnection(CloseCode.VERSION, f"This worker speaks {PROTOCOL}.")
     return grant
 
 
-def _offered_token(offered: list[str]) -> str | None:
-    """The key that a browser offers as subprotocol `bearer.<base64url>`: it can set no header."""
-    token = next((name.removeprefix(BEARER_PREFIX) for name in offered if name.startswith(BEARER_PREFIX)), None)
-    if token is None:
+def _offered_credential(offered: list[str]) -> str | None:
+    """Return the credential that a page offers as subprotocol `bearer.<base64url>`, since it cannot set headers."""
+    encoded = next((name.removeprefix(BEARER_PREFIX) for name in offered if name.startswith(BEARER_PREFIX)), None)
+    if encoded is None:
         return None
     try:
-        return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode(errors="replace")
+        return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode(errors="replace")
     except (binascii.Error, ValueError):
-        return token
+        return encoded
 
 
 class WebSocketConnection:
@@ -147,10 +146,10 @@ class WebSocketConnection:
         finally:
             self._session.close()
         if self._stalled:
-            await self._say_why()
+            await self._send_stalled()
 
     async def _read(self) -> None:
-        """Hand every message to the session. Never waits for the socket's write side."""
+        """Hand every message to the session. Never wait for the socket's write side."""
         while self._closing is None:
             message = await self._receive()
             if message["type"] != "websocket.receive":
@@ -163,7 +162,7 @@ class WebSocketConnection:
                 self._close(close)
 
     async def _write(self) -> None:
-        """Send what the session has, as fast as the socket takes it; frames grow by themselves when it is slow."""
+        """Send the session's frames as fast as the socket accepts them; they grow by themselves when it is slow."""
         monotonic_ms, session, sent = self._gateway.clock.monotonic_ms, self._session, 0
         while self._closing is None:
             now_ms = monotonic_ms()
@@ -181,7 +180,7 @@ class WebSocketConnection:
         await self._timed_send(_close_message(self._closing), monotonic_ms())
 
     def _gather(self, first: bytes, now_ms: float) -> list[bytes]:
-        """Take along what else is ready now, up to about SEND_BYTES: one system call instead of many."""
+        """Add the other frames that are ready now, up to about SEND_BYTES: one system call instead of many."""
         frames, size = [first], len(first)
         while size < SEND_BYTES and (data := self._session.pull(now_ms)) is not None:
             frames.append(data)
@@ -193,15 +192,15 @@ class WebSocketConnection:
         await self._send(message)
         self._silent_since, self._sending_since = now_ms, None
 
-    async def _say_why(self) -> None:
-        """Tell a client that did not read, in case it does now. Its socket may take nothing any more."""
+    async def _send_stalled(self) -> None:
+        """Send the close code to a client that did not read, in case it reads again. Its socket may accept nothing."""
         close = CloseConnection(CloseCode.STALLED, "The client does not read. Connect again, and resume.")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORD_S):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._send(_close_message(close))
 
     def tick(self, now_ms: float) -> None:
-        """Say pong after a silence; close when the key is no good; give up on a socket that takes nothing for long."""
+        """Send a pong after a silence; close when the credential is no longer valid or the socket is stalled."""
         settings = self._gateway.settings
         if self._sending_since is not None:
             if now_ms - self._sending_since >= settings.stall_timeout_s * 1000:
@@ -221,13 +220,13 @@ class WebSocketConnection:
         self._session.goaway()
 
     def finish(self) -> None:
-        """Send what is there and close with 1012."""
+        """Send the pending frames and close with 1012."""
         self._session.finish()
         self._finishing = True
         self._wake.set()
 
     def abort(self) -> None:
-        """Stop to write; TCP_USER_TIMEOUT takes the socket down, ASGI cannot."""
+        """Stop writing. TCP_USER_TIMEOUT cuts the socket: ASGI cannot."""
         if self._writer is not None:
             self._writer.cancel()
 

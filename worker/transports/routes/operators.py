@@ -1,35 +1,56 @@
-"""`/metrics` for Prometheus, and `/v1/stats`: where the worker stands now, as one JSON object."""
+"""What operators and their programs read: health, readiness, the progress of loading, numbers now and over time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 
 from worker.protocol import views
+from worker.transports.front.eventstream import loading_events
 from worker.transports.gateway import Gateway
+from worker.transports.routes.answers import JSON, event_stream, grant_of_request, json_answer
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
-    """Return the routes. `exposition` makes Prometheus' text format. Any key opens them, see `metrics_open`."""
-    routes = Blueprint("metrics", __name__)
+    """Return the routes. `exposition` makes Prometheus' text format."""
+    routes = Blueprint("operators", __name__)
     started_ms = gateway.clock.monotonic_ms()
+
+    @routes.get("/health")
+    async def health() -> Response:
+        """Report whether the worker works, and facts about it."""
+        status, body = views.health(gateway.jobs.engine)
+        return json_answer(body, status)
+
+    @routes.get("/v1/ready")
+    async def ready() -> Response:
+        """Report whether a job would start now."""
+        status, body = views.ready(gateway.jobs.engine, draining=gateway.jobs.draining)
+        return json_answer(body, status)
+
+    @routes.get("/v1/loading/progress")
+    async def loading() -> Response:
+        """Stream the progress of loading."""
+        return event_stream(loading_events(gateway))
 
     @routes.get("/metrics")
     async def metrics() -> Response:
+        """Report the metrics of Prometheus. Any key opens them, see `metrics_open`."""
         if not gateway.settings.metrics_open:
-            gateway.access.require(request.headers)
-        return Response(exposition(), content_type=CONTENT_TYPE)
+            grant_of_request(gateway)
+        return Response(exposition(), content_type=PROMETHEUS)
 
     @routes.get("/v1/stats")
     async def stats() -> Response:
-        gateway.access.require(request.headers)
+        """Report the state of the worker now as one JSON object."""
+        grant_of_request(gateway)
         uptime_s = (gateway.clock.monotonic_ms() - started_ms) / 1000
         body = views.stats(
             gateway.jobs.engine, live=gateway.jobs.live, sockets=len(gateway.connections), uptime_s=uptime_s
         )
-        return Response(body, content_type="application/json", headers={"Cache-Control": "no-store"})
+        return Response(body, content_type=JSON, headers={"Cache-Control": "no-store"})
 
     return routes

@@ -1,7 +1,7 @@
 """`/`: the playground for people with a browser, a page of text for everyone else.
 
-Plain HTML, CSS and ES modules, as they lie in `static/`: no build step and nothing from elsewhere. The policy that is
-sent with each file allows what this page needs and no more, so a text that a model wrote can never become a script.
+Plain HTML, CSS and ES modules, served from `static/` as they are: no build step and nothing from other hosts. The
+policy sent with each file allows only what this page needs, so a text that a model wrote can never become a script.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import NamedTuple
 from quart import Blueprint, Response, request
 
 from worker import __version__
-from worker.transports.gateway import Gateway
 from worker.transports.pages.tagged import answer, tag_of
 
 TYPES = {
@@ -31,7 +30,7 @@ POLICY = (
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 PLAIN_HOST = re.compile(r"[A-Za-z0-9.-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?")
-"""A Host that may stand in a policy. `'self'` means WebSockets of the same host too, but not in every browser."""
+"""A Host that may be quoted in a policy. Not in every browser does `'self'` allow WebSockets of the same host."""
 
 INDEX = f"""Jobwire {__version__}, the realtime LLM worker.
 
@@ -48,15 +47,15 @@ INDEX = f"""Jobwire {__version__}, the realtime LLM worker.
 
 
 class _File(NamedTuple):
-    """A file that is served, and the tag of its content."""
+    """A served file, and the tag of its content."""
 
     content: bytes
     content_type: str
     tag: str
 
 
-def blueprint(gateway: Gateway) -> Blueprint:  # noqa: ARG001 - every way in is built like this
-    """Return the routes of the playground: the page at `/`, and what belongs to it under `/playground/`."""
+def blueprint() -> Blueprint:
+    """Return the routes of the playground: the page at `/`, and its other files under `/playground/`."""
     served = _load()
     routes = Blueprint("playground", __name__)
 
@@ -71,9 +70,9 @@ def blueprint(gateway: Gateway) -> Blueprint:  # noqa: ARG001 - every way in is 
         return _answer(served[name])
 
     routes.add_url_rule("/", "front", front)
-    # Browsers ask for it on behalf of every page that names none.
+    # Browsers request it for every page that names no icon.
     routes.add_url_rule("/favicon.ico", "icon", file, defaults={"name": ICON})
-    # Only names that are known are routes: whatever else is asked for is not found.
+    # Only known names are routes: any other name is not found.
     for name in served:
         routes.add_url_rule(f"/playground/{name}", name.replace(".", "_"), file, defaults={"name": name})
     return routes
@@ -99,7 +98,7 @@ def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversa
 
 
 def _answer(file: _File) -> Response:
-    """Answer with a file, or that the browser's copy is good."""
+    """Answer with a file, or with 304 if the browser's copy is current."""
     host = request.host
     sources = f"'self' ws://{host} wss://{host}" if PLAIN_HOST.fullmatch(host) else "'self'"
     headers = {

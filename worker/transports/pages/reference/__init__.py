@@ -1,4 +1,4 @@
-"""`/docs`, `/docs/ws` and the documents behind them: public, made once, and answered with 304 when nothing changed.
+"""`/docs`, `/docs/ws` and the documents behind them: public, made once, and answered with 304 if unchanged.
 
 The pages need no script, and their policy forbids any.
 """
@@ -31,9 +31,9 @@ HTML, CSS, JSON = "text/html; charset=utf-8", "text/css; charset=utf-8", "applic
 
 
 def blueprint(gateway: Gateway) -> Blueprint:
-    """Return the routes."""
+    """Return the routes of the reference."""
     library = Library(gateway.operations.values(), __version__)
-    routes = Blueprint("documents", __name__)
+    routes = Blueprint("reference", __name__)
     for path, content_type, make in documents(library):
         view = _Document(content_type, make)
         routes.add_url_rule(path, path.strip("/").replace("/", "_").replace(".", "_"), view.show)
@@ -41,7 +41,7 @@ def blueprint(gateway: Gateway) -> Blueprint:
 
 
 def documents(library: Library) -> Iterable[tuple[str, str, Callable[[], bytes]]]:
-    """Return path, content type and maker of everything that is served here."""
+    """Return path, content type and maker of each document."""
     return (
         ("/schema.json", JSON, lambda: msgspec.json.encode(library.json_schema)),
         ("/openapi.json", JSON, lambda: msgspec.json.encode(library.openapi)),
@@ -53,7 +53,7 @@ def documents(library: Library) -> Iterable[tuple[str, str, Callable[[], bytes]]
 
 
 class _Document:
-    """One document: made when it is first asked for, and kept with its tag."""
+    """One document: made on the first request, and kept with its tag."""
 
     def __init__(self, content_type: str, make: Callable[[], bytes]) -> None:
         self._content_type = content_type
@@ -62,7 +62,7 @@ class _Document:
         self._tag = ""
 
     async def show(self) -> Response:
-        """Answer with the document, or that the client's copy is good."""
+        """Answer with the document, or with 304 if the client's copy is current."""
         if self._body is None:
             self._body = self._make()
             self._tag = tag_of(self._body)

@@ -1,4 +1,4 @@
-"""The documents as HTML, for people."""
+"""Turns the OpenAPI and AsyncAPI documents into HTML pages for people."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ KEY_NOTES = {
 }
 
 WIDE = 96
-"""An example of so many characters stands on one line."""
+"""Up to this length an example is shown on one line, in characters."""
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """An example as it is shown."""
+    """An example as the page shows it."""
 
     summary: str
     text: str
@@ -46,7 +46,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Section(msgspec.Struct, frozen=True):
-    """What a page tells of one route or frame."""
+    """The part of a page about one route, frame or object."""
 
     anchor: str
     title: str
@@ -97,7 +97,7 @@ def websocket_page(asyncapi: Schema) -> str:
     }
     frames = {tag: _frame(tag, message, schemas, replies.get(tag, ())) for tag, message in messages.items()}
     groups = [
-        Group("From the client", "Requests. Every one of them may have a `ref`, which comes back in its reply.",
+        Group("From the client", "Requests. Each may have a `ref`, which its reply repeats.",
               tuple(section for tag, section in frames.items() if tag in replies)),
         Group("From the worker", "Replies, and the events of jobs that the connection follows.",
               tuple(section for tag, section in frames.items() if tag not in replies)),
@@ -132,7 +132,7 @@ def _render(title: str, version: str, text: str, groups: Iterable[Group], schema
 
 
 def _object(name: str, schema: Schema) -> Section:
-    """An object has fields; of anything else the type is shown."""
+    """Return the section of a schema: an object with its fields, anything else with its type."""
     has_fields = "properties" in schema
     return Section(
         anchor=f"object-{name}",
@@ -170,13 +170,13 @@ def _link(name: str) -> str:
 
 
 def _type(schema: Schema) -> Markup:
-    """Return a type whose names lead to where they are explained."""
+    """Return a type whose names link to their sections."""
     placed = type_text(schema, lambda name: f"\x00{name}\x00")
     return Markup(re.sub("\x00(.+?)\x00", lambda found: _link(found[1]), str(escape(placed))))  # noqa: S704 - as above
 
 
 def _rows(schema: Schema) -> tuple[Field, ...]:
-    """Return the fields of an object, with types that are links."""
+    """Return the fields of an object, with links in their types."""
     return tuple(
         msgspec.structs.replace(field, type=_type(schema["properties"][field.name])) for field in fields(schema)
     )
@@ -234,7 +234,7 @@ def _frame(tag: str, message: Schema, schemas: dict[str, Schema], replies: Itera
 
 
 def _conversation(messages: Schema) -> Sample:
-    """Return the life of one job, put together from the examples."""
+    """Return the life of one job, composed from the examples."""
     examples = {example["name"]: example["payload"] for message in messages.values() for example in message["examples"]}
     lines = [f"{'>' if name == 'create' else '<'} {json.dumps(examples[name])}" for name in CONVERSATION]
     return Sample("The life of a job: `>` is the client, `<` the worker.", "\n".join(lines))

@@ -1,16 +1,17 @@
-/** Tells a screen reader what changes, without flooding it: of each subject the newest, and of many only the sum. */
+/** Announces changes to screen readers without flooding them: the newest per subject, and one summary for many. */
 
 import {byId} from "./dom.js";
 
 const QUIET_MS = 700;
 const SUBJECTS_MAX = 3;
 
-const waiting = new Map(); // what to say, by subject
+const waiting = new Map(); // sentences by subject
 let timer;
 
 /**
- * Say a sentence soon, unless a newer one about the same subject comes before.
- * @param {string} subject @param {string} sentence @param {() => string} [summary] what is said when too much happens at once
+ * Announce a sentence soon, unless a newer one about the same subject replaces it.
+ * @param {string} subject @param {string} sentence
+ * @param {() => string} [summary] the announcement when too many subjects change at once
  */
 export function announce(subject, sentence, summary = () => "") {
   waiting.delete(subject);

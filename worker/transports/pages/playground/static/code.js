@@ -1,18 +1,19 @@
-/** The request as a program, in three languages. Each runs as it stands; the key, where there is one, is a variable. */
+/** The request as a program in three languages. Each runs as it stands; a key is read from a variable. */
 
 const KEY = "JOBWIRE_API_KEY";
 
 /**
- * What to write a program for.
+ * The request to write a program for.
  * @typedef {{base: string, params: Record<string, any>, copies: number, keyed: boolean}} Request
  */
 
-/** Languages and their writers, in the order in which they are offered. @type {Record<string, (request: Request) => string>} */
+/** Languages and their writers, in the order of their tabs. @type {Record<string, (request: Request) => string>} */
 export const LANGUAGES = {JavaScript: javascript, Python: python, curl};
 
 function javascript({base, params, copies, keyed}) {
   const {prompt, messages, ...rest} = params;
-  const options = Object.keys(rest).length ? `, {${Object.entries(rest).map(([name, value]) => `${name}: ${js(value)}`).join(", ")}}` : "";
+  const fields = Object.entries(rest).map(([name, value]) => `${name}: ${js(value)}`);
+  const options = fields.length ? `, {${fields.join(", ")}}` : "";
   const run = `jw.run(${js(prompt ?? messages)}${options})`;
   const key = keyed ? `, {token: process.env.${KEY}}` : "";
   const head = `// npm install ./clients/javascript
@@ -72,7 +73,7 @@ function curl({base, params, copies, keyed}) {
   return copies > 1 ? `for job in $(seq ${copies}); do\n${line} &\ndone\nwait\n` : `${line}\n`;
 }
 
-/** A value as JSON: a literal in JavaScript and, for what a request may hold, in Python. */
+/** Return a value as JSON: a literal in JavaScript and, for the values of a request, in Python. */
 const js = (value) => JSON.stringify(value).replaceAll("\u2028", "\\u2028").replaceAll("\u2029", "\\u2029");
 
 const shell = (text) => `'${text.replaceAll("'", "'\\''")}'`;

@@ -1,4 +1,4 @@
-/** The form: what to ask, and how. A chat is a prompt with a history. */
+/** The form for requests. A chat is a prompt with a history. */
 
 import {byId, el, setText} from "./dom.js";
 
@@ -8,11 +8,11 @@ const EXAMPLES = {
   "The Halden Vale": "What is the Halden Vale?",
   "A sum": "What is 12 plus 30?",
 };
-/** What the worker takes if a field is absent: then it is not sent, and the code stays short. */
+/** The worker's defaults: a field with its default is not sent, which keeps the code short. */
 const DEFAULTS = {priority: 5, n: 1};
 const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
 
-/** What is going to be said. @typedef {{role: "user" | "assistant", content: string}} Message */
+/** A message of the chat. @typedef {{role: "user" | "assistant", content: string}} Message */
 
 export class Compose {
   /** @type {Message[]} */
@@ -45,12 +45,12 @@ export class Compose {
     this.#showMode(); // a reload keeps what was chosen
   }
 
-  /** Whether a chat is going on. */
+  /** Whether the form is in chat mode. */
   get isChat() {
     return this.#form.elements.mode.value === "chat";
   }
 
-  /** Show what is being said in the chat; return what its answer does to it. Several answers at once are no chat. */
+  /** Show a message in the chat; return the functions with which its answer changes it. For one answer only. */
   say(content) {
     const turn = {role: "assistant", content: ""};
     const asked = {role: "user", content};
@@ -60,20 +60,20 @@ export class Compose {
     byId("prompt").value = "";
     return {
       add: (piece) => text.appendData(piece),
-      /** The answer is whole: it belongs to what is sent from now on. */
+      /** Add the complete answer to the history of the next requests. */
       keep: (whole) => {
         text.data = turn.content = whole;
         this.#history.push(asked, turn);
       },
-      /** Nothing was said: the message goes back to where it can be mended. */
-      take: () => {
+      /** Withdraw a message that was not answered: it returns to the field, to be edited. */
+      withdraw: () => {
         for (const element of lines) element.remove();
         byId("prompt").value ||= content;
       },
     };
   }
 
-  /** Tell what is wrong with a request, at the field if it is one. @param {any} error a Refused */
+  /** Show the error of a request, and mark the fields that it names. @param {any} error a Refused */
   complain(error) {
     byId("complaint").textContent = error ? (error.detail ?? error.message) : "";
     for (const field of this.#form.elements) field.removeAttribute("aria-invalid");
@@ -117,4 +117,6 @@ export class Compose {
   }
 }
 
-const line = ({role}, text) => el("li", {className: role}, el("b", {}, role === "user" ? "You" : "Worker"), el("p", {dir: "auto"}, text));
+function line({role}, text) {
+  return el("li", {className: role}, el("b", {}, role === "user" ? "You" : "Worker"), el("p", {dir: "auto"}, text));
+}

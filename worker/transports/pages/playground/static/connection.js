@@ -1,17 +1,17 @@
-/** The page's one connection to its worker: the client, the key, and what the socket is doing. */
+/** The page's one connection to its worker: the client, the key, and the state of the socket. */
 
 import {byId, setText} from "./dom.js";
 import {connect} from "./jobwire.js";
 
 const KEY = "jobwire-key";
 const UNAUTHORIZED = 4401;
-const TUNNEL_MS = 1500; // a cut that lasts long enough to be seen
+const TUNNEL_MS = 1500; // long enough for a cut to be noticed
 const WORDS = {
-  idle: "connects with the first job", connecting: "connecting", open: "connected by WebSocket", lost: "connection lost, coming back",
-  refused: "needs a key", sse: "connected by server-sent events",
+  idle: "connects with the first job", connecting: "connecting", open: "connected by WebSocket",
+  lost: "connection lost, reconnecting", refused: "needs a key", sse: "connected by server-sent events",
 };
 
-/** Where this page's worker is; a proxy may have put it below a path. */
+/** The URL of this page's worker, which may lie below a path of a proxy. */
 export const BASE = new URL(".", document.baseURI).href.replace(/\/$/, "");
 
 export class Connection {
@@ -43,13 +43,13 @@ export class Connection {
     return this.key ? {Authorization: `Bearer ${this.key}`} : {};
   }
 
-  /** Ask the worker whether it wants a key, before anything is refused. Resolves to whether the page may go on. */
+  /** Find out whether the worker requires a key, before anything is refused. Resolves to whether the page may start. */
   async probe() {
     if (!this.key && (await wantsKey())) this.askKey();
     return !this.locked;
   }
 
-  /** The page waits for a key: nothing can be asked of the worker yet. */
+  /** Whether the page waits for a key, so that no request can be sent yet. */
   get locked() {
     return !byId("key-row").hidden;
   }
@@ -62,12 +62,12 @@ export class Connection {
     this.#set("refused");
   }
 
-  /** Lose the connection, as a train in a tunnel does. */
+  /** Lose the connection, as on a train in a tunnel. */
   cut() {
     this.client.reconnect();
   }
 
-  /** A connection of its own, for a reader beside this one's. @param {(frame: object, direction: string) => void} onframe */
+  /** Return a second client, for another reader. @param {(frame: object, direction: string) => void} onframe */
   another(onframe) {
     return connect(BASE, {token: this.key, frames: "paint", onframe});
   }
@@ -86,7 +86,7 @@ export class Connection {
   #open() {
     this.client = connect(BASE, {
       token: this.key,
-      frames: "paint", // text comes as fast as it can be painted, and no faster
+      frames: "paint", // text arrives no faster than it can be painted
       backoffMs: [TUNNEL_MS, 10_000],
       WebSocket: this.#watchedSocket(),
       onframe: (frame, direction) => {
@@ -97,7 +97,7 @@ export class Connection {
     });
   }
 
-  /** A WebSocket whose ups and downs the page sees. */
+  /** Return a WebSocket class whose state the page shows. */
   #watchedSocket() {
     const set = (state) => this.#set(state);
     return class extends WebSocket {
@@ -117,7 +117,7 @@ export class Connection {
   }
 }
 
-/** Look at the worker's greeting: it tells an unknown caller whether a key is required. */
+/** Resolve to whether the worker requires a key, as its hello states. */
 function wantsKey() {
   return new Promise((resolve) => {
     const socket = new WebSocket(`${BASE.replace(/^http/, "ws")}/v1/ws`, ["jobwire.v1"]);

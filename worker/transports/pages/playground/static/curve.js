@@ -15,7 +15,7 @@ export class Curve {
 
   /**
    * Draw values from left to right; the newest is at the right edge when there are `count` of them.
-   * @param {number[]} values @param {number} most what reaches the top @param {number} [count] what fills the width
+   * @param {number[]} values @param {number} most the value at the top @param {number} [count] how many fill it
    */
   draw(values, most, count = Math.max(values.length, 2)) {
     const step = this.width / (count - 1);

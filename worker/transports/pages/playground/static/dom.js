@@ -1,4 +1,4 @@
-/** The few things that every view needs from the DOM. */
+/** DOM helpers that all views share. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -22,7 +22,7 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Set a text only where it is another one: what does not change is not laid out again. */
+/** Set a text only if it differs: an unchanged element is not laid out again. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -39,7 +39,7 @@ function dress(element, props, children) {
 const due = new Set();
 let scheduled = false;
 
-/** Call a function once before the next paint, however often it is asked for. A page that is not seen waits a second. */
+/** Call a function once before the next paint, however often it is requested. A hidden page waits for a second. */
 export function beforePaint(callback) {
   due.add(callback);
   if (scheduled) return;

@@ -1,4 +1,4 @@
-/** The batch: which jobs share the engine's next step, how full its cache is, who waits, and how fast it goes. */
+/** The batch: the jobs that share the engine's next step, the use of its cache, the queue, and the speed. */
 
 import {hueOf} from "./card.js";
 import {BASE} from "./connection.js";
@@ -10,10 +10,10 @@ const IDLE_POLL_MS = 1000;
 const CELLS_MAX = 256;
 const TICKS_MAX = 96;
 const HISTORY = 120;
-/** What keeps the engine from working, by its phase. */
+/** Why the engine does not work, by its phase. */
 const PHASES = {
-  loading: "the model is being loaded", restarting: "the engine is being started again",
-  failed: "the model cannot be loaded: it is tried again", closed: "the worker is shutting down",
+  loading: "the model is loading", restarting: "the engine is restarting",
+  failed: "the model cannot be loaded; trying again", closed: "the worker is shutting down",
 };
 
 const count = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
@@ -29,20 +29,23 @@ export class Engine {
   #timer;
   #asking = false;
 
-  /** @param {import("./connection.js").Connection} connection @param {() => import("./job-state.js").JobState[]} jobs of this page */
+  /**
+   * @param {import("./connection.js").Connection} connection
+   * @param {() => import("./job-state.js").JobState[]} jobs returns those of this page
+   */
   constructor(connection, jobs) {
     this.#connection = connection;
     this.#jobs = jobs;
     document.addEventListener("visibilitychange", () => this.start());
   }
 
-  /** Look now, and then again and again while the page is seen. */
+  /** Fetch the figures now, and regularly while the page is visible. */
   start() {
     clearTimeout(this.#timer);
     if (!document.hidden) this.#poll();
   }
 
-  /** Draw soon: a job of this page is in another state. */
+  /** Draw before the next paint: a job of this page has changed its state. */
   refresh() {
     beforePaint(this.#paint);
   }
@@ -62,7 +65,8 @@ export class Engine {
   }
 
   async #look() {
-    const response = await fetch(`${BASE}/v1/stats`, {headers: {Accept: "application/json", ...this.#connection.headers}});
+    const headers = {Accept: "application/json", ...this.#connection.headers};
+    const response = await fetch(`${BASE}/v1/stats`, {headers});
     if (response.status === 401) return this.#connection.askKey();
     this.#stats = {...(await response.json()), away: false};
     this.#rates.push(this.#stats.decode_tokens_per_s);
@@ -85,7 +89,7 @@ export class Engine {
       byId("slots").append(element);
       this.#cells.push({element, owner: null, look: ""});
     }
-    // A sequence keeps its cell for as long as it runs; which memory it has in the engine is nobody's business.
+    // A sequence keeps its cell while it runs; its slot in the engine does not matter here.
     const wanted = new Map(running.map((job) => [job, job.choices]));
     for (const cell of this.#cells) {
       const left = wanted.get(cell.owner) ?? 0;
@@ -116,16 +120,20 @@ export class Engine {
       tick.className = waiting[i] ? "mine" : "";
       if (waiting[i]) tick.style.setProperty("--hue", String(hueOf(waiting[i].number)));
     }
-    setText(byId("queue-text"), total ? `${count.format(total)} waiting${total > shown ? `, ${shown} shown` : ""}` : "nobody waits");
+    const shownOnly = total > shown ? `, ${shown} shown` : "";
+    setText(byId("queue-text"), total ? `${count.format(total)} waiting${shownOnly}` : "empty");
   }
 
   #paintGauges() {
-    const {running, waiting, slots_total: slots, kv_tokens_used: used, kv_tokens_total: room, away, engine_phase: phase} = this.#stats;
+    const {running, waiting, slots_total: slots, away, engine_phase: phase} = this.#stats;
+    const {kv_tokens_used: used, kv_tokens_total: room} = this.#stats;
     const peak = Math.max(...this.#rates, 1);
     this.#curve.draw(this.#rates, peak * 1.15, HISTORY);
-    setText(byId("rate-now"), peak > 1 ? `${count.format(this.#rates.at(-1))} now, ${count.format(peak)} at the peak` : "");
+    const rate = peak > 1 ? `${count.format(this.#rates.at(-1))} now, ${count.format(peak)} at the peak` : "";
+    setText(byId("rate-now"), rate);
     byId("kv").style.setProperty("--done", String(room ? used / room : 0));
-    setText(byId("kv-text"), room ? `${count.format(used)} of ${count.format(room)} tokens, ${((100 * used) / room).toFixed(1)} %` : "");
+    const share = `${((100 * used) / room).toFixed(1)} %`;
+    setText(byId("kv-text"), room ? `${count.format(used)} of ${count.format(room)} tokens, ${share}` : "");
     const words = phase === "ready" ? `${running} of ${slots} slots busy, ${waiting} waiting` : (PHASES[phase] ?? "");
     byId("gauges").classList.toggle("stale", Boolean(away));
     setText(byId("engine-summary"), away ? "the worker does not answer" : words);
@@ -133,7 +141,8 @@ export class Engine {
   }
 
   #paintFacts() {
-    const {step_ms: step, prefill_tokens_per_s: prefill, sockets, uptime_s: uptime, jobs_live: jobs, restarts} = this.#stats;
+    const {step_ms: step, prefill_tokens_per_s: prefill, sockets, restarts} = this.#stats;
+    const {uptime_s: uptime, jobs_live: jobs} = this.#stats;
     if (uptime === undefined) return;
     const facts = {
       "Step": step ? `${step.toFixed(1)} ms` : "idle",
@@ -153,7 +162,7 @@ export class Engine {
   }
 }
 
-/** Give a cell the look of who is in it, if that is another one than before. */
+/** Give a cell the look of its owner, if that has changed. */
 function dress(cell) {
   const {owner, other, element} = cell;
   const look = owner ? `mine ${owner.state} ${owner.number}` : other ? "other" : "";
@@ -164,7 +173,7 @@ function dress(cell) {
   element.title = owner ? `#${owner.number} ${owner.title}` : "";
 }
 
-/** A duration, short. @param {number} s */
+/** Return a duration in short form. @param {number} s */
 export function duration(s) {
   const [minutes, hours] = [Math.floor(s / 60), Math.floor(s / 3600)];
   return hours ? `${hours} h ${minutes % 60} min` : minutes ? `${minutes} min` : `${Math.floor(s)} s`;

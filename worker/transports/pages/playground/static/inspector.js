@@ -1,12 +1,15 @@
-/** The frames as they are on the wire: the newest of them, by job and type, and one of them whole. */
+/** The frames on the wire: the newest ones, filtered by job and type, and one frame in full. */
 
 import {byId, el, setText} from "./dom.js";
 
 const KEPT_MAX = 2000;
 const ROWS_MAX = 120;
 const PAINT_EVERY_MS = 120;
-const NOT_ACK = "-ack"; // there is one for every frame, and they all say the same
-const TYPES = ["create", "accepted", "narration", "token", "end", "error", "cancel", "update", "ack", "subscribe", "hello", "auth", "pong", "goaway"];
+const NOT_ACK = "-ack"; // there is an ack for every frame, and they are all alike
+const TYPES = [
+  "create", "accepted", "narration", "token", "end", "error", "cancel", "update", "ack", "subscribe", "hello", "auth",
+  "pong", "goaway",
+];
 
 const clock = (at) => new Date(at).toISOString().slice(11, 23);
 
@@ -26,18 +29,24 @@ export class Inspector {
     byId("frames-type").value = NOT_ACK;
     for (const type of TYPES) byId("frames-type").append(el("option", {value: type}, type));
     this.#panel.addEventListener("toggle", () => this.#paint());
-    for (const id of ["frames-type", "frames-job", "frames-pause"]) byId(id).addEventListener("change", () => this.#paint());
+    for (const id of ["frames-type", "frames-job", "frames-pause"]) {
+      byId(id).addEventListener("change", () => this.#paint());
+    }
     byId("frames-clear").addEventListener("click", () => {
       this.#kept = [];
       this.#select(null);
       this.#paint();
     });
-    this.#list.addEventListener("click", ({target}) => this.#select(this.#shown[this.#rows.indexOf(target.closest(".row"))]));
+    this.#list.addEventListener("click", ({target}) => {
+      this.#select(this.#shown[this.#rows.indexOf(target.closest(".row"))]);
+    });
     this.#list.addEventListener("keydown", (event) => this.#onKey(event));
-    setInterval(() => this.#dirty && !document.hidden && this.#panel.open && !this.#paused && this.#paint(), PAINT_EVERY_MS);
+    setInterval(() => {
+      if (this.#dirty && !document.hidden && this.#panel.open && !this.#paused) this.#paint();
+    }, PAINT_EVERY_MS);
   }
 
-  /** A job whose frames can be chosen. */
+  /** Add a job to the filter. */
   addJob(id, number) {
     this.#names.set(id, `#${number}`);
     byId("frames-job").append(el("option", {value: id}, `#${number}`));
@@ -47,7 +56,7 @@ export class Inspector {
     byId("frames-job").querySelector(`[value="${CSS.escape(id)}"]`)?.remove();
   }
 
-  /** Keep a frame. It is only looked at when it is shown. */
+  /** Keep a frame. It is formatted only when it is shown. */
   add(frame, direction) {
     this.#kept.push({number: ++this.#count, at: Date.now(), direction, frame});
     if (this.#kept.length > 2 * KEPT_MAX) this.#kept = this.#kept.slice(-KEPT_MAX);
@@ -60,7 +69,8 @@ export class Inspector {
 
   #paint() {
     this.#dirty = false;
-    setText(byId("frames-summary"), this.#count ? `${this.#count.toLocaleString("en")} so far` : "what goes over the wire");
+    const summary = this.#count ? `${this.#count.toLocaleString("en")} so far` : "the messages on the wire";
+    setText(byId("frames-summary"), summary);
     if (!this.#panel.open) return;
     const atEnd = this.#list.scrollHeight - this.#list.scrollTop - this.#list.clientHeight < 40;
     this.#shown = this.#newest();
@@ -72,16 +82,18 @@ export class Inspector {
   /** The newest frames that pass the filters, oldest first. */
   #newest() {
     const [job, type] = [byId("frames-job").value, byId("frames-type").value];
+    const isOfType = (frame) => !type || (type === NOT_ACK ? frame.type !== "ack" : frame.type === type);
     const found = [];
     for (let i = this.#kept.length - 1; i >= 0 && found.length < ROWS_MAX; i--) {
       const {frame} = this.#kept[i];
-      if ((!job || frame.job_id === job) && (!type || frame.type === type || (type === NOT_ACK && frame.type !== "ack"))) found.push(this.#kept[i]);
+      if ((!job || frame.job_id === job) && isOfType(frame)) found.push(this.#kept[i]);
     }
     return found.reverse();
   }
 
   #addRow() {
-    const row = el("div", {className: "row", role: "option", id: `frame-${this.#rows.length}`, "aria-selected": "false"});
+    const id = `frame-${this.#rows.length}`;
+    const row = el("div", {className: "row", role: "option", id, "aria-selected": "false"});
     for (const name of ["at", "direction", "job", "type", "rest"]) row.append(el("span", {className: name}));
     this.#rows.push(row);
     this.#list.append(row);
@@ -101,7 +113,7 @@ export class Inspector {
     row.setAttribute("aria-selected", String(entry === this.#selected));
   }
 
-  /** Show a frame whole, and hold still while it is read. */
+  /** Show a frame in full, and pause the list while it is read. */
   #select(entry) {
     this.#selected = entry ?? null;
     if (entry) byId("frames-pause").checked = true;

@@ -1,14 +1,14 @@
-/** What a job's events mean for who looks at it. No DOM and no clock here: times are passed in. */
+/** A job's state as its events change it. No DOM and no clock here: times are passed in. */
 
 const SAMPLES_MAX = 64;
 const SAMPLE_MS = 100;
 
-/** What a narration's phase makes of the state; other phases change nothing. */
+/** The state for each phase of narration; other phases change nothing. */
 const STATE_OF_PHASE = {queued: "queued", prefill: "reading", decode: "writing", recovery: "recovering"};
 const LIVE = new Set(["sent", "queued", "reading", "writing", "recovering"]);
 
 /**
- * A piece to show: text of a choice, a sentence of narration, or everything anew.
+ * A piece to show: text of a choice, a sentence of narration, or a reset of everything.
  * @typedef {{kind: "text", index: number, text: string} | {kind: "note", action: string, human: string, cute?: string,
  *   level?: string} | {kind: "reset"}} Piece
  */
@@ -30,13 +30,13 @@ export class JobState {
   cursor = ""; // of the last event that was read
   rate = 0; // tokens per second, of the last sample
   peak = 0;
-  /** Tokens per second over the whole life, however long: when they are too many, two become one. @type {number[]} */
+  /** Tokens per second over the whole life: above SAMPLES_MAX, two neighbours become one. @type {number[]} */
   samples = [];
   #sampleMs = SAMPLE_MS;
   #sampledAt = 0;
   #sampledTokens = 0;
 
-  /** @param {number} number @param {string} id @param {Record<string, any>} params @param {number} [reader] which one it is */
+  /** @param {number} number @param {string} id @param {Record<string, any>} params @param {number} [reader] */
   constructor(number, id, params, reader = 1) {
     this.number = number;
     this.reader = reader;
@@ -46,36 +46,36 @@ export class JobState {
     this.choices = params.n ?? 1;
   }
 
-  /** One line that tells this job from the others. */
+  /** The line that identifies this job. */
   get title() {
     const {prompt, messages} = this.params;
     return prompt ?? messages?.at(-1)?.content ?? this.id;
   }
 
-  /** What it is called: the job, and which reader of its log. */
+  /** The name of the job and of the reader of its log. */
   get name() {
     return this.reader > 1 ? `${this.number}, reader ${this.reader}` : String(this.number);
   }
 
-  /** The job has not ended. */
+  /** Whether the job has not ended. */
   get live() {
     return LIVE.has(this.state);
   }
 
-  /** It holds slots of the engine. */
+  /** Whether the job holds slots of the engine. */
   get running() {
     return this.state === "reading" || this.state === "writing";
   }
 
-  /** Take the worker's answer. */
+  /** Record the worker's answer. */
   accept(accepted) {
     this.sseUrl = accepted.sse_url ?? this.sseUrl;
     if (this.state === "sent" && accepted.state === "queued") this.state = "queued";
     if (accepted.queue) this.queue = accepted.queue;
   }
 
-  /** Take an event; return what there is to show. @returns {Piece | null} */
-  take(event) {
+  /** Record an event; return the piece to show. @returns {Piece | null} */
+  receive(event) {
     this.cursor = event.cursor ?? this.cursor;
     if (event.type === "token") return this.#write(event);
     if (event.type === "narration") return this.#narrate(event);
@@ -92,20 +92,20 @@ export class JobState {
     return null;
   }
 
-  /** It could not be followed, or the worker refused it. */
+  /** Record that the job could not be followed, or that the worker refused it. */
   fail(error) {
     this.state = "failed";
     this.queue = null;
     this.error = {code: error.code ?? "error", detail: error.detail ?? error.message};
   }
 
-  /** Measure the rate; call it now and then. @param {number} now in ms @returns {boolean} whether there is a new one */
+  /** Measure the rate; to be called regularly. @param {number} now in ms @returns {boolean} whether it is new */
   sample(now) {
     if (!this.tokens) return false;
     if (!this.#sampledAt) this.#sampledAt = now - this.#sampleMs;
     const passedMs = now - this.#sampledAt;
     if (passedMs < this.#sampleMs && this.live) return false;
-    // The last bit of a job is short, and would look like a fall or a jump.
+    // The last sample of a job is short, and would look like a drop or a jump.
     if (!this.live && passedMs < this.#sampleMs && this.samples.length) return false;
     this.rate = ((this.tokens - this.#sampledTokens) * 1000) / Math.max(passedMs, 1);
     this.peak = Math.max(this.peak, this.rate);

@@ -1,4 +1,4 @@
-/** All jobs of this page: starts them, follows them, and does to them what their cards ask for. */
+/** All jobs of this page: starts them, follows them, and carries out the actions of their cards. */
 
 import {announce} from "./announcer.js";
 import {Card, labelOf} from "./card.js";
@@ -9,7 +9,7 @@ import {watchLink} from "./watch.js";
 
 const CARDS_MAX = 300;
 const TICK_MS = 100;
-const KEPT = "jobwire-jobs"; // what this tab takes up again when it is reloaded
+const KEPT = "jobwire-jobs"; // the key of the jobs that this tab resumes after a reload
 const KEPT_MAX = 50;
 
 export class Jobs {
@@ -40,7 +40,7 @@ export class Jobs {
   }
 
   /**
-   * Start a job. Resolves when it has ended, to its state; rejects with Refused when the worker does not want it.
+   * Start a job. Resolves to its state when it has ended; rejects with Refused if the worker refuses it.
    * @param {Record<string, any>} params @param {(text: string) => void} [ontext]
    */
   async run(params, ontext = () => {}) {
@@ -48,7 +48,7 @@ export class Jobs {
     return this.#show(job, ++this.#numbers, params, ontext);
   }
 
-  /** Take up the jobs that this tab had before it was reloaded. They have gone on; what the worker has forgotten is gone. */
+  /** Resume the jobs of this tab after a reload. They have continued; jobs that the worker has forgotten are gone. */
   restore() {
     for (const {id, number, params} of this.#kept.splice(0)) {
       const job = this.#connection.client.subscribe(id);
@@ -56,19 +56,20 @@ export class Jobs {
     }
   }
 
-  /** The connection is away, or back. */
+  /** Show whether the connection is lost. */
   setAway(away) {
     for (const {state, card} of this.#entries.values()) {
       if (state.live) card.setAway(away);
     }
   }
 
-  /** A job was asked for again, after a cursor: its text shows where it was cut. */
+  /** Mark the place in the text of a job where the connection was cut and the job resumed. */
   markResumed(id, after) {
     const {state, card} = this.#entries.get(id) ?? {};
     if (!state?.live) return;
     state.cuts += 1;
-    card.take({kind: "note", action: `cut ${state.cuts}`, level: "cut", human: `The connection was cut. Resumed after ${after}.`});
+    const human = `The connection was cut. Resumed after ${after}.`;
+    card.add({kind: "note", action: `cut ${state.cuts}`, level: "cut", human});
   }
 
   cancelAll() {
@@ -88,7 +89,7 @@ export class Jobs {
     job.waitAccepted().then(() => {
       state.accept(job.accepted);
       onchange();
-    }, () => {}); // who iterates hears of it
+    }, () => {}); // the card shows it
     try {
       await entry.card.follow(job, {onchange, ontext});
     } catch (error) {
@@ -98,7 +99,7 @@ export class Jobs {
     return state;
   }
 
-  /** Read the log of a job once more, from its start, on a connection of its own. */
+  /** Read the log of a job again, from its start, on a connection of its own. */
   #read({state, card, readers}) {
     const client = this.#connection.another((frame, direction) => this.#inspector.add(frame, direction));
     const copy = new JobState(state.number, state.id, state.params, ++state.readers);
@@ -114,12 +115,12 @@ export class Jobs {
     (readers.at(-1)?.card ?? card).element.after(reader.card.element);
     readers.push(reader);
     reader.card.element.focus();
-    reader.card.follow(client.subscribe(state.id)).catch(() => {}).finally(() => client.close()); // the card tells it
+    reader.card.follow(client.subscribe(state.id)).catch(() => {}).finally(() => client.close()); // the card shows it
   }
 
   #actions(entry) {
     return {
-      cancel: () => entry().job.cancel().catch((error) => this.#tell(error)),
+      cancel: () => entry().job.cancel().catch((error) => this.#complain(error)),
       dismiss: () => {
         const {card, readers} = entry();
         const last = (readers.at(-1)?.card ?? card).element;
@@ -143,9 +144,9 @@ export class Jobs {
       if (answer?.queue && state.state === "queued") state.queue = answer.queue;
       announce(`${state.id} priority`, `Job ${state.number} has priority ${wanted}`);
     } catch (error) {
-      this.#tell(error);
+      this.#complain(error);
     }
-    card.take(null);
+    card.add(null);
   }
 
   #add(entry) {
@@ -182,9 +183,9 @@ export class Jobs {
     }
   };
 
-  /** A job is in another state. */
+  /** Show and announce the new state of a job. */
   #changed({state, card}) {
-    card.take(null);
+    card.add(null);
     if (state.state !== "sent") announce(state.id, `Job ${state.number}: ${labelOf(state)}`, () => this.#summary());
     this.#summarize();
     this.#onchange();
@@ -213,7 +214,7 @@ export class Jobs {
     }
   }
 
-  #tell(error) {
+  #complain(error) {
     byId("complaint").textContent = error.detail ?? error.message;
   }
 }

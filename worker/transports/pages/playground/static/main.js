@@ -1,4 +1,4 @@
-/** The playground: wires its parts. Each part has a module of its own; jobwire.js is the client that everybody can use. */
+/** The playground: wires its parts, each with a module of its own. jobwire.js is the client that anybody can use. */
 
 import {LANGUAGES} from "./code.js";
 import {Compose} from "./compose.js";
@@ -20,33 +20,15 @@ function start() {
   };
   const connection = new Connection(onframe, (state) => jobs?.setAway(state === "lost"));
   const code = showCode(connection);
-  jobs = new Jobs(connection, inspector, {onchange: () => engine?.refresh(), oncode: (params, focus) => code(params, 1, focus)});
+  const oncode = (params, focus) => code(params, 1, focus);
+  jobs = new Jobs(connection, inspector, {onchange: () => engine?.refresh(), oncode});
   engine = new Engine(connection, () => jobs.states);
   const compose = new Compose((params, copies) => run(params, copies));
-
-  async function run(params, copies) {
-    if (connection.locked) {
-      compose.complain({detail: "The worker needs its key first."});
-      byId("key").focus();
-      return;
-    }
-    code(params, copies);
-    const turn = compose.isChat && copies === 1 ? compose.say(params.messages.at(-1).content) : null;
-    for (let copy = 1; copy < copies; copy++) jobs.run(params).catch(refused);
-    try {
-      const state = await jobs.run(params, turn?.add);
-      if (state.state === "completed") turn?.keep(state.texts[0] ?? "");
-    } catch (error) {
-      turn?.take();
-      refused(error);
-    }
-  }
-
-  function refused(error) {
-    if (error.code === "unauthorized") connection.askKey();
-    else compose.complain(error);
-  }
-
+  const run = runner(connection, jobs, compose, code);
+  const open = () => {
+    engine.start();
+    jobs.restore();
+  };
   byId("cut").addEventListener("click", () => {
     connection.cut();
     announce("connection", "The connection was cut");
@@ -60,18 +42,41 @@ function start() {
   byId("share-copy").addEventListener("click", () => copy(byId("share-link").value, byId("share-copy")));
   code({prompt: byId("prompt").value, max_tokens: 400}, 1);
   connection.probe().then((free) => free && open());
-
-  function open() {
-    engine.start();
-    jobs.restore();
-  }
 }
 
-/** Show a request as a program; return the function that shows another one. */
+/** Return the function that runs a request of the form, once or in several copies. */
+function runner(connection, jobs, compose, code) {
+  const refuse = (error) => {
+    if (error.code === "unauthorized") connection.askKey();
+    else compose.complain(error);
+  };
+  return async (params, copies) => {
+    if (connection.locked) {
+      compose.complain({detail: "The worker needs its key first."});
+      byId("key").focus();
+      return;
+    }
+    code(params, copies);
+    const turn = compose.isChat && copies === 1 ? compose.say(params.messages.at(-1).content) : null;
+    for (let copy = 1; copy < copies; copy++) jobs.run(params).catch(refuse);
+    try {
+      const state = await jobs.run(params, turn?.add);
+      if (state.state === "completed") turn?.keep(state.texts[0] ?? "");
+    } catch (error) {
+      turn?.withdraw();
+      refuse(error);
+    }
+  };
+}
+
+/** Show a request as a program; return the function that shows another request. */
 function showCode(connection) {
   let language = Object.keys(LANGUAGES)[0];
   let request = {params: {prompt: ""}, copies: 1};
-  const tabs = Object.keys(LANGUAGES).map((name) => el("button", {type: "button", role: "tab", id: `code-${name}`, onclick: () => choose(name), "aria-controls": "code"}, name));
+  const tabs = Object.keys(LANGUAGES).map((name) => {
+    const onclick = () => choose(name);
+    return el("button", {type: "button", role: "tab", id: `code-${name}`, onclick, "aria-controls": "code"}, name);
+  });
   const list = byId("code-title").parentElement.querySelector(".tabs");
   list.append(...tabs);
   list.addEventListener("keydown", ({key}) => {
@@ -99,9 +104,9 @@ function showCode(connection) {
   };
 }
 
-/** Copy a text, and say so on the button for a moment. Without https there is no clipboard but the selection's. */
+/** Copy a text, and confirm it on the button for a moment. Pages without https have no clipboard. */
 async function copy(text, button) {
-  const said = button.textContent;
+  const label = button.textContent;
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = "Copied";
@@ -109,13 +114,15 @@ async function copy(text, button) {
   } catch {
     button.textContent = "Select and copy by hand";
   }
-  setTimeout(() => (button.textContent = said), 1500);
+  setTimeout(() => (button.textContent = label), 1500);
 }
 
 async function showModel() {
   const response = await fetch(`${BASE}/health`);
   const {model, engine, device, version, message, context_tokens: context} = await response.json();
-  const words = model ? `${model} on ${engine}, ${device}, ${context.toLocaleString("en")} tokens of context` : (message ?? "the model is being loaded");
+  const words = model
+    ? `${model} on ${engine}, ${device}, ${context.toLocaleString("en")} tokens of context`
+    : (message ?? "the model is loading");
   setText(byId("model"), `${words} · ${version}`);
   if (!model) setTimeout(showModel, 1000);
 }
@@ -124,5 +131,5 @@ showModel().catch(() => setText(byId("model"), "the worker does not answer"));
 const watched = watchedUrl();
 if (watched) showWatched(watched);
 else start();
-// The same tab may be given another link.
+// Another link may be opened in the same tab.
 addEventListener("hashchange", () => watchedUrl() !== watched && location.reload());

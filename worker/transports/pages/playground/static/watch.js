@@ -1,4 +1,4 @@
-/** A job that somebody shared: read-only, by its link alone. `#watch=` holds the path of its event stream. */
+/** A shared job: read-only, by its link alone. `#watch=` holds the path of its event stream. */
 
 import {announce} from "./announcer.js";
 import {Card, labelOf} from "./card.js";
@@ -10,10 +10,10 @@ import {watch} from "./jobwire.js";
 const MARK = "#watch=";
 const TICK_MS = 100;
 
-/** The link that opens a job's stream in another tab. */
+/** Return the link that opens a job's stream in another tab. */
 export const watchLink = (sseUrl) => `${BASE}/${MARK}${encodeURIComponent(sseUrl)}`;
 
-/** The stream that this page was opened for, or null. Only of this very worker. */
+/** Return the URL of the stream that this page was opened for, or null. Other workers' streams are ignored. */
 export function watchedUrl() {
   if (!location.hash.startsWith(MARK)) return null;
   try {
@@ -32,18 +32,19 @@ export async function showWatched(url) {
   setText(byId("jobs-summary"), "read-only, live by server-sent events");
   byId("link").hidden = true;
   jobs.replaceChildren();
-  jobs.after(el("p", {className: "quiet"}, el("a", {href: `${BASE}/`}, "Open the playground"), " to run jobs of your own."));
+  const playground = el("a", {href: `${BASE}/`}, "Open the playground");
+  jobs.after(el("p", {className: "quiet"}, playground, " to run your own jobs."));
   let job;
   try {
     job = watch(url);
   } catch (error) {
-    jobs.append(el("p", {className: "empty"}, `This link leads nowhere: ${error.message}`));
+    jobs.append(el("p", {className: "empty"}, `This link is not valid: ${error.message}`));
     return;
   }
   const state = new JobState(1, job.id, {prompt: job.id});
   const card = new Card(state, {});
   jobs.append(card.element);
   const timer = setInterval(() => card.tick(performance.now()), TICK_MS);
-  await card.follow(job, {onchange: () => announce(state.id, labelOf(state))}).catch(() => {}); // the card tells it
+  await card.follow(job, {onchange: () => announce(state.id, labelOf(state))}).catch(() => {}); // the card shows it
   clearInterval(timer);
 }

@@ -1,0 +1,52 @@
+"""Messages of a client that the application has not received yet. Every connection has an inbox, so it is small.
+
+Hypercorn's is an asyncio.Queue: 3 KiB for as long as a connection lasts, although it is nearly always empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from hypercorn.asyncio import task_group
+from hypercorn.config import Config
+
+from worker.transports.wake import Wake
+
+
+class Inbox:
+    """A queue of at most `messages_max` messages, with one reader. Writers wait while it is full."""
+
+    __slots__ = ("_messages", "_room", "_wake")
+
+    def __init__(self, messages_max: int) -> None:
+        self._messages: list[Any] = []
+        self._room = asyncio.Semaphore(messages_max)
+        self._wake = Wake()
+
+    async def put(self, message: Any) -> None:
+        """Append a message as soon as the queue is not full."""
+        await self._room.acquire()
+        self._messages.append(message)
+        self._wake.set()
+
+    async def get(self) -> Any:
+        """Remove and return the oldest message as soon as there is one."""
+        while not self._messages:
+            await self._wake.wait_next()
+        self._room.release()
+        return self._messages.pop(0)
+
+
+async def spawn_app(
+    group: task_group.TaskGroup, app: Any, config: Config, scope: Any, send: Any
+) -> Callable[[Any], Awaitable[None]]:
+    """Run an ASGI application for one request; return the function that delivers messages to it.
+
+    The two arguments for WSGI applications, which need threads, stay empty.
+    """
+    inbox = Inbox(config.max_app_queue_size)
+    handle = task_group._handle  # noqa: SLF001 - it has no public name
+    group.spawn(handle, app, config, scope, inbox.get, send, None, None)
+    return inbox.put

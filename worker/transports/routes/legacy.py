@@ -1,0 +1,44 @@
+"""Which dialect the current request speaks, and the answer for those that speak the older one.
+
+A client that asks for `text/event-stream` or JSON speaks the modern dialect. Any other Accept (the `*/*` of curl and
+of older clients) and every call under /v1/inference speak the legacy one.
+"""
+
+from __future__ import annotations
+
+import re
+
+from quart import Response, request
+
+from worker.dialects.legacy.deprecation import ALIAS
+from worker.dialects.legacy.stream import LegacyStream
+from worker.jobs.job import Job
+from worker.jobs.limits.principals import Grant
+from worker.transports.front.eventstream import legacy_events
+from worker.transports.gateway import Gateway
+from worker.transports.routes.answers import event_stream
+
+EVENT_STREAM = "text/event-stream"
+MODERN = re.compile(r"text/event-stream|application/(problem\+)?json")
+
+
+def wants_events() -> bool:
+    """Return whether the client reads event streams in the modern dialect."""
+    return EVENT_STREAM in request.headers.get("Accept", "") and not _is_alias()
+
+
+def reads_problems() -> bool:
+    """Return whether the client reads problem objects in the modern dialect."""
+    return MODERN.search(request.headers.get("Accept", "")) is not None and not _is_alias()
+
+
+def legacy_stream(gateway: Gateway, job: Job, grant: Grant) -> Response:
+    """Answer with the stream of a job in the legacy dialect."""
+    info = gateway.jobs.engine.info
+    stream = LegacyStream(job, info.model if info else "", gateway.narrate, info.weights_bytes if info else 0)
+    return event_stream(legacy_events(gateway, job, grant, stream))
+
+
+def _is_alias() -> bool:
+    """Return whether the request is for the alias that only clients of the older worker know."""
+    return request.path.startswith(ALIAS)
