@@ -297,3 +297,21 @@ def test_the_order_is_that_of_the_model_and_that_of_popping(queue: list[tuple[st
     assert bench.order() == order, "looking changes nothing"
     assert bench.pop_all() == order
     assert len(bench.policy) == 0
+
+
+def test_paused_works_come_first_again_the_oldest_before_the_rest(bench: Bench) -> None:
+    for name in "abcd":
+        bench.add(name, max_tokens=40, solo=name == "b")
+    selection = bench.policy.select(bench.now_s)
+    popped = {name: bench.policy.pop(selection, vacancy()) for name in "abc"}
+    revision = bench.policy.revision
+    # They are paused in another order than they came.
+    for name, produced in (("b", 5), ("a", 9), ("c", 1)):
+        waiting = popped[name]
+        assert waiting is not None
+        bench.policy.requeue(waiting, produced, bench.now_s + 1)
+        assert (waiting.decoded, waiting.since_s, waiting.skips, waiting.work.solo) == (produced, 1.0, 0, False)
+        assert waiting.prefill_tokens == 4 + produced
+        assert waiting.output_tokens_max == 40 - produced
+    assert bench.policy.revision == revision + 3
+    assert bench.order() == ["a", "b", "c", "d"]
