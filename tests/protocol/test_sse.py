@@ -41,7 +41,7 @@ def read(body: bytes) -> tuple[list[tuple[str | None, str]], str]:
 def test_a_stream_from_its_prologue_to_its_end() -> None:
     wire = Wire()
     job = wire.stage.run(wire.stage.create(ID), "Hel", "lo")
-    frames = drain(wire.source.stream(job))
+    frames = drain(wire.source.reader(job))
     events, retry = read(sse.prologue(reset=False) + b"".join(map(sse.encode, frames)))
     assert retry == "1000"
     assert [data.encode() for _, data in events] == [frame.data for frame in frames]
@@ -52,7 +52,7 @@ def test_a_stream_from_its_prologue_to_its_end() -> None:
 def test_any_text_arrives_as_it_was(text: str) -> None:
     wire = Wire()
     job = wire.stage.run(wire.stage.create(ID), text)
-    events, _ = read(b"".join(map(sse.encode, drain(wire.source.stream(job, channels=["token"])))))
+    events, _ = read(b"".join(map(sse.encode, drain(wire.source.reader(job, channels=["token"])))))
     assert "".join(json.loads(data).get("text", "") for _, data in events) == text
 
 
@@ -94,5 +94,5 @@ def test_last_event_id_wins_over_the_query() -> None:
     assert sse.start(job, "", second).after == 2
     assert sse.start(job, None, None).after == 0
     assert sse.start(job, "gone-1", second).reset
-    assert sse.start(job, end, first).over
-    assert not sse.start(job, first, end).over
+    assert sse.start(job, end, first).ended
+    assert not sse.start(job, first, end).ended

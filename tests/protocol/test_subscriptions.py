@@ -485,19 +485,19 @@ def test_every_event_comes_once_and_in_order(window: int, coalesce_ms: int, step
 # ---- event streams ---------------------------------------------------------------------------------------------------
 
 
-def streaming(coalesce_ms: int) -> tuple[Wire, Job, sse.SseStream, list[int]]:
+def streaming(coalesce_ms: int) -> tuple[Wire, Job, sse.SseReader, list[int]]:
     """Return a running job, a stream of it, and a list that grows whenever the stream wakes its reader."""
     wire = Wire()
     job = wire.stage.create(ID)
     wire.stage.start(job)
     wakes: list[int] = []
-    log = wire.source.stream(job, 0, ["token"])
-    stream = sse.SseStream(log, coalesce_ms, lambda: wakes.append(1), wire.stage.clock)
+    log = wire.source.reader(job, 0, ["token"])
+    stream = sse.SseReader(log, coalesce_ms, lambda: wakes.append(1), wire.stage.clock)
     wire.stage.jobs.watch(job, stream.notify)
     return wire, job, stream, wakes
 
 
-def taken(stream: sse.SseStream, wire: Wire) -> list[Sent]:
+def taken(stream: sse.SseReader, wire: Wire) -> list[Sent]:
     """Take all frames that there are now."""
     events = iter(lambda: stream.next(wire.stage.clock.monotonic_ms()), None)
     return [json.loads(event.split(b"data: ")[1]) for event in events]
@@ -514,13 +514,13 @@ def test_an_event_stream_keeps_to_its_floor_and_sleeps_meanwhile() -> None:
     wire.stage.clock.advance(20)
     assert len(wakes) == woken + 1
     assert text(taken(stream, wire)) == "bcd"
-    assert not stream.done
+    assert not stream.ended
     wire.stage.tokens(job, "e")
     assert taken(stream, wire) == []
     wire.stage.finish(job)
     assert len(wakes) > woken
     assert types(taken(stream, wire)) == ["token", "end"]
-    assert stream.done
+    assert stream.ended
 
 
 def test_an_event_stream_without_a_floor_says_everything_at_once() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from typing import Any, Protocol, TypedDict
 
@@ -11,8 +10,8 @@ import msgspec
 
 from worker.config import Settings
 from worker.engines.base import Generation
-from worker.errors import FieldError
 from worker.events import Event
+from worker.operations.fields import WrongFields
 from worker.requests import Prompt, Sampling
 
 DELIVERY_FIELDS = frozenset({"type", "job_id", "after", "ref", "window", "channels", "coalesce_ms"})
@@ -102,8 +101,11 @@ class Described(Protocol):
 class Operation(Described, Protocol):
     """An operation that creates jobs: turns a request's body into a checked JobRequest."""
 
-    def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
-        """Check a body. Raises InvalidParams that names every wrong field. Unknown fields are ignored."""
+    def parse(self, body: Mapping[str, object], limits: Limits, wrong: WrongFields | None = None) -> JobRequest:
+        """Check a body. Raises InvalidParams that names every wrong field, and those that are in `wrong` already.
+
+        Fields that are not among `params` are ignored.
+        """
         ...
 
 
@@ -111,48 +113,6 @@ def fingerprint(body: Mapping[str, object]) -> bytes:
     """Return 16 bytes that identify what a body asks for, whatever the order of its fields and its delivery."""
     relevant = {key: value for key, value in body.items() if key not in DELIVERY_FIELDS and value is not None}
     return hashlib.blake2b(msgspec.json.encode(relevant, order="deterministic"), digest_size=16).digest()
-
-
-def field_error(error: msgspec.ValidationError, pointer: str = "") -> FieldError:
-    """Return what msgspec found wrong in the value at `pointer`, as a pointer to the very place and what is allowed."""
-    reason, path = str(error), ""
-    found = _PLACE.search(reason)
-    if found is not None:
-        # msgspec does not say which key of a mapping: then the pointer is to the mapping.
-        reason, path = reason[: found.start()], found[1].partition("[...]")[0]
-    return FieldError(pointer + re.sub(r"\[|\.", "/", path).replace("]", ""), _in_words(reason))
-
-
-def _in_words(reason: str) -> str:
-    """Return what msgspec says in the words of JSON: "Expected `float` <= 2.0" is "Expected a number, at most 2"."""
-    reason = re.sub("`([a-z]+(?: [|] [a-z]+)*)`", lambda found: _types(found[1]) or found[0], reason)
-    return re.sub(r" (of length )?([<>]=?) (\S+?)(?:\.0)?$", _bound, reason)
-
-
-def _types(names: str) -> str:
-    """Return types of Python as those of JSON, or nothing if they are names of something else."""
-    words = [_TYPES.get(name, "") for name in names.split(" | ")]
-    return " or ".join(words) if all(words) else ""
-
-
-def _bound(found: re.Match[str]) -> str:
-    of_length, sign, most = found.groups()
-    return f"{f' {of_length}' if of_length else ', '}{_BOUNDS[sign]} {most}"
-
-
-_TYPES = {
-    "int": "an integer",
-    "float": "a number",
-    "str": "a string",
-    "bool": "a boolean",
-    "array": "an array",
-    "object": "an object",
-    "null": "null",
-}
-_BOUNDS = {"<=": "at most", ">=": "at least", "<": "below", ">": "above"}
-
-_PLACE = re.compile(r" - at `(?:key` in `)?\$([^`]*)`$")
-"""How msgspec ends a message: "... - at `$.messages[0].role`"."""
 
 
 def scripted(operation: str, body: Mapping[str, object], script: tuple[Event, ...]) -> JobRequest:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, cast, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
-from worker.errors import FieldError, InvalidParams
-from worker.operations.base import JobRequest, Limits, field_error, fingerprint
+from worker.operations.base import JobRequest, Limits, fingerprint
+from worker.operations.fields import WrongFields
 from worker.requests import Message, Prompt, ResponseFormat, Sampling
 
 TOP_LOGPROBS_DEFAULT = 5
@@ -92,18 +92,12 @@ class Infer:
     params = Params
     one_of = ("prompt", "messages")
 
-    def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
+    def parse(self, body: Mapping[str, object], limits: Limits, wrong: WrongFields | None = None) -> JobRequest:
         """Check a body against FIELDS and the limits. Raises InvalidParams that names every wrong field."""
-        values, errors = _convert(body)
-        wrong = {error.pointer.split("/")[1] for error in errors}
-        if "messages" in wrong:
-            # Without them a prompt seems to be missing, which would mislead.
-            wrong.add("prompt")
-        errors += [error for error in _check_limits(values, limits) if error.pointer[1:] not in wrong]
-        if errors:
-            named = "; ".join(f"{error.pointer[1:]}: {error.detail}" for error in errors)
-            fields = "this field" if len(errors) == 1 else "these fields"
-            raise InvalidParams(f"Fix {fields} and send it again: {named}.", errors=tuple(errors))
+        wrong = WrongFields() if wrong is None else wrong
+        values = cast("Params", wrong.convert(_with_whole_numbers(body), FIELDS))
+        _check_limits(values, limits, wrong)
+        wrong.refuse()
         return JobRequest(
             operation=self.name,
             prompt=_prompt(values),
@@ -119,47 +113,28 @@ class Infer:
         )
 
 
-def _convert(body: Mapping[str, object]) -> tuple[Params, list[FieldError]]:
-    """Convert each known field by itself, so that one answer names all that is wrong."""
-    values: dict[str, Any] = {}
-    errors: list[FieldError] = []
-    for name, kind in FIELDS.items():
-        raw = body.get(name)
-        if raw is None:
-            continue
-        if isinstance(raw, float) and raw.is_integer() and name in _INTEGERS:
-            raw = int(raw)
-        try:
-            values[name] = msgspec.convert(raw, kind, str_keys=True)
-        except msgspec.ValidationError as error:
-            errors.append(field_error(error, "/" + name))
-    return cast("Params", values), errors
+def _with_whole_numbers(body: Mapping[str, object]) -> dict[str, object]:
+    """Return a body in which whole numbers are integers: clients that know only floats send 20.0."""
+    return {
+        name: int(value) if isinstance(value, float) and name in _INTEGERS and value.is_integer() else value
+        for name, value in body.items()
+    }
 
 
-def _check_limits(values: Params, limits: Limits) -> list[FieldError]:
-    """Check what one field's type cannot say."""
-    errors: list[FieldError] = []
+def _check_limits(values: Params, limits: Limits, wrong: WrongFields) -> None:
+    """Record what the type of one field cannot say. A field with an error already gets no second one."""
+    named = {name for name in FIELDS if name in wrong}
+    if "messages" in named:
+        # Without them a prompt seems to be missing, which would mislead.
+        named.add("prompt")
 
     def check(ok: bool, pointer: str, detail: str) -> None:
-        if not ok:
-            errors.append(FieldError(pointer, detail))
+        if not ok and pointer[1:] not in named:
+            wrong.add(pointer, detail)
 
-    prompt, messages = values.get("prompt"), values.get("messages")
-    if messages is None:
-        check(bool(prompt), "/prompt", "Expected a non-empty `prompt`, or `messages`")
-    else:
-        check(prompt is None, "/prompt", "Expected `prompt` or `messages`, not both")
-        check(not values.get("raw"), "/raw", "Expected `raw` only with `prompt`")
-    place, texts = ("/prompt", [prompt or ""]) if messages is None else ("/messages", [m.content for m in messages])
-    size = sum(len(text.encode(errors="replace")) for text in texts)
-    check(size <= limits.prompt_bytes_max, place, f"Expected at most {limits.prompt_bytes_max} bytes, got {size}")
-    check(_is_unicode(texts), place, "Expected whole Unicode characters, got half a surrogate pair")
-    check(
-        values.get("max_tokens", 0) <= limits.max_tokens_max,
-        "/max_tokens",
-        f"Expected an integer, at most {limits.max_tokens_max}",
-    )
-    check(values.get("n", 0) <= limits.choices_max, "/n", f"Expected an integer, at most {limits.choices_max}")
+    _check_prompt(values, limits, check)
+    for name, most in (("max_tokens", limits.max_tokens_max), ("n", limits.choices_max)):
+        check(cast("int", values.get(name, 0)) <= most, f"/{name}", f"Expected an integer, at most {most}")
     check(
         len(values.get("logit_bias", ())) <= LOGIT_BIASES_MAX,
         "/logit_bias",
@@ -172,7 +147,20 @@ def _check_limits(values: Params, limits: Limits) -> list[FieldError]:
     packed = _packed(wanted)
     check(packed is not None, "/response_format", "Expected integers of at most 64 bits")
     check(len(packed or b"") <= FORM_BYTES_MAX, "/response_format", f"Expected at most {FORM_BYTES_MAX} bytes")
-    return errors
+
+
+def _check_prompt(values: Params, limits: Limits, check: Callable[[bool, str, str], None]) -> None:
+    """Check that there is one prompt or one conversation, of text, and not too long."""
+    prompt, messages = values.get("prompt"), values.get("messages")
+    if messages is None:
+        check(bool(prompt), "/prompt", "Expected a non-empty `prompt`, or `messages`")
+    else:
+        check(prompt is None, "/prompt", "Expected `prompt` or `messages`, not both")
+        check(not values.get("raw"), "/raw", "Expected `raw` only with `prompt`")
+    place, texts = ("/prompt", [prompt or ""]) if messages is None else ("/messages", [m.content for m in messages])
+    size = sum(len(text.encode(errors="replace")) for text in texts)
+    check(size <= limits.prompt_bytes_max, place, f"Expected at most {limits.prompt_bytes_max} bytes, got {size}")
+    check(_is_unicode(texts), place, "Expected whole Unicode characters, got half a surrogate pair")
 
 
 def _packed(wanted: ResponseFormat) -> bytes | None:

@@ -20,7 +20,7 @@ from worker.protocol.frames import (
     Goaway,
     Hello,
     LikelyToken,
-    Narration,
+    NarrationFrame,
     Pong,
     QueuePlace,
     ServerFrame,
@@ -127,7 +127,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
     ),
     Example(
         "narration",
-        Narration(
+        NarrationFrame(
             job_id=ID,
             cursor=f"{EPOCH}-1",
             actor="scheduler",
@@ -144,7 +144,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
     ),
     Example(
         "narration_prefill",
-        Narration(
+        NarrationFrame(
             job_id=ID,
             cursor=f"{EPOCH}-2",
             actor="engine",

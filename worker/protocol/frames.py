@@ -6,12 +6,13 @@ source of the protocol's schema: each field is described here, and `corpus` has 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
-from worker.errors import Problem
+from worker.errors import FieldError, Problem
 from worker.events import Usage
 
 PROTOCOL = "jobwire.v1"
@@ -48,8 +49,11 @@ NewId: TypeAlias = Annotated[JobId, Meta(description="The client's choice, and t
 class Create(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
     """Start a job, or attach to it if it exists. The fields of the operation stand beside these, in the same object.
 
-    `body` is that whole object, for the operation to parse: it is no field on the wire.
+    `body` is that whole object, for the operation to parse; `wrong` is what its envelope has wrong. Neither is a field
+    on the wire.
     """
+
+    UNSENT: ClassVar[frozenset[str]] = frozenset({"body", "wrong"})
 
     job_id: NewId | None = None
     operation: Annotated[str, Meta(max_length=64, description="What to do: one of the worker's operations.")] = "infer"
@@ -59,6 +63,7 @@ class Create(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
     coalesce_ms: CoalesceMs = 0
     ref: Ref | None = None
     body: dict[str, Any] = {}
+    wrong: tuple[FieldError, ...] = ()
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
@@ -139,6 +144,10 @@ AnyId: TypeAlias = Annotated[str, Meta(description="The job.")]
 Cursor: TypeAlias = Annotated[
     str, Meta(description="Where the reader is with this frame: what to give as `after`. Opaque.")
 ]
+Ignored: TypeAlias = Annotated[
+    tuple[str, ...],
+    Meta(description="Fields of the request that the worker does not know, misspelt ones perhaps: 8 names at most."),
+]
 EchoedRef: TypeAlias = Annotated[str, Meta(description="The `ref` of the request that this answers.")]
 
 
@@ -187,11 +196,12 @@ class Accepted(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, ta
         False
     )
     over: Annotated[bool, Meta(description="The job has ended and its end was seen: nothing follows.")] = False
+    ignored: Ignored = ()
     sse_url: Annotated[str, Meta(description="Where the job can be read as server-sent events.")]
     ref: EchoedRef | None = None
 
 
-class Narration(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="narration"):
+class NarrationFrame(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="narration"):
     """What happens to a job, for people."""
 
     job_id: AnyId
@@ -203,9 +213,10 @@ class Narration(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, t
     phase: Annotated[str, Meta(description="Where the job is: queued, prefill, decode, recovery, done or note.")]
     queue: Annotated[QueuePlace | None, Meta(description="Where the job waits.")] = None
     progress: Annotated[float | None, Meta(description="Share of the prompt that is read, 0 to 1.")] = None
-    metrics: Annotated[dict[str, int | float] | None, Meta(description="Numbers that belong to the sentence.")] = None
+    metrics: Annotated[Mapping[str, int | float] | None, Meta(description="Numbers that belong to the sentence.")] = (
+        None
+    )
     cute: Annotated[str | None, Meta(description="The same, for a smile.")] = None
-    story: Annotated[str | None, Meta(description="The same, as a story would tell it.")] = None
     level: Annotated[str | None, Meta(description="warn or error, where it is not info.")] = None
     correlation_id: Annotated[str | None, Meta(description="Joins what belongs together across processes.")] = None
     emitted_by: Annotated[str | None, Meta(description="The program that speaks.")] = None
@@ -214,7 +225,10 @@ class Narration(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, t
     queue_position: Annotated[int | None, Meta(description="Place in the queue, from 1.")] = None
     tokens_in: Annotated[int | None, Meta(description="Tokens of the prompt.")] = None
     tokens_out: Annotated[int | None, Meta(description="Tokens generated.")] = None
-    decode_time_ms: Annotated[int | None, Meta(description="Time spent on generating, in ms.")] = None
+    ignored: Annotated[
+        tuple[str, ...],
+        Meta(description="In the first narration of a stream that answers a POST: as `accepted.ignored`."),
+    ] = ()
 
 
 class LikelyToken(msgspec.Struct, frozen=True):
@@ -279,7 +293,7 @@ class Goaway(msgspec.Struct, frozen=True, kw_only=True, tag="goaway"):
     retry_ms: Annotated[int, Meta(description="When to try again, here or elsewhere, in ms.")]
 
 
-ServerFrame: TypeAlias = Hello | Accepted | Narration | TokenFrame | End | Error | Pong | Goaway
+ServerFrame: TypeAlias = Hello | Accepted | NarrationFrame | TokenFrame | End | Error | Pong | Goaway
 
 _encoder = msgspec.json.Encoder()
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
+
+import msgspec
 
 from worker import __version__
-from worker.config import Settings
 from worker.errors import (
     BadFrame,
     FieldError,
@@ -27,18 +27,16 @@ from worker.errors import (
 from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Grant
-from worker.jobs.service import Jobs
-from worker.operations.base import Limits, Operation
-from worker.protocol import creating as commands
-from worker.protocol import decoding, frames
+from worker.protocol import creating, decoding, frames
 from worker.protocol.closing import CloseCode, CloseConnection
 from worker.protocol.frames import Accepted, Error, Goaway, Hello, Pong, ServerFrame, ServerLimits
-from worker.protocol.reading import FrameSource, locate, wire_queue, wire_state
-from worker.protocol.subscriptions import Subscriptions, Timer
+from worker.protocol.host import Caller, SessionHost
+from worker.protocol.reading import locate, wire_queue, wire_state
+from worker.protocol.subscriptions import Subscriptions
 
 FEATURES = (
     "update", "channels", "window", "coalesce", "auth", "goaway",
-    "ids", "logprobs", "top_logprobs", "n", "priority", "deadline", "detach",
+    "ids", "logprobs", "top_logprobs", "n", "priority", "deadline", "detach", "ignored",
 )  # fmt: skip
 """What is offered beyond the least that every worker has."""
 
@@ -52,21 +50,6 @@ GOAWAY_RETRY_MS = 2000
 
 
 logger = logging.getLogger(__name__)
-
-
-class SessionHost(Protocol):
-    """The parts of the worker that a session needs."""
-
-    jobs: Jobs
-    operations: Mapping[str, Operation]
-    settings: Settings
-    limits: Limits
-    frames: FrameSource
-    timer: Timer
-
-    def sse_url(self, job: Job) -> str:
-        """Return where the owner of a job can read it as server-sent events."""
-        ...
 
 
 class Session:
@@ -164,7 +147,7 @@ class Session:
             if isinstance(data, bytes):
                 raise UnsupportedMediaType("The message is binary. Send JSON as a text message.")
             fields = decoding.load(data, self._settings.frame_bytes_max)
-            reply = self._act(decoding.interpret(fields), now_ms)
+            reply = self._act(decoding.interpret(fields, self._host.limits), now_ms)
         except JobwireError as error:
             self._host.frames.tally.refusals[error.code] += 1
             if isinstance(error, BAD):
@@ -181,16 +164,13 @@ class Session:
             return self._auth(frame, now_ms)
         if self._grant is None:
             raise Unauthorized("Send an auth frame first.")
-        jobs, owner, owner_name = self._host.jobs, self._grant.principal, self._grant.principal.name
+        jobs, owner_name = self._host.jobs, self._grant.principal.name
         match frame:
             case frames.Create():
                 self._check_room(frame.job_id)
-                job, replayed = commands.create(
-                    jobs, self._host.operations, self._host.limits, owner, frame, self._correlation
-                )
-                return self._follow(job, frame, replayed)
+                creation = creating.create(self._host, Caller(self._grant.principal, self._correlation), frame)
+                return self._follow(creation.job, frame, replayed=creation.existing, ignored=creation.ignored)
             case frames.Subscribe():
-                commands.check_delivery(frame, self._host.limits)
                 job = jobs.get(owner_name, frame.job_id)
                 self._check_room(frame.job_id)
                 return self._follow(job, frame)
@@ -234,16 +214,24 @@ class Session:
             detail = "Expected the cursor of a frame that was sent here, of a job that is followed with a `window`"
             raise decoding.invalid(FieldError("/cursor", detail))
 
-    def _follow(self, job: Job, frame: frames.Create | frames.Subscribe, replayed: bool = False) -> ServerFrame:
+    def _follow(
+        self,
+        job: Job,
+        frame: frames.Create | frames.Subscribe,
+        *,
+        replayed: bool = False,
+        ignored: tuple[str, ...] = (),
+    ) -> ServerFrame:
         """Subscribe to a job, in place of an earlier position in it, and return the reply."""
         self._subscriptions.drop(job.id)
         start = locate(job, frame.after)
         if start.reset:
             self._host.frames.tally.resets += 1
-        if not start.over:
-            stream = self._host.frames.stream(job, start.after, frame.channels)
-            self._subscriptions.follow(stream, frame.window, frame.coalesce_ms)
-        return self._accepted(job, frame.ref, replayed=replayed, reset=start.reset, over=start.over)
+        if not start.ended:
+            reader = self._host.frames.reader(job, start.after, frame.channels)
+            self._subscriptions.follow(reader, frame.window, frame.coalesce_ms)
+        reply = self._accepted(job, frame.ref)
+        return msgspec.structs.replace(reply, replayed=replayed, reset=start.reset, over=start.ended, ignored=ignored)
 
     def _check_room(self, job_id: str | None) -> None:
         """Refuse before anything is created. Raises TooManyJobs."""
@@ -293,18 +281,9 @@ class Session:
             ref=ref,
         )
 
-    def _accepted(
-        self, job: Job, ref: str | None, *, replayed: bool = False, reset: bool = False, over: bool = False
-    ) -> Accepted:
+    def _accepted(self, job: Job, ref: str | None) -> Accepted:
         return Accepted(
-            job_id=job.id,
-            state=wire_state(job),
-            queue=wire_queue(job),
-            replayed=replayed,
-            reset=reset,
-            over=over,
-            sse_url=self._host.sse_url(job),
-            ref=ref,
+            job_id=job.id, state=wire_state(job), queue=wire_queue(job), sse_url=self._host.sse_url(job), ref=ref
         )
 
 

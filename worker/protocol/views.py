@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from worker.brokers.base import EngineState
 from worker.errors import Problem
 from worker.events import Terminal, Usage
 from worker.jobs.job import Job
-from worker.protocol.frames import QueuePlace, State, encode
+from worker.protocol.frames import Ignored, QueuePlace, State, encode
 from worker.protocol.reading import wire_queue, wire_state
 
 LOADING_URL = "/v1/loading/progress"
@@ -27,9 +27,10 @@ class Created(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     job_id: Annotated[str, Meta(description="The job.")]
     sse_url: Annotated[str, Meta(description="Where it can be read as server-sent events.")]
-    ws_url: Annotated[str, Meta(description="Where WebSockets are taken.")]
+    ws_url: Annotated[str, Meta(description="Where WebSockets are accepted.")]
     state: Annotated[State, Meta(description="Where the job stands.")]
     queue: Annotated[QueuePlace | None, Meta(description="Where it waits, if it does.")] = None
+    ignored: Ignored = ()
 
 
 class JobItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -128,9 +129,18 @@ class LoadingItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     error: Annotated[Problem | None, Meta(description="Why it failed.")] = None
 
 
-def created(job: Job, sse_url: str) -> bytes:
+def created(job: Job, sse_url: str, ignored: Sequence[str] = ()) -> bytes:
     """Return the answer to the creation of a job, which can be read at `sse_url`."""
-    return encode(Created(job_id=job.id, sse_url=sse_url, ws_url=WS_URL, state=wire_state(job), queue=wire_queue(job)))
+    return encode(
+        Created(
+            job_id=job.id,
+            sse_url=sse_url,
+            ws_url=WS_URL,
+            state=wire_state(job),
+            queue=wire_queue(job),
+            ignored=tuple(ignored),
+        )
+    )
 
 
 def cancelled(job: Job) -> bytes:

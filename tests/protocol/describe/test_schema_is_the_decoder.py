@@ -88,7 +88,7 @@ def test_the_worker_understands_whatever_fits(struct: type[Any], data: st.DataOb
     if frame.get("type") == "create" and not {"prompt", "messages"} & set(frame):
         frame["prompt"] = "Hi"
     check("ClientFrame", frame)
-    assert tag_of(type(decode(json.dumps(frame), FRAME_BYTES_MAX))) == frame["type"]
+    assert tag_of(type(decode(json.dumps(frame), FRAME_BYTES_MAX, LIMITS))) == frame["type"]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

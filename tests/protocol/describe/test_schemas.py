@@ -96,7 +96,7 @@ def test_no_field_may_be_null() -> None:
 @pytest.mark.parametrize("example", corpus.CLIENT, ids=lambda example: example.name)
 def test_client_examples_fit_and_are_understood(example: corpus.Example[dict[str, Any]]) -> None:
     check("ClientFrame", example.frame)
-    decoded = decode(json.dumps(example.frame), FRAME_BYTES_MAX)
+    decoded = decode(json.dumps(example.frame), FRAME_BYTES_MAX, LIMITS)
     assert tag_of(type(decoded)) == example.frame["type"]
 
 
@@ -136,7 +136,7 @@ def test_every_frame_has_an_example() -> None:
 def test_what_the_schema_refuses_the_worker_refuses(frame: dict[str, Any]) -> None:
     assert faults("ClientFrame", frame)
     with pytest.raises(JobwireError):
-        decode(json.dumps(frame), FRAME_BYTES_MAX)
+        decode(json.dumps(frame), FRAME_BYTES_MAX, LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ PROTOCOL_ID = "urn:jobwire:protocol:v1"
 SCHEMA_PATH = "#/$defs/"
 CLIENT: tuple[type[msgspec.Struct], ...] = get_args(frames.ClientFrame)
 SERVER: tuple[type[msgspec.Struct], ...] = get_args(frames.ServerFrame)
-EVENTS: tuple[type[msgspec.Struct], ...] = (frames.Narration, frames.TokenFrame, frames.End)
+EVENTS: tuple[type[msgspec.Struct], ...] = (frames.NarrationFrame, frames.TokenFrame, frames.End)
 VIEWS: tuple[type[msgspec.Struct], ...] = (
     views.Created,
     views.JobList,
@@ -84,7 +84,8 @@ def definitions(operations: Iterable[Described], path: str) -> dict[str, Schema]
             made[name_of(struct)]["required"] = list(made[name_of(struct)]["properties"])
     offered = {operation.name: operation for operation in operations}
     create = made["CreateFrame"]
-    del create["properties"]["body"]
+    for name in frames.Create.UNSENT:
+        del create["properties"][name]
     create["description"] = create["description"].partition("\n")[0]
     made |= _add_operations(create, offered, path)
     made["CreateBody"] = _body(create)

@@ -12,7 +12,7 @@ PREFLIGHT = {
 }
 """What a page may send, besides `allow`."""
 
-EXPOSED = "Deprecation, Link, Retry-After, Sunset, WWW-Authenticate, X-Correlation-ID"
+EXPOSED = "Deprecation, Link, Retry-After, Sunset, WWW-Authenticate, X-Correlation-ID, X-Jobwire-Ignored"
 
 
 def allow(origin: str, *, credentials: bool) -> dict[str, str]:

@@ -15,7 +15,7 @@ from quart import Quart, Response, g, has_request_context, request
 from werkzeug.exceptions import HTTPException
 
 from worker.dialects.legacy import deprecation
-from worker.dialects.legacy import stream as legacy
+from worker.dialects.legacy import problems as legacy
 from worker.errors import JobwireError
 from worker.protocol import frames
 from worker.transports.access import cors
@@ -62,7 +62,7 @@ class Guards:
         host, origin = request.headers.get("Host"), request.headers.get("Origin")
         self._access.check_host(host)
         self._access.check_origin(origin, host)
-        deprecation.check(request.path, self._version)
+        deprecation.refuse_if_gone(request.path, self._version)
         if origin is None or not request.path.startswith(API) or not self._access.is_listed(origin):
             return None
         g.cors = cors.allow(origin, credentials=self._access.required)
@@ -118,16 +118,21 @@ class Guards:
             headers["Retry-After"] = str(-(-error.retry_after_ms // 1000))
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if not is_legacy_path() and MODERN.search(request.headers.get("Accept", "")):
+        if not is_legacy():
             return _answer(error.problem(), error.status, headers)
         has_key = "Authorization" in request.headers or "ticket" in request.args
-        fields = legacy.legacy_problem(error, g.get("body"), has_key=has_key)
-        return _answer(fields, legacy.legacy_status(error), headers)
+        fields = legacy.problem(error, g.get("body"), has_key=has_key)
+        return _answer(fields, legacy.status(error), headers)
 
 
 def is_legacy_path() -> bool:
     """Tell whether the request is for the alias that only clients of the older worker know."""
     return request.path.startswith(deprecation.ALIAS)
+
+
+def is_legacy() -> bool:
+    """Return whether the request is answered in the dialect of the older worker."""
+    return is_legacy_path() or not MODERN.search(request.headers.get("Accept", ""))
 
 
 def _answer(problem: msgspec.Struct | dict[str, Any], status: int, headers: dict[str, str]) -> Response:

@@ -6,12 +6,12 @@ Each response is an async generator that Quart sends chunk by chunk; a client th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from quart import Response
 
-from worker.dialects.legacy.stream import LegacyStream
+from worker.dialects.legacy.stream import LegacyReader
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Grant
 from worker.protocol import sse, views
@@ -34,12 +34,12 @@ class Reader(Protocol):
     """One reader of one job, in some dialect."""
 
     @property
-    def done(self) -> bool:
-        """Whether the job has ended and everything was taken."""
+    def ended(self) -> bool:
+        """Whether the job has ended and all of it was read."""
         ...
 
     def next(self, now_ms: float) -> bytes | None:
-        """Take the next event at monotonic time `now_ms`, or None if there is nothing to send now."""
+        """Return the next event at monotonic time `now_ms`, or None if there is nothing to send now."""
         ...
 
     def notify(self) -> None:
@@ -48,20 +48,32 @@ class Reader(Protocol):
 
 
 def job_response(
-    gateway: Gateway, job: Job, grant: Grant, stream: LogReader, *, reset: bool, coalesce_ms: int = 0
+    gateway: Gateway,
+    job: Job,
+    grant: Grant,
+    reader: LogReader,
+    *,
+    reset: bool,
+    coalesce_ms: int = 0,
+    ignored: Sequence[str] = (),
 ) -> Response:
-    """Stream a job in the modern dialect, with at least `coalesce_ms` between token frames, while `grant` holds."""
+    """Stream a job in the modern dialect, with at least `coalesce_ms` between token frames, while `grant` holds.
+
+    `ignored` names fields of the request that the worker does not know.
+    """
     if reset:
         gateway.frames.tally.resets += 1
     wake = Wake()
-    connection = _JobConnection(gateway, grant, sse.SseStream(stream, coalesce_ms, wake.set, gateway.timer), wake)
-    return _response(connection.follow(job, sse.prologue(reset=reset)))
+    sse_reader = sse.SseReader(reader, coalesce_ms, wake.set, gateway.timer, ignored)
+    response = _response(_JobConnection(gateway, grant, sse_reader, wake).follow(job, sse.prologue(reset=reset)))
+    response.headers.update(sse.ignored_header(ignored))
+    return response
 
 
-def legacy_response(gateway: Gateway, job: Job, grant: Grant, stream: LegacyStream) -> Response:
+def legacy_response(gateway: Gateway, job: Job, grant: Grant, reader: LegacyReader) -> Response:
     """Stream a job in the legacy dialect, one chunk per event and no comments, while `grant` holds."""
     wake = Wake()
-    return _response(_LegacyConnection(gateway, grant, _LegacyReader(stream, wake.set), wake).follow(job))
+    return _response(_LegacyConnection(gateway, grant, _LegacyAdapter(reader, wake.set), wake).follow(job))
 
 
 def loading_response(gateway: Gateway) -> Response:
@@ -76,19 +88,19 @@ def _response(body: AsyncIterator[bytes]) -> Response:
     return response
 
 
-class _LegacyReader:
+class _LegacyAdapter:
     """A reader in the legacy dialect, which knows no pauses."""
 
-    def __init__(self, stream: LegacyStream, notify: Callable[[], None]) -> None:
-        self._stream = stream
+    def __init__(self, reader: LegacyReader, notify: Callable[[], None]) -> None:
+        self._reader = reader
         self.notify = notify
 
     @property
-    def done(self) -> bool:
-        return self._stream.done
+    def ended(self) -> bool:
+        return self._reader.ended
 
     def next(self, _: float) -> bytes | None:
-        return self._stream.next()
+        return self._reader.next()
 
 
 class _JobConnection:
@@ -128,7 +140,7 @@ class _JobConnection:
                             await asyncio.sleep(0)
                     elif self._finishing:
                         return
-                    if reader.done:
+                    if reader.ended:
                         return
                     if len(chunk) < self.chunk_bytes and not self._finishing:
                         await self._wake.wait_next()

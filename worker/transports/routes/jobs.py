@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from quart import Blueprint, Quart, Response, g, request
 from werkzeug.exceptions import RequestTimeout
 
 from worker import __version__
-from worker.dialects.legacy.stream import LegacyStream
+from worker.dialects.legacy.stream import LegacyReader
 from worker.errors import Forbidden, FrameTooLarge, UnsupportedMediaType
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Grant
-from worker.protocol import creating as commands
 from worker.protocol import credentials as tokens
 from worker.protocol import decoding, frames, sse, views
+from worker.protocol.creating import create
+from worker.protocol.host import Caller
 from worker.protocol.reading import LogReader
 from worker.transports.access.credentials import COOKIE
-from worker.transports.access.guards import Guards, is_legacy_path
+from worker.transports.access.guards import Guards, is_legacy, is_legacy_path
 from worker.transports.gateway import Gateway
 
 JSON = "application/json"
@@ -37,12 +38,20 @@ class Streams(Protocol):
     """The streaming responses, made by another transport."""
 
     def job_response(
-        self, gateway: Gateway, job: Job, grant: Grant, stream: LogReader, *, reset: bool, coalesce_ms: int
+        self,
+        gateway: Gateway,
+        job: Job,
+        grant: Grant,
+        reader: LogReader,
+        *,
+        reset: bool,
+        coalesce_ms: int,
+        ignored: Sequence[str],
     ) -> Response:
         """Stream a job in the modern dialect, with at least `coalesce_ms` between its token frames."""
         ...
 
-    def legacy_response(self, gateway: Gateway, job: Job, grant: Grant, stream: LegacyStream) -> Response:
+    def legacy_response(self, gateway: Gateway, job: Job, grant: Grant, reader: LegacyReader) -> Response:
         """Stream a job in the legacy dialect."""
         ...
 
@@ -95,15 +104,13 @@ class _Routes:
         if streams:
             # Refused before there is a job.
             gateway.check_room()
-        frame = decoding.create_of(await self._body(), request.headers.get("Idempotency-Key"))
-        sse.check(frame)
-        job, _ = commands.create(
-            gateway.jobs, gateway.operations, gateway.limits, grant.principal, frame, g.correlation
-        )
+        frame = decoding.create_of(await self._body(), gateway.limits, request.headers.get("Idempotency-Key"))
+        creation = create(gateway, Caller(grant.principal, g.correlation), sse.refuse_window(frame))
+        job, ignored = creation.job, () if is_legacy() else creation.ignored
         gateway.jobs.touch(job)
         if streams:
-            return self._job_stream(job, grant, frame.after, frame.channels, frame.coalesce_ms)
-        return Response(views.created(job, gateway.sse_url(job)), content_type=JSON)
+            return self._job_stream(job, grant, frame.after, frame.channels, frame.coalesce_ms, ignored)
+        return Response(views.created(job, gateway.sse_url(job), ignored), content_type=JSON)
 
     async def list(self) -> Response:
         """The caller's jobs, or everybody's for an admin who asks for `all`."""
@@ -134,7 +141,7 @@ class _Routes:
         if _wants_events():
             coalesce_ms = sse.coalesce_ms(request.args.get("coalesce_ms"), gateway.limits)
             return self._job_stream(job, grant, request.args.get("after"), coalesce_ms=coalesce_ms)
-        return self._streams.legacy_response(gateway, job, grant, self._legacy_stream(job))
+        return self._streams.legacy_response(gateway, job, grant, self._legacy_reader(job))
 
     def _job_stream(
         self,
@@ -143,16 +150,19 @@ class _Routes:
         after: str | None,
         channels: frozenset[frames.Channel] = frames.CHANNELS,
         coalesce_ms: int = 0,
+        ignored: Sequence[str] = (),
     ) -> Response:
         start = sse.start(job, request.headers.get("Last-Event-ID"), after)
-        if start.over:
-            return Response(status=204)
-        stream = self._gateway.frames.stream(job, start.after, channels)
-        return self._streams.job_response(self._gateway, job, grant, stream, reset=start.reset, coalesce_ms=coalesce_ms)
+        if start.ended:
+            return Response(status=204, headers=sse.ignored_header(ignored))
+        reader = self._gateway.frames.reader(job, start.after, channels)
+        return self._streams.job_response(
+            self._gateway, job, grant, reader, reset=start.reset, coalesce_ms=coalesce_ms, ignored=ignored
+        )
 
-    def _legacy_stream(self, job: Job) -> LegacyStream:
+    def _legacy_reader(self, job: Job) -> LegacyReader:
         info = self._gateway.jobs.engine.info
-        return LegacyStream(job, info.model if info else "", self._gateway.narrate, info.weights_bytes if info else 0)
+        return LegacyReader(job, info.model if info else "", self._gateway.narrate, info.weights_bytes if info else 0)
 
     def _readable(self, job_id: str) -> tuple[Job, Grant]:
         """Return a job that the caller may read: its owner, or whoever has a ticket for it. It is not abandoned now.
