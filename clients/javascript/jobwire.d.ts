@@ -62,6 +62,8 @@ export interface Job extends AsyncIterable<JobEvent> {
   readonly cursor: string | null;
   readonly end: EndEvent | null;
   readonly accepted: Accepted | null;
+  /** Fields of the request that the worker does not know, misspelt ones perhaps. Empty before it has accepted. */
+  readonly ignored: readonly string[];
   /** Wait until the worker has accepted the job; resolves to the job. Rejects with Refused. */
   waitAccepted(): Promise<Job>;
   /**

@@ -23,6 +23,8 @@ export interface AcceptedFrame {
   reset?: boolean;
   /** The job has ended and its end was seen: nothing follows. (default false) */
   over?: boolean;
+  /** Fields of the request that the worker does not know, misspelt ones perhaps: 8 names at most. */
+  ignored?: string[];
   /** The `ref` of the request that this answers. */
   ref?: string;
 }
@@ -216,12 +218,14 @@ export interface Created {
   job_id: string;
   /** Where it can be read as server-sent events. */
   sse_url: string;
-  /** Where WebSockets are taken. */
+  /** Where WebSockets are accepted. */
   ws_url: string;
   /** Where the job stands. */
   state: "ended" | "queued" | "running";
   /** Where it waits, if it does. */
   queue?: QueuePlace;
+  /** Fields of the request that the worker does not know, misspelt ones perhaps: 8 names at most. */
+  ignored?: string[];
 }
 
 /** The one last event of a job, whatever happened. */
@@ -448,8 +452,6 @@ export interface NarrationFrame {
   metrics?: Record<string, number>;
   /** The same, for a smile. */
   cute?: string;
-  /** The same, as a story would tell it. */
-  story?: string;
   /** warn or error, where it is not info. */
   level?: string;
   /** Joins what belongs together across processes. */
@@ -466,8 +468,8 @@ export interface NarrationFrame {
   tokens_in?: number;
   /** Tokens generated. (integer) */
   tokens_out?: number;
-  /** Time spent on generating, in ms. (integer) */
-  decode_time_ms?: number;
+  /** In the first narration of a stream that answers a POST: as `accepted.ignored`. */
+  ignored?: string[];
 }
 
 /** Ask for a pong. */
@@ -599,8 +601,8 @@ export interface Stats {
 }
 
 /**
- * How a stream of server-sent events begins when the cursor was of a log that is gone: the job is told from its start.
- * It has no id.
+ * How a stream of server-sent events begins when the cursor was of a log that is gone: the job is replayed from its
+ * start. It has no id.
  */
 export interface StreamReset {
   type: "accepted";
@@ -630,7 +632,7 @@ export interface SubscribeFrame {
 
 /** The answer to POST /v1/tokens. */
 export interface Token {
-  /** To be sent wherever a key may be. */
+  /** Use it anywhere an API key is accepted. */
   token: string;
   /** How long it is good, in seconds. (integer) */
   expires_in_s: number;
@@ -715,7 +717,7 @@ export interface Usage {
   tokens_per_s?: number;
 }
 
-/** Whatever a client may send. */
+/** Any frame that a client may send. */
 export type ClientFrame =
   | CreateFrame
   | CancelFrame
@@ -726,7 +728,7 @@ export type ClientFrame =
   | AuthFrame
   | PingFrame;
 
-/** Whatever the worker sends over a WebSocket. */
+/** Any frame that the worker sends over a WebSocket. */
 export type ServerFrame =
   | HelloFrame
   | AcceptedFrame
@@ -737,7 +739,7 @@ export type ServerFrame =
   | PongFrame
   | GoawayFrame;
 
-/** One entry of a job's log, or several merged: what a stream consists of. */
+/** One entry of a job's log, or several merged: a stream consists of these. */
 export type JobEvent =
   | NarrationFrame
   | TokenFrame

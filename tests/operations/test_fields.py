@@ -59,7 +59,8 @@ GOOD = {"role": "user", "content": "Hi"}
 @pytest.mark.parametrize(
     ("value", "kind", "pointers"),
     [
-        ([{"role": "bot", "content": 1}, GOOD, {"role": 7, "content": "x"}], FIELDS["messages"], ["/0/role", "/0/content", "/2/role"]),
+        ([{"role": "bot", "content": 1}, GOOD], FIELDS["messages"], ["/0/role", "/0/content"]),
+        ([GOOD, {"role": 7, "content": "x"}], FIELDS["messages"], ["/1/role"]),
         ([GOOD, {}, 7, None], FIELDS["messages"], ["/1", "/1", "/2", "/3"]),
         ({"type": "yaml", "pattern": 7, "schema": []}, ResponseFormat, ["/type", "/schema", "/pattern"]),
         (["ids", "x", 7], FIELDS["include"], ["/1", "/2"]),

@@ -141,7 +141,7 @@ def test_another_body_under_a_known_id_is_an_error_and_changes_nothing() -> None
         ({"prompt": "Hi", "temperature": 9, "n": 0}, "invalid_params", ["/temperature", "/n"]),
         ({"prompt": "Hi", "window": LIMITS.window_frames_max + 1}, "invalid_params", ["/window"]),
         ({"prompt": "Hi", "coalesce_ms": LIMITS.coalesce_ms_max + 1}, "invalid_params", ["/coalesce_ms"]),
-        ({"prompt": "Hi", "operation": "frobnicate"}, "unsupported_operation", []),
+        ({"prompt": "Hi", "operation": "frobnicate"}, "unsupported_operation", ["/operation"]),
         ({"prompt": "Hi", "after": "k3f9-1"}, "job_lost", []),
         ({"prompt": "Hi", "channels": ["x"]}, "invalid_params", ["/channels/0"]),
     ],

@@ -30,6 +30,11 @@ class Job:
         """The worker's latest answer: state, queue, sse_url. Empty before it."""
         return self._subscription.accepted or {}
 
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Fields of the request that the worker does not know, misspelt ones perhaps. Empty before it has accepted."""
+        return tuple(self.accepted.get("ignored", ()))
+
     async def wait_accepted(self) -> Self:
         """Wait until the worker has accepted the job. Raises Refused with the worker's code."""
         await self._wait_until(lambda: self._subscription.accepted is not None)

@@ -1,6 +1,6 @@
 """JSON Schema (2020-12) of everything on the wire, made of the structs that encode and check it.
 
-Objects are open: whoever reads one ignores what it does not know. Absent is the same as null, and is what the schemas
+Objects are open: a reader ignores fields that it does not know. Absent is the same as null, and is what the schemas
 say.
 """
 
@@ -40,9 +40,9 @@ REQUESTS: tuple[type[msgspec.Struct], ...] = (tokens.TokenRequest,)
 
 UNIONS = {"ClientFrame": CLIENT, "ServerFrame": SERVER, "JobEvent": EVENTS}
 UNION_TEXTS = {
-    "ClientFrame": "Whatever a client may send.",
-    "ServerFrame": "Whatever the worker sends over a WebSocket.",
-    "JobEvent": "One entry of a job's log, or several merged: what a stream consists of.",
+    "ClientFrame": "Any frame that a client may send.",
+    "ServerFrame": "Any frame that the worker sends over a WebSocket.",
+    "JobEvent": "One entry of a job's log, or several merged: a stream consists of these.",
 }
 
 
@@ -94,7 +94,7 @@ def definitions(operations: Iterable[Described], path: str) -> dict[str, Schema]
     made["StreamReset"] = {
         "title": "StreamReset",
         "description": "How a stream of server-sent events begins when the cursor was of a log that is gone: "
-        "the job is told from its start. It has no id.",
+        "the job is replayed from its start. It has no id.",
         "type": "object",
         "properties": {"type": {"const": "accepted"}, "reset": {"const": True}},
         "required": ["type", "reset"],
