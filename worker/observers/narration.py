@@ -22,9 +22,9 @@ CUTE = {
 
 def narrate(record: Record) -> Narration | None:
     """Return the narration of a record. Tokens and terminal events have no sentence: None."""
-    told = _describe(record)
-    cute = CUTE.get(told.action) if told is not None else None
-    return told if told is None or cute is None else msgspec.structs.replace(told, cute=cute)
+    narration = _describe(record)
+    cute = CUTE.get(narration.action) if narration is not None else None
+    return narration if narration is None or cute is None else msgspec.structs.replace(narration, cute=cute)
 
 
 def _describe(record: Record) -> Narration | None:

@@ -1,4 +1,4 @@
-"""What a job asks for, checked: the form in which every operation hands its request to the jobs."""
+"""What a job asks for, checked: every operation passes its request to the jobs in this form."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A checked request for one job of `n` choices. `max_tokens` is the budget of each choice.
 
     `fingerprint` identifies the body: the same job id with another fingerprint is another job. `deadline_ms` counts
-    from creation, 0 is none. A `detach`ed job goes on although nobody watches it. Without a `seed` the job draws one.
-    `include_ids`: its readers are shown token ids. A job with a `script` needs no engine: its events are written at
+    from creation, 0 is none. A `detach`ed job continues without readers. Without a `seed` the job draws one.
+    `include_ids`: its readers get token ids. A job with a `script` needs no engine: its events are written at
     once, from Admitted on, and it is completed.
     """
 
@@ -41,7 +41,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     script: tuple[Event, ...] = ()
 
     def generation(self, lease: str, seed: int, index: int = 0, generated: tuple[int, ...] = ()) -> Generation:
-        """Return what an engine needs for choice `index`, to go on after `generated`. Each choice has its own seed."""
+        """Return what an engine needs to continue choice `index` after `generated`. Each choice has its own seed."""
         return Generation(
             lease=lease,
             prompt=self.prompt,
@@ -59,7 +59,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of what a job and its delivery may ask for, from the settings."""
+    """Upper bounds of the fields of a job and of its delivery, from the settings."""
 
     max_tokens_default: int
     max_tokens_max: int
@@ -76,15 +76,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NoParams(TypedDict):
-    """Of an operation that has nothing to choose."""
+    """The fields of an operation that has none."""
 
 
 class Described(Protocol):
-    """What documents tell of an operation. Its class knows it already."""
+    """What documents show of an operation. Its class is enough for that."""
 
     @property
     def name(self) -> str:
-        """How requests name it."""
+        """The name that requests use."""
         ...
 
     @property

@@ -23,7 +23,7 @@ FOUND_MAX = 512
 """Errors that are searched for: a hostile body may have a million of them."""
 
 DETAIL_CHARS_MAX = 120
-"""A client's own words may stand in a detail."""
+"""A detail may quote a value of the client."""
 
 
 NO_WORDS: Mapping[str, str] = {}
@@ -92,11 +92,11 @@ class WrongFields:
 
 
 def field_error(error: msgspec.ValidationError, pointer: str = "") -> FieldError:
-    """Return what msgspec found wrong in the value at `pointer`, as a pointer to the very place and what is allowed."""
+    """Return what msgspec found wrong in the value at `pointer`: a pointer to the exact place, and what is allowed."""
     reason, path = str(error), ""
     found = _PLACE.search(reason)
     if found is not None:
-        # msgspec does not say which key of a mapping: then the pointer is to the mapping.
+        # msgspec does not name the key of a mapping: then the pointer is to the mapping.
         reason, path = reason[: found.start()], found[1].partition("[...]")[0]
     return FieldError(pointer + re.sub(r"\[|\.", "/", path).replace("]", ""), _in_words(reason)[:DETAIL_CHARS_MAX])
 
@@ -175,13 +175,13 @@ def _hints(struct: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def _in_words(reason: str) -> str:
-    """Return what msgspec says in the words of JSON: "Expected `float` <= 2.0" is "Expected a number, at most 2"."""
+    """Return a message of msgspec in JSON's words: "Expected `float` <= 2.0" is "Expected a number, at most 2"."""
     reason = re.sub("`([a-z]+(?: [|] [a-z]+)*)`", lambda found: _types(found[1]) or found[0], reason)
     return re.sub(r" (of length )?([<>]=?) (\S+?)(?:\.0)?$", _bound, reason)
 
 
 def _types(names: str) -> str:
-    """Return types of Python as those of JSON, or nothing if they are names of something else."""
+    """Return Python's types as JSON's, or nothing if these are no names of types."""
     words = [_TYPES.get(name, "") for name in names.split(" | ")]
     return " or ".join(words) if all(words) else ""
 

@@ -17,8 +17,9 @@ STOPS_MAX = 16
 BANS_MAX = 256
 STOP_CHARS_MAX = 256
 LOGIT_BIASES_MAX = 4096
-# Compiling a form can cost the square of its size, here up to a second for which all sequences wait, and 100 MiB.
 FORM_BYTES_MAX = 1 << 14
+"""Compiling a form can cost the square of its size: here up to a second, in which all sequences wait, and 100 MiB."""
+
 INT_MAX = (1 << 31) - 1
 
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
@@ -29,12 +30,14 @@ Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
 
 
 class Params(TypedDict, total=False):
-    """What a client may ask of the model. null is the same as absent, and fields not named here are ignored."""
+    """What a client may ask of the model. null is the same as absent. Other fields are ignored, and named."""
 
     prompt: Annotated[str, Meta(description="What to answer, as one message of a user: this or `messages`.")]
     messages: Annotated[list[Message], Meta(min_length=1, description="A conversation to answer: this or `prompt`.")]
     raw: Annotated[bool, Meta(description="Continue `prompt` as it stands, without the model's chat template.")]
-    model: Annotated[str, Meta(description="What the caller expects here. Not checked: a worker serves one model.")]
+    model: Annotated[
+        str, Meta(description="The model that the caller expects. Not checked: a worker serves one model.")
+    ]
     max_tokens: Annotated[int, Meta(ge=1, description="Most tokens per choice. The worker has a default and a limit.")]
     temperature: Annotated[
         float, Meta(ge=0, le=2, description="How freely to choose: 0 is greedy, 1 (default) the model's own way.")
@@ -42,20 +45,27 @@ class Params(TypedDict, total=False):
     top_p: Annotated[
         float, Meta(gt=0, le=1, description="Choose among the likeliest tokens of this total probability. 1 is off.")
     ]
-    top_k: Annotated[int, Meta(ge=0, le=INT_MAX, description="Choose among so many likeliest tokens. 0 is off.")]
+    top_k: Annotated[int, Meta(ge=0, le=INT_MAX, description="Choose among this number of likeliest tokens. 0 is off.")]
     min_p: Annotated[
-        float, Meta(ge=0, le=1, description="Choose among tokens so likely, relative to the likeliest. 0 is off.")
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Choose among tokens of at least this probability, relative to the likeliest. 0 is off.",
+        ),
     ]
     repetition_penalty: Annotated[
         float, Meta(gt=0, le=10, description="Above 1, tokens of prompt and output become less likely. 1 is off.")
     ]
     presence_penalty: Annotated[
-        float, Meta(ge=-2, le=2, description="Taken off every token that was generated already. 0 is off.")
+        float,
+        Meta(ge=-2, le=2, description="Subtracted from the logit of each token that was generated before. 0 is off."),
     ]
     frequency_penalty: Annotated[
-        float, Meta(ge=-2, le=2, description="Taken off a token for each time it was generated. 0 is off.")
+        float,
+        Meta(ge=-2, le=2, description="Subtracted from a token's logit for each time that it was generated. 0 is off."),
     ]
-    seed: Annotated[int, Meta(description="The same request with the same seed gives the same text. Drawn if absent.")]
+    seed: Annotated[int, Meta(description="The same request with the same seed gives the same text. Random if absent.")]
     stop: Annotated[Stop | Stops, Meta(description="Text, or texts, that end the answer and are not part of it.")]
     banned_strings: Annotated[
         Bans, Meta(description="Texts, in any case, that the answer must not contain. ExLlamaV2 alone can do this.")
@@ -63,30 +73,39 @@ class Params(TypedDict, total=False):
     logit_bias: Annotated[dict[TokenId, Bias], Meta(description="What to add to the logits, by token id.")]
     response_format: Annotated[ResponseFormat, Meta(description="The form that the answer must have. At most 16 KiB.")]
     logprobs: Annotated[
-        int, Meta(ge=0, le=20, description="Log-probabilities of the chosen tokens, and of so many likeliest.")
+        int,
+        Meta(ge=0, le=20, description="Log-probabilities of the chosen tokens, and of this number of likeliest ones."),
     ]
     include: Annotated[
-        list[Literal["ids", "logprobs", "top_logprobs"]], Meta(description="What token frames carry besides text.")
+        list[Literal["ids", "logprobs", "top_logprobs"]],
+        Meta(
+            description="What token frames carry besides text. `logprobs` here is an alias of `logprobs: 0`, "
+            "`top_logprobs` of `logprobs: 5`; a number above 0 in the field `logprobs` wins."
+        ),
     ]
-    ignore_eos: Annotated[bool, Meta(description="Go on after an end token, up to `max_tokens`.")]
+    ignore_eos: Annotated[bool, Meta(description="Continue after an end token, up to `max_tokens`.")]
     token_healing: Annotated[
         bool,
-        Meta(description="If a raw prompt ends within a word: choose its last token anew. Not with `response_format`."),
+        Meta(
+            description="If a raw prompt ends within a word: sample its last token again. Not with `response_format`."
+        ),
     ]
     n: Annotated[int, Meta(ge=1, description="Answers to generate side by side. 1 if absent.")]
     priority: Annotated[int, Meta(ge=0, le=9, description="Higher goes first. 5 if absent.")]
-    deadline_ms: Annotated[int, Meta(ge=1, le=INT_MAX, description="Time from creation after which the job expires.")]
-    detach: Annotated[bool, Meta(description="Go on although nobody watches. Other jobs are cancelled after a while.")]
+    deadline_ms: Annotated[
+        int, Meta(ge=1, le=INT_MAX, description="Time from its creation after which the job expires.")
+    ]
+    detach: Annotated[bool, Meta(description="Continue without readers. Other jobs are cancelled after a while.")]
 
 
 FIELDS: dict[str, Any] = get_type_hints(Params, include_extras=True)
-"""The fields of Params by name, and what each may be: they are checked one by one."""
+"""The fields of Params by name, with the type of each: they are checked one by one."""
 
 SEED_MODULUS = 1 << 64
 
 
 class Infer:
-    """Parses requests for generation."""
+    """Parses requests for text."""
 
     name = "infer"
     params = Params
@@ -122,10 +141,10 @@ def _with_whole_numbers(body: Mapping[str, object]) -> dict[str, object]:
 
 
 def _check_limits(values: Params, limits: Limits, wrong: WrongFields) -> None:
-    """Record what the type of one field cannot say. A field with an error already gets no second one."""
+    """Record errors beyond the type of one field. A field with an error gets no second one."""
     named = {name for name in FIELDS if name in wrong}
     if "messages" in named:
-        # Without them a prompt seems to be missing, which would mislead.
+        # Without them the prompt would be reported missing, which would mislead.
         named.add("prompt")
 
     def check(ok: bool, pointer: str, detail: str) -> None:
@@ -164,7 +183,7 @@ def _check_prompt(values: Params, limits: Limits, check: Callable[[bool, str, st
 
 
 def _packed(wanted: ResponseFormat) -> bytes | None:
-    """A format as it travels to the engine, None if it cannot: JSON's integers have no bound, msgpack's do."""
+    """Return a format as it is sent to the engine, or None: JSON's integers have no bound, msgpack's do."""
     try:
         return msgspec.msgpack.encode(wanted)
     except OverflowError:
@@ -180,7 +199,7 @@ def _is_unicode(texts: list[str]) -> bool:
 
 
 def _prompt(values: Params) -> Prompt:
-    """A bare prompt is one user's message for the chat template, unless the client says `raw`."""
+    """Return the prompt: one user's message for the chat template, unless the client asks for `raw`."""
     if values.get("raw"):
         return Prompt(text=values["prompt"])
     if "messages" in values:

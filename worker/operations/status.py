@@ -1,4 +1,4 @@
-"""The operation "status": what the worker does now, as a job that needs no engine and ends at once."""
+"""The operation "status": the worker's state, as a job that needs no engine and ends at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
 
 
 class Status:
-    """Tells the state of the engine, which `state` returns."""
+    """Reports the state of the engine, which `state` returns."""
 
     name = "status"
     params = NoParams

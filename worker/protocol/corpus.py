@@ -1,4 +1,4 @@
-"""One example of every frame, and of the ways it is used: the corpus that documents and tests are made of.
+"""One example of every frame, and of the ways it is used: documents and tests are made of this corpus.
 
 Client examples are JSON objects as a client sends them; server examples are frames. All are of two jobs, `ID` and
 `PAGE_ID`, and those of one job follow each other as they would on the wire.
@@ -82,7 +82,7 @@ CLIENT: tuple[Example[dict[str, Any]], ...] = (
     Example("unsubscribe", {"type": "unsubscribe", "job_id": ID}, "Stop following; the job goes on."),
     Example("update", {"type": "update", "job_id": ID, "priority": 9, "ref": "2"}, "Let a waiting job go first."),
     Example("ack", {"type": "ack", "job_id": PAGE_ID, "cursor": f"{EPOCH}-5"}, "Processed: there is room for more."),
-    Example("auth", {"type": "auth", "token": "the-api-key"}, "Show a key, as the first frame or to stay longer."),
+    Example("auth", {"type": "auth", "token": "the-api-key"}, "Authenticate, as the first frame or to stay longer."),
     Example("ping", {"type": "ping", "t": 1761838000000}, "Ask for a sign of life."),
 )
 
@@ -118,7 +118,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
     Example(
         "accepted_again",
         Accepted(job_id=ID, state="running", replayed=True, sse_url=sse_url(ID), ref="1"),
-        "A repeated create has attached to the job.",
+        "A repeated `create` has attached to the job.",
     ),
     Example(
         "accepted_reset",
@@ -180,7 +180,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
             logprobs=(-0.25,),
             top_logprobs=((LikelyToken(4168, " fox", -0.25), LikelyToken(3290, " dog", -1.75)),),
         ),
-        "With all that `include` can ask for.",
+        "With everything that `include` can add.",
     ),
     Example(
         "end",

@@ -1,4 +1,4 @@
-"""The request for a token that stands for a key for a while, and its answer."""
+"""The request for a token that stands for a key for a limited time, and its answer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from worker.config import Settings
 from worker.operations.fields import WrongFields
 
 TTL_S = 600
-"""How long a token is good by default."""
+"""How long a token is valid by default."""
 
 
 class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of POST /v1/tokens. All fields are optional."""
 
-    ttl_s: Annotated[int, Meta(ge=1, description="How long the token is good, in seconds.")] | None = None
+    ttl_s: Annotated[int, Meta(ge=1, description="How long the token is valid, in seconds.")] | None = None
     user: Annotated[
         str,
         Meta(
@@ -33,18 +33,18 @@ class TokenView(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to POST /v1/tokens."""
 
     token: Annotated[str, Meta(description="Use it anywhere an API key is accepted.")]
-    expires_in_s: Annotated[int, Meta(description="How long it is good, in seconds.")]
+    expires_in_s: Annotated[int, Meta(description="How long it is valid, in seconds.")]
     principal: Annotated[str, Meta(description="Whose jobs its holder creates and sees: the key, or key/user.")]
 
 
 WORDS = {"user": "Expected at most 64 letters, digits, `_`, `.`, `@` or `-`"}
-"""What is allowed, where the type's own words are hard to read."""
+"""What is allowed, where the words of the type are hard to read."""
 
 _KINDS = get_type_hints(TokenRequest, include_extras=True)
 
 
 def parse(body: Mapping[str, object], settings: Settings) -> tuple[TokenRequest, int]:
-    """Return the request in a body, and the time in seconds for which the token is to be good. Raises InvalidParams."""
+    """Return the request in a body, and for how many seconds the token is to be valid. Raises InvalidParams."""
     wrong = WrongFields()
     asked = TokenRequest(**wrong.convert(body, _KINDS, WORDS))
     ttl_s = min(TTL_S, settings.token_ttl_max_s) if asked.ttl_s is None else asked.ttl_s

@@ -1,4 +1,4 @@
-"""Takes messages of clients apart into frames, or refuses them with a typed error that says what is allowed."""
+"""Parses messages of clients into frames, or refuses them with a typed error that names what is allowed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from worker.operations.fields import WrongFields, missing
 from worker.protocol.frames import CLIENT_FRAMES, JOB_ID_ALLOWED, ClientFrame, Create
 
 DEPTH_MAX = 64
-"""Nesting of a client's JSON. Deeper values could exhaust the stack of whoever walks them."""
+"""Nesting of a client's JSON. Deeper values could exhaust the stack of code that walks them."""
 
 WORDS = {"job_id": JOB_ID_ALLOWED}
-"""What is allowed, where the type's own words are hard to read."""
+"""What is allowed, where the words of the type are hard to read."""
 
 F = TypeVar("F", bound=ClientFrame)
 
@@ -24,7 +24,7 @@ def decode(data: str | bytes, frame_bytes_max: int, limits: Limits) -> ClientFra
     """Return the client frame in a message.
 
     Raises FrameTooLarge, BadFrame if it is no JSON object with a known type, InvalidParams with a pointer to each field
-    that is missing or wrong; what is wrong with a Create is in the frame, for its body is still to be checked.
+    that is missing or wrong. What is wrong with a Create is in the frame, since its body is not checked yet.
     """
     return interpret(load(data, frame_bytes_max), limits)
 
@@ -34,7 +34,7 @@ def load(data: str | bytes, frame_bytes_max: int) -> dict[str, Any]:
     try:
         raw = data.encode() if isinstance(data, str) else data
     except UnicodeEncodeError:
-        raise BadFrame("The message is not Unicode: it has half a surrogate pair.") from None
+        raise BadFrame("The message is not Unicode: it contains half a surrogate pair.") from None
     if len(raw) > frame_bytes_max:
         raise FrameTooLarge(f"The message has {len(raw)} bytes, of at most {frame_bytes_max}.")
     try:
@@ -119,7 +119,7 @@ _KINDS: dict[type[msgspec.Struct], dict[str, Any]] = {
 
 
 def _is_deep(value: dict[str, Any]) -> bool:
-    """Tell whether a JSON object is nested deeper than DEPTH_MAX, without recursion."""
+    """Return whether a JSON object is nested deeper than DEPTH_MAX, without recursion."""
     level: list[dict[str, object] | list[object]] = [value]
     for _ in range(DEPTH_MAX):
         inner = [item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer)]

@@ -30,10 +30,10 @@ class Timer(Protocol):
 
 
 class Window:
-    """At most `frames` frames of a job are on their way without an `ack`.
+    """At most `frames` frames of a job are in flight without an `ack`.
 
-    A client that cannot push back on its socket decides so when it is sent more. Every frame counts, the end too: it
-    waits like any other, until the job is forgotten.
+    So a client that cannot push back on its socket decides when the worker sends more. Every frame counts, the end
+    too: it waits like any other, until the job is forgotten.
     """
 
     __slots__ = ("_acked", "_frames_max", "_unacked")

@@ -249,28 +249,28 @@ class JobFrames:
         """Return the frame of a record that is not a token."""
         if isinstance(record.event, Terminal):
             return _end(self.job.id, cursor, record.event)
-        told = self._narrate(record)
-        assert told is not None, f"no narration for {type(record.event).__name__}"
+        narration = self._narrate(record)
+        assert narration is not None, f"no narration for {type(record.event).__name__}"
         return NarrationFrame(
             job_id=self.job.id,
             cursor=cursor,
-            actor=told.actor,
-            action=told.action,
+            actor=narration.actor,
+            action=narration.action,
             target=self.job.id,
-            human=told.human,
-            phase=told.phase,
-            queue=None if told.queue_position is None else QueuePlace(told.queue_position, told.eta_ms),
-            progress=told.progress,
-            metrics=told.metrics,
-            cute=told.cute,
-            level=told.level,
+            human=narration.human,
+            phase=narration.phase,
+            queue=None if narration.queue_position is None else QueuePlace(narration.queue_position, narration.eta_ms),
+            progress=narration.progress,
+            metrics=narration.metrics,
+            cute=narration.cute,
+            level=narration.level,
             correlation_id=self.job.correlation.correlation_id or None,
             emitted_by=EMITTED_BY,
             emitted_at_ms=record.at_ms,
-            duration_ms=told.duration_ms,
-            queue_position=told.queue_position,
-            tokens_in=told.tokens_in,
-            tokens_out=told.tokens_out,
+            duration_ms=narration.duration_ms,
+            queue_position=narration.queue_position,
+            tokens_in=narration.tokens_in,
+            tokens_out=narration.tokens_out,
         )
 
 

@@ -38,15 +38,15 @@ FEATURES = (
     "update", "channels", "window", "coalesce", "auth", "goaway",
     "ids", "logprobs", "top_logprobs", "n", "priority", "deadline", "detach", "ignored",
 )  # fmt: skip
-"""What is offered beyond the least that every worker has."""
+"""What the worker offers beyond the minimum."""
 
 BAD_FRAMES_MAX = 10
 BAD_FRAMES_WINDOW_MS = 10_000
 BAD = (BadFrame, FrameTooLarge, UnsupportedMediaType, Unauthorized)
-"""Errors of clients that do not know how to speak here, or may not: few of them are borne with."""
+"""Errors that count as abuse: BAD_FRAMES_MAX of them within BAD_FRAMES_WINDOW_MS close the connection."""
 
 GOAWAY_RETRY_MS = 2000
-"""When to try again after a goaway: a restart takes about as long, and where there are others they are there now."""
+"""When to try again after a goaway: a restart takes about this time, and other workers are available at once."""
 
 
 logger = logging.getLogger(__name__)
@@ -80,39 +80,39 @@ class Session:
 
     @property
     def grant(self) -> Grant | None:
-        """For whom the connection speaks; None before the `auth` frame."""
+        """The grant of the connection; None before the `auth` frame."""
         return self._grant
 
     def renew(self, grant: Grant | None) -> None:
-        """Go on with what has become of the grant since the keys were read again. Raises CloseConnection for None."""
+        """Continue with the grant as it is since the keys were reloaded. Raises CloseConnection for None."""
         if grant is None:
-            raise CloseConnection(CloseCode.UNAUTHORIZED, "The key is good no more.")
+            raise CloseConnection(CloseCode.UNAUTHORIZED, "This key is no longer valid.")
         self._grant = grant
 
     # ---- out ---------------------------------------------------------------------------------------------------------
 
     def greet(self, now_ms: float) -> None:
-        """Queue the hello frame, and begin to wait for a key if none was shown."""
+        """Queue the hello frame, and begin to wait for a credential if there was none."""
         self._auth_until_ms = now_ms + self._settings.auth_timeout_s * 1000
         self._reply(self._hello(now_ms))
 
     def heartbeat(self) -> None:
-        """Queue a pong unasked, unless something waits to be sent anyway."""
+        """Queue an unsolicited pong, unless something else is about to be sent."""
         if not self._outbox and not self._subscriptions.ready:
             self._reply(Pong())
 
     def goaway(self) -> None:
-        """Queue the news that the worker shuts down, once."""
+        """Queue a goaway, once: the worker shuts down."""
         if not self._leaving:
             self._leaving = True
             self._reply(Goaway(reason="shutdown", retry_ms=GOAWAY_RETRY_MS))
 
     def finish(self) -> None:
-        """Let go what windows hold back: its client could not ask for it any more."""
+        """Send what windows hold back: the client can no longer send an ack for it."""
         self._subscriptions.release()
 
     def pull(self, now_ms: float) -> bytes | None:
-        """Take the next message to send at monotonic time `now_ms`, or None if there is nothing to say now."""
+        """Return the next message to send at monotonic time `now_ms`, or None if there is none now."""
         return self._outbox.popleft() if self._outbox else self._subscriptions.pull(now_ms)
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class Session:
     # ---- in ----------------------------------------------------------------------------------------------------------
 
     def check_time(self, now_ms: float) -> None:
-        """Raise CloseConnection if the client has not shown a key in time, or the one it has shown is good no more."""
+        """Raise CloseConnection if the client has not authenticated in time, or its credential has expired."""
         if self._grant is None:
             if now_ms >= self._auth_until_ms:
                 raise CloseConnection(
@@ -131,7 +131,7 @@ class Session:
                 )
         elif self._grant.expires_at_ms is not None and now_ms >= self._grant.expires_at_ms:
             raise CloseConnection(
-                CloseCode.UNAUTHORIZED, "The token has expired. Send a new one in time, in an auth frame."
+                CloseCode.UNAUTHORIZED, "The token has expired. Send a new one in an auth frame before that."
             )
 
     def receive(self, data: str | bytes, now_ms: float) -> None:
@@ -139,7 +139,7 @@ class Session:
         self.check_time(now_ms)
         if len(self._outbox) >= self._settings.outbox_replies_max:
             raise CloseConnection(
-                CloseCode.ABUSE, f"{len(self._outbox)} replies wait unread. Read them before asking more."
+                CloseCode.ABUSE, f"{len(self._outbox)} replies wait unread. Read them before sending more."
             )
         fields: dict[str, object] = {}
         reply: ServerFrame | None
@@ -175,7 +175,7 @@ class Session:
                 self._check_room(frame.job_id)
                 return self._follow(job, frame)
             case frames.Unsubscribe():
-                # A job that has just ended was dropped already: not worth an error.
+                # A job that has just ended is dropped already: that is not worth an error.
                 self._subscriptions.drop(frame.job_id)
                 return None
             case frames.Ack():
@@ -189,7 +189,7 @@ class Session:
                 return Pong(t=frame.t, ref=frame.ref)
 
     def _auth(self, frame: frames.Auth, now_ms: float) -> ServerFrame | None:
-        """Take a token. The first opens the connection, and a wrong one closes it; later ones prolong it, or fail."""
+        """Check a credential. The first opens the connection, or closes it if it is wrong; later ones prolong it."""
         before = self._grant
         try:
             grant = self._authenticate(frame.token)
@@ -198,13 +198,13 @@ class Session:
                 raise CloseConnection(CloseCode.UNAUTHORIZED, error.detail) from None
             raise
         if before is not None and grant.principal.name != before.principal.name:
-            raise Forbidden("The token is another caller's. Open another connection for it.")
+            raise Forbidden("The credential belongs to another caller. Open another connection for it.")
         self._grant = grant
         return self._hello(now_ms, frame.ref) if before is None else None
 
     def _ack(self, frame: frames.Ack, owner_name: str) -> None:
         job = self._host.jobs.get(owner_name, frame.job_id)
-        # Of a job that has just ended, and was dropped, the last ones are still on their way here.
+        # The last acks of a job that has just ended, and was dropped, may still be in flight.
         known = (
             self._subscriptions.ack(frame.job_id, frame.cursor)
             if frame.job_id in self._subscriptions
@@ -238,7 +238,7 @@ class Session:
         most = self._settings.subscriptions_per_connection_max
         if len(self._subscriptions) >= most and job_id not in self._subscriptions:
             raise TooManyJobs(
-                f"This connection follows {most} jobs, as many as one may. Unsubscribe, or open another connection.",
+                f"This connection follows {most} jobs, the limit for one. Unsubscribe, or open another connection.",
                 retry_after_ms=1000,
             )
 
@@ -288,5 +288,5 @@ class Session:
 
 
 def _short(value: object) -> str | None:
-    """Return what a bad frame calls its job or itself, if it can be echoed."""
+    """Return an id in a bad frame if it is short text, which can be echoed."""
     return value if isinstance(value, str) and len(value) <= 256 else None

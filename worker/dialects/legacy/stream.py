@@ -1,7 +1,7 @@
 """The stream of the older worker: another encoder over the same log.
 
-Old clients look for markers in the text of a line, and split lines by bytes, not characters. So JSON is ASCII, `[` in
-it is escaped, every chunk is one whole line, and there is nothing but `data:` lines.
+Old clients search the text of a line for markers, and split lines by bytes, not characters. So JSON is ASCII, `[` in
+it is escaped, every chunk is one whole line, and there are no lines but `data:` lines.
 """
 
 from __future__ import annotations
@@ -62,23 +62,23 @@ class LegacyReader:
         return [_line(self._narration(record))]
 
     def _narration(self, record: Record) -> dict[str, object]:
-        """Return a narration in the old order. What is absent is left out."""
-        told = self._narrate(record)
-        assert told is not None, f"no narration for {type(record.event).__name__}"
+        """Return a narration with its fields in the old order. Absent ones are left out."""
+        narration = self._narrate(record)
+        assert narration is not None, f"no narration for {type(record.event).__name__}"
         fields: dict[str, object] = {
             "type": "narration",
-            "actor": told.actor,
-            "action": told.action,
+            "actor": narration.actor,
+            "action": narration.action,
             "target": self.job.id,
-            "human": told.human,
-            "cute": told.cute,
-            "level": told.level,
+            "human": narration.human,
+            "cute": narration.cute,
+            "level": narration.level,
             "emitted_by": EMITTED_BY,
             "emitted_at_ms": record.at_ms,
-            "duration_ms": told.duration_ms,
-            "queue_position": told.queue_position,
-            "tokens_in": told.tokens_in,
-            "tokens_out": told.tokens_out,
+            "duration_ms": narration.duration_ms,
+            "queue_position": narration.queue_position,
+            "tokens_in": narration.tokens_in,
+            "tokens_out": narration.tokens_out,
             "job_id": self.job.id,
         }
         return {name: value for name, value in fields.items() if value is not None}

@@ -47,7 +47,7 @@ UNION_TEXTS = {
 
 
 def name_of(struct: type[msgspec.Struct]) -> str:
-    """Return the public name of a struct: frames are told from everything else by their ending."""
+    """Return the public name of a struct: frames are distinguished by their ending."""
     name = struct.__name__
     return f"{name.removesuffix('Frame')}Frame" if struct in (*CLIENT, *SERVER) else name.removesuffix("View")
 
@@ -103,7 +103,7 @@ def definitions(operations: Iterable[Described], path: str) -> dict[str, Schema]
 
 
 def _add_operations(create: Schema, operations: Mapping[str, Described], path: str) -> dict[str, Schema]:
-    """Put the operations' fields beside the frame's own, and say which of them must be there. Returns what they use."""
+    """Put the operations' fields beside the frame's own, with those required. Return the schemas that they use."""
     used: dict[str, Schema] = {}
     choices: list[Schema] = []
     for name, operation in operations.items():
@@ -161,7 +161,7 @@ def used_by(value: Any, schemas: Mapping[str, Schema]) -> set[str]:
 
 
 def refined(schema: Any, references: Mapping[str, str]) -> Any:
-    """Return a copy of a schema without what is Python's: null for absent, tags as lists of one, its own regex."""
+    """Return a copy of a schema without Python's own ways: null for absent, tags as lists of one, its own regex."""
     if isinstance(schema, list | tuple):
         return [refined(item, references) for item in schema]
     if not isinstance(schema, dict):
@@ -186,7 +186,7 @@ def refined(schema: Any, references: Mapping[str, str]) -> Any:
 
 
 def _without_null(schema: Schema) -> Schema:
-    """Take null out of a choice of types, and the choice itself away where one is left."""
+    """Remove null from a choice of types, and the choice itself where one type is left."""
     options = [option for option in schema["anyOf"] if option != {"type": "null"}]
     if {"type": "number"} in options:
         options = [option for option in options if option != {"type": "integer"}]
