@@ -15,6 +15,7 @@ from worker.errors import InvalidParams
 from worker.operations.worker_check import WorkerCheck
 from worker.protocol import creating, credentials, decoding, sse
 from worker.protocol.creating import IGNORED_CHARS_MAX, IGNORED_MAX
+from worker.protocol.credentials import TTL_S, TokenRequest
 from worker.protocol.host import Caller
 
 ENVELOPE: dict[str, object] = {
@@ -88,6 +89,18 @@ def test_any_wrong_fields_of_a_token_request_are_named_exactly(names: set[str], 
     with pytest.raises(InvalidParams) as refused:
         credentials.parse({name: wrong[name] for name in names}, settings)
     assert {error.pointer for error in refused.value.errors} == {f"/{name}" for name in names}
+
+
+@pytest.mark.parametrize(
+    ("body", "asked", "ttl_s"),
+    [
+        ({}, TokenRequest(), TTL_S),
+        ({"ttl_s": 1, "user": None, "cookie": True, "more": 1}, TokenRequest(ttl_s=1, cookie=True), 1),
+        ({"user": "anna@shop"}, TokenRequest(user="anna@shop"), TTL_S),
+    ],
+)
+def test_a_token_request_has_defaults(body: dict[str, Any], asked: TokenRequest, ttl_s: int) -> None:
+    assert credentials.parse(body, Wire().stage.settings) == (asked, ttl_s)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.wire import ID, OTHER, following, number, text, types
+from tests.protocol.wire import ID, OTHER, following, number, remark, text, types
 
 
 def test_a_full_window_lets_frames_grow_until_an_ack() -> None:
@@ -168,3 +168,27 @@ def test_a_window_may_be_as_large_as_hello_says() -> None:
             error = client.ask(kind, window=window, **fields)
             assert error["error"]["errors"][0]["pointer"] == "/window"
     assert len(wire.stage.jobs.list("ann")) == 1
+
+
+def test_a_connection_that_finishes_needs_no_window() -> None:
+    wire, client, job = following()
+    wire.stage.tokens(job, "a")
+    client.session.finish()
+    assert text(client.pull_all()) == "a"
+
+
+def test_a_pause_that_is_over_leaves_a_full_window_full() -> None:
+    wire, client, job = following(window=1, coalesce_ms=20)
+    wire.stage.tokens(job, "a")
+    [frame] = client.pull_all()
+    client.send("ack", job_id=ID, cursor=frame["cursor"])
+    wire.stage.tokens(job, "b")
+    assert (client.pull(), wire.stage.clock.due_ms is not None) == (None, True)
+    remark(job)
+    [flushed] = client.pull_all()
+    assert flushed["type"] == "token"
+    wakes = client.wakes
+    wire.stage.clock.advance(20)
+    assert (client.wakes, client.pull()) == (wakes, None)
+    client.send("ack", job_id=ID, cursor=flushed["cursor"])
+    assert types(client.pull_all()) == ["narration"]

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from worker.events import Cancelled, Expired, Failed, Finished, Record, Terminal, Token
+from worker.events import Cancelled, Failed, Finished, Record, Terminal, Token
 from worker.jobs.job import Job
 from worker.jobs.narration import EMITTED_BY, Narrate
 from worker.protocol.frames import (
@@ -294,7 +294,7 @@ def _end(job_id: str, cursor: str, event: Terminal) -> End:
         case Failed():
             error, usage = event.error, event.usage
             return End(job_id=job_id, cursor=cursor, status="failed", finish_reason="error", usage=usage, error=error)
-        case Expired():
+        case _:
             error, usage = event.error, event.usage
             return End(
                 job_id=job_id, cursor=cursor, status="expired", finish_reason="deadline", usage=usage, error=error

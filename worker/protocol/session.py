@@ -185,7 +185,7 @@ class Session:
                 return self._accepted(jobs.cancel(owner_name, frame.job_id), frame.ref)
             case frames.Update():
                 return self._accepted(jobs.prioritize(owner_name, frame.job_id, frame.priority), frame.ref)
-            case frames.Ping():
+            case _:
                 return Pong(t=frame.t, ref=frame.ref)
 
     def _auth(self, frame: frames.Auth, now_ms: float) -> ServerFrame | None:

@@ -20,7 +20,7 @@ from worker.protocol.describe.schemas import CLIENT, name_of, tag_of
 
 DEFINITIONS: dict[str, Any] = LIBRARY.json_schema["$defs"]
 FRAME_BYTES_MAX = 1 << 24
-WIDE = msgspec.structs.replace(LIMITS, window_frames_max=1 << 70, coalesce_ms_max=1 << 70)
+WIDE = msgspec.structs.replace(LIMITS, window_frames_max=1 << 4000, coalesce_ms_max=1 << 4000)
 """Limits are settings, which the schema does not know."""
 
 BEYOND_ONE_FIELD = {"/prompt", "/raw", "/response_format", "/max_tokens", "/n", "/logit_bias"}

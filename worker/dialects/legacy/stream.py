@@ -10,7 +10,7 @@ import json
 from collections import deque
 from collections.abc import Mapping
 
-from worker.events import Cancelled, Expired, Failed, Finished, Record, Terminal, Token, Usage
+from worker.events import Cancelled, Finished, Record, Terminal, Token, Usage
 from worker.jobs.job import Job
 from worker.jobs.narration import EMITTED_BY, Narrate
 
@@ -100,7 +100,8 @@ class LegacyReader:
                 return [*([_line(metrics)] if usage.tokens_per_s is not None else []), _line(end), _marker("[DONE]")]
             case Cancelled(usage=usage):
                 return [_line(_end(usage, "CANCELLED")), _marker("[CANCELLED]")]
-            case Failed(error=error) | Expired(error=error):
+            case _:
+                error = event.error
                 code = STREAM_CODES.get(error.code, STREAM_CODE_OTHER)
                 fields = {"type": "error", "code": code, "message": error.detail, "retriable": error.retriable}
                 return [_line(fields), _marker(f"[ERROR] {error.detail}")]
