@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from tests.jobs.scripted import LIMITS
 from worker.errors import FieldError, InvalidParams
-from worker.operations.fields import DETAIL_CHARS_MAX, FOUND_MAX, NAMED_MAX, WrongFields, field_error
+from worker.operations.fields import (
+    DETAIL_CHARS_MAX,
+    FOUND_MAX,
+    NAMED_MAX,
+    PARTS_MAX,
+    WrongFields,
+    compiled,
+    field_error,
+)
 from worker.operations.infer import FIELDS, Infer
 from worker.requests import Message, ResponseFormat
 
@@ -20,7 +28,7 @@ from worker.requests import Message, ResponseFormat
 def found(value: object, kind: Any) -> dict[str, str]:
     """Return what is wrong with a value, by pointer below `/at`."""
     wrong = WrongFields()
-    wrong.convert({"at": value}, {"at": kind})
+    wrong.convert({"at": value}, compiled({"at": kind}))
     return {error.pointer.removeprefix("/at"): error.detail for error in wrong.found}
 
 
@@ -75,7 +83,7 @@ GOOD = {"role": "user", "content": "Hi"}
 )  # fmt: skip
 def test_everything_within_a_value_is_pointed_at(value: object, kind: Any, pointers: list[str]) -> None:
     wrong = WrongFields()
-    wrong.convert({"at": value}, {"at": kind})
+    wrong.convert({"at": value}, compiled({"at": kind}))
     assert [error.pointer.removeprefix("/at") for error in wrong.found] == pointers
 
 
@@ -158,7 +166,7 @@ def test_no_second_error_is_named_for_a_field() -> None:
 )
 def test_a_bounded_number_is_named_and_the_rest_counted(count: int, ending: str) -> None:
     wrong = WrongFields()
-    wrong.convert({"at": [7] * count}, {"at": list[str]})
+    wrong.convert({"at": [7] * count}, compiled({"at": list[str]}))
     error = wrong.error()
     assert len(error.errors) == min(count, NAMED_MAX)
     assert error.detail.endswith(ending)
@@ -167,21 +175,26 @@ def test_a_bounded_number_is_named_and_the_rest_counted(count: int, ending: str)
 
 def test_a_client_cannot_make_an_answer_long() -> None:
     wrong = WrongFields()
-    wrong.convert({"at": ["x" * 10_000] * 100}, {"at": FIELDS["include"]})
+    wrong.convert({"at": ["x" * 10_000] * 100}, compiled({"at": FIELDS["include"]}))
     error = wrong.error()
     assert all(len(item.detail) <= DETAIL_CHARS_MAX for item in error.errors)
     assert len(json.dumps(msgspec.to_builtins(error.problem()))) < 16_384
 
 
+@pytest.mark.parametrize("index", [PARTS_MAX - 1, PARTS_MAX, 100_000])
+def test_what_is_far_behind_is_named_too(index: int) -> None:
+    assert found([*["x"] * index, 7, "x"], list[str]) == {f"/{index}": "Expected a string, got an integer"}
+
+
 def test_nothing_wrong_refuses_nothing() -> None:
     wrong = WrongFields()
-    assert wrong.convert({"at": 1, "absent": None, "more": "x"}, {"at": int, "absent": int}) == {"at": 1}
+    assert wrong.convert({"at": 1, "absent": None, "more": "x"}, compiled({"at": int, "absent": int})) == {"at": 1}
     wrong.refuse()
-    assert (bool(wrong), "at" in wrong, wrong.found) == (False, False, ())
+    assert (bool(wrong), wrong.names, wrong.found) == (False, set(), ())
 
 
 def test_words_stand_in_for_those_of_a_type() -> None:
     wrong = WrongFields()
-    wrong.convert({"at": 7}, {"at": str}, {"at": "Expected a name"})
+    wrong.convert({"at": 7}, compiled({"at": str}), {"at": "Expected a name"})
     assert wrong.found == (FieldError("/at", "Expected a name"),)
-    assert "at" in wrong and "a" not in wrong
+    assert wrong.names == {"at"}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -22,9 +22,15 @@ NAMED_MAX = 32
 FOUND_MAX = 512
 """Errors that are searched for: a hostile body may have a million of them."""
 
+PARTS_MAX = 4096
+"""Parts of an array that are looked at one by one. If what is wrong lies behind them, only the first error is named."""
+
 DETAIL_CHARS_MAX = 120
 """A detail may quote a value of the client."""
 
+
+Kinds: TypeAlias = Mapping[str, tuple[Any, type[msgspec.Struct]]]
+"""What each field of an object may be, by name, as `compiled` returns it."""
 
 NO_WORDS: Mapping[str, str] = {}
 
@@ -33,15 +39,15 @@ class WrongFields:
     """What is wrong with a request, as far as it has been checked."""
 
     def __init__(self, found: Iterable[FieldError] = ()) -> None:
-        self._found: list[FieldError] = []
-        self.extend(found)
+        self._found = list(found)
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def __contains__(self, name: str) -> bool:
-        """Return whether something is wrong with the top-level field `name`, or within it."""
-        return any(error.pointer.split("/")[1:2] == [name] for error in self._found)
+    @property
+    def names(self) -> set[str]:
+        """The top-level fields that are wrong, or have something wrong within them."""
+        return {error.pointer.split("/", 2)[1] for error in self._found if error.pointer}
 
     @property
     def found(self) -> tuple[FieldError, ...]:
@@ -57,19 +63,19 @@ class WrongFields:
         self._found += itertools.islice(errors, FOUND_MAX - len(self._found))
 
     def convert(
-        self, fields: Mapping[str, object], kinds: Mapping[str, Any], words: Mapping[str, str] = NO_WORDS
+        self, fields: Mapping[str, object], kinds: Kinds, words: Mapping[str, str] = NO_WORDS
     ) -> dict[str, Any]:
         """Return the right ones of the fields that `kinds` names, converted; record the wrong ones. null is absent.
 
         `words` say what is allowed in a field, where the words of its type are hard to read.
         """
         values: dict[str, Any] = {}
-        for name, kind in kinds.items():
+        for name, (kind, holder) in kinds.items():
             value = fields.get(name)
             if value is None:
                 continue
             try:
-                values[name] = msgspec.convert(value, kind, str_keys=True)
+                values[name] = _converted(value, holder)
             except msgspec.ValidationError as error:
                 pointer = f"/{name}"
                 found = [FieldError(pointer, words[name])] if name in words else _search(value, kind, pointer, error)
@@ -89,6 +95,11 @@ class WrongFields:
             parts.append(f"and {'at least ' if len(self._found) == FOUND_MAX else ''}{more} more")
         which = "this field" if len(self._found) == 1 else "these fields"
         return InvalidParams(f"Fix {which} and send it again: {'; '.join(parts)}.", errors=tuple(named))
+
+
+def compiled(kinds: Mapping[str, Any]) -> Kinds:
+    """Return types of fields in a form in which values are quickly checked."""
+    return {name: (kind, _holder(kind)) for name, kind in kinds.items()}
 
 
 def field_error(error: msgspec.ValidationError, pointer: str = "") -> FieldError:
@@ -114,7 +125,7 @@ def _search(value: object, kind: Any, pointer: str, error: msgspec.ValidationErr
     inside = _inside(value, kind, pointer)
     first = next(inside, None)
     if first is None:
-        yield field_error(error, pointer)
+        yield _held_error(error, pointer)
     else:
         yield first
         yield from inside
@@ -125,26 +136,42 @@ def _inside(value: object, kind: Any, pointer: str) -> Iterator[FieldError]:
     parts_of, meta = _container(kind, type(value))
     if isinstance(value, list) and parts_of is not None:
         if (error := _refused(value, Annotated[(list[Any], *meta)] if meta else list[Any])) is not None:
-            yield field_error(error, pointer)
-        for index, part in enumerate(value):
+            yield _held_error(error, pointer)
+        for index, part in enumerate(value[:PARTS_MAX]):
             if (error := _refused(part, parts_of)) is not None:
                 yield from _search(part, parts_of, f"{pointer}/{index}", error)
     elif isinstance(value, dict) and parts_of is not None:
-        hints = _hints(parts_of)
-        for field in msgspec.structs.fields(parts_of):
-            if field.encode_name not in value:
-                if field.required:
-                    yield missing(pointer, field.encode_name)
-            elif (error := _refused(value[field.encode_name], hints[field.name])) is not None:
-                yield from _search(value[field.encode_name], hints[field.name], f"{pointer}/{field.encode_name}", error)
+        for name, (field_kind, required) in _fields(parts_of).items():
+            if name not in value:
+                if required:
+                    yield missing(pointer, name)
+            elif (error := _refused(value[name], field_kind)) is not None:
+                yield from _search(value[name], field_kind, f"{pointer}/{name}", error)
 
 
 def _refused(value: object, kind: Any) -> msgspec.ValidationError | None:
     try:
-        msgspec.convert(value, kind, str_keys=True)
+        _converted(value, _holder(kind))
     except msgspec.ValidationError as error:
         return error
     return None
+
+
+def _converted(value: object, holder: type[msgspec.Struct]) -> Any:
+    """Return a value as what a holder may hold. Raises ValidationError, whose place begins with the holder's field."""
+    held: Any = msgspec.convert({"at": value}, holder, str_keys=True)
+    return held.at
+
+
+def _held_error(error: msgspec.ValidationError, pointer: str) -> FieldError:
+    inside = field_error(error)
+    return FieldError(pointer + inside.pointer.removeprefix("/at"), inside.detail)
+
+
+@cache
+def _holder(kind: Any) -> type[msgspec.Struct]:
+    """Return a struct with one field of a kind. msgspec compiles a struct once, but a bare type at every call."""
+    return msgspec.defstruct("Holder", [("at", kind)])
 
 
 def _container(kind: Any, found: type) -> tuple[Any, tuple[Any, ...]]:
@@ -167,8 +194,10 @@ def _container(kind: Any, found: type) -> tuple[Any, tuple[Any, ...]]:
 
 
 @cache
-def _hints(struct: type[msgspec.Struct]) -> dict[str, Any]:
-    return get_type_hints(struct, include_extras=True)
+def _fields(struct: type[msgspec.Struct]) -> dict[str, tuple[Any, bool]]:
+    """Return the kind of each field of a struct, and whether it is required."""
+    hints = get_type_hints(struct, include_extras=True)
+    return {field.encode_name: (hints[field.name], field.required) for field in msgspec.structs.fields(struct)}
 
 
 # ---- msgspec's words -------------------------------------------------------------------------------------------------

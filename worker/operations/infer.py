@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from worker.operations.base import JobRequest, Limits, fingerprint
-from worker.operations.fields import WrongFields
+from worker.operations.fields import WrongFields, compiled
 from worker.requests import Message, Prompt, ResponseFormat, Sampling
 
 TOP_LOGPROBS_DEFAULT = 5
@@ -101,6 +101,8 @@ class Params(TypedDict, total=False):
 FIELDS: dict[str, Any] = get_type_hints(Params, include_extras=True)
 """The fields of Params by name, with the type of each: they are checked one by one."""
 
+_KINDS = compiled(FIELDS)
+
 SEED_MODULUS = 1 << 64
 
 
@@ -114,7 +116,7 @@ class Infer:
     def parse(self, body: Mapping[str, object], limits: Limits, wrong: WrongFields | None = None) -> JobRequest:
         """Check a body against FIELDS and the limits. Raises InvalidParams that names every wrong field."""
         wrong = WrongFields() if wrong is None else wrong
-        values = cast("Params", wrong.convert(_with_whole_numbers(body), FIELDS))
+        values = cast("Params", wrong.convert(_with_whole_numbers(body), _KINDS))
         _check_limits(values, limits, wrong)
         wrong.refuse()
         return JobRequest(
@@ -142,7 +144,7 @@ def _with_whole_numbers(body: Mapping[str, object]) -> dict[str, object]:
 
 def _check_limits(values: Params, limits: Limits, wrong: WrongFields) -> None:
     """Record errors beyond the type of one field. A field with an error gets no second one."""
-    named = {name for name in FIELDS if name in wrong}
+    named = wrong.names
     if "messages" in named:
         # Without them the prompt would be reported missing, which would mislead.
         named.add("prompt")

@@ -36,7 +36,7 @@ def create(host: SessionHost, caller: Caller, frame: Create) -> Creation:
     `Jobs.create` raises.
     """
     wrong, resuming = WrongFields(frame.wrong), frame.after is not None
-    if resuming and frame.job_id is None and "job_id" not in wrong:
+    if resuming and frame.job_id is None and "job_id" not in wrong.names:
         wrong.add("/after", "Expected `after` only together with `job_id`")
     operation = host.operations.get(frame.operation)
     if operation is None:

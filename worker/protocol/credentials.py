@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from worker.config import Settings
-from worker.operations.fields import WrongFields
+from worker.operations.fields import WrongFields, compiled
 
 TTL_S = 600
 """How long a token is valid by default."""
@@ -40,7 +40,7 @@ class TokenView(msgspec.Struct, frozen=True, kw_only=True):
 WORDS = {"user": "Expected at most 64 letters, digits, `_`, `.`, `@` or `-`"}
 """What is allowed, where the words of the type are hard to read."""
 
-_KINDS = get_type_hints(TokenRequest, include_extras=True)
+_KINDS = compiled(get_type_hints(TokenRequest, include_extras=True))
 
 
 def parse(body: Mapping[str, object], settings: Settings) -> tuple[TokenRequest, int]:

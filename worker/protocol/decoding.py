@@ -8,7 +8,7 @@ import msgspec
 
 from worker.errors import BadFrame, FieldError, FrameTooLarge, InvalidParams
 from worker.operations.base import Limits
-from worker.operations.fields import WrongFields, missing
+from worker.operations.fields import Kinds, WrongFields, compiled, missing
 from worker.protocol.frames import CLIENT_FRAMES, JOB_ID_ALLOWED, ClientFrame, Create
 
 DEPTH_MAX = 64
@@ -89,11 +89,7 @@ def _convert(fields: dict[str, Any], kind: type[F], limits: Limits) -> F:
     """Return a frame. Raises InvalidParams."""
     wrong = WrongFields()
     values = _values(fields, kind, limits, wrong)
-    wrong.extend(
-        missing("", field.name)
-        for field in msgspec.structs.fields(kind)
-        if field.required and fields.get(field.name) is None
-    )
+    wrong.extend(missing("", name) for name in _REQUIRED[kind] if fields.get(name) is None)
     wrong.refuse()
     return kind(**values)
 
@@ -107,15 +103,22 @@ def _values(fields: dict[str, Any], kind: type[msgspec.Struct], limits: Limits, 
     return values
 
 
-_KINDS: dict[type[msgspec.Struct], dict[str, Any]] = {
-    kind: {
-        name: hint
-        for name, hint in get_type_hints(kind, include_extras=True).items()
-        if name in kind.__struct_fields__ and name not in Create.UNSENT
-    }
+_KINDS: dict[type[msgspec.Struct], Kinds] = {
+    kind: compiled(
+        {
+            name: hint
+            for name, hint in get_type_hints(kind, include_extras=True).items()
+            if name in kind.__struct_fields__ and name not in Create.UNSENT
+        }
+    )
     for kind in CLIENT_FRAMES.values()
 }
 """What each field of a client frame may be."""
+
+_REQUIRED: dict[type[msgspec.Struct], tuple[str, ...]] = {
+    kind: tuple(field.name for field in msgspec.structs.fields(kind) if field.required) for kind in _KINDS
+}
+"""The fields without which a client frame means nothing."""
 
 
 def _is_deep(value: dict[str, Any]) -> bool:
