@@ -16,7 +16,7 @@ class Subscription:
     A `window` or a `floor` may hold its frames back.
     """
 
-    __slots__ = ("_floor", "_mark_ready", "_window", "reader", "ready")
+    __slots__ = ("_floor", "_mark_ready", "_paced", "_window", "reader", "ready")
 
     def __init__(
         self,
@@ -30,20 +30,25 @@ class Subscription:
         self._mark_ready = mark_ready
         self._window = window
         self._floor = floor
+        # Most subscriptions have neither, and every token passes here.
+        self._paced = window is not None or floor is not None
 
     def notify(self) -> None:
-        """Get ready to send what has come into the log, unless an ack or the timer must come first."""
-        if self._window is not None and self._window.full and not self.reader.job.log.forgotten:
-            return
-        if self._floor is not None and self._floor.holds_newest() and not self.reader.job.log.forgotten:
-            self._floor.wait(self._end_wait)
-            return
+        """Get ready to send what was appended to the log, unless an ack or the timer must come first."""
+        if self._paced and not self.reader.job.log.forgotten:
+            if self._window is not None and self._window.full:
+                return
+            if self._floor is not None and self._floor.holds_newest():
+                self._floor.wait(self._end_wait)
+                return
         if not self.ready:
             self._mark_ready(self)
 
     def next(self, now_ms: float) -> Frame | None:
         """Return the next frame, or None if there is none that may be sent now. It is not ready until notified."""
         self.ready = False
+        if not self._paced:
+            return self.reader.next()
         window, floor = self._window, self._floor
         if window is not None and window.full:
             return None
