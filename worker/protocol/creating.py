@@ -14,15 +14,17 @@ from worker.protocol.frames import Create
 from worker.protocol.host import Caller, SessionHost
 
 IGNORED_MAX = 8
+"""Unknown fields that a reply names."""
+
 IGNORED_CHARS_MAX = 40
-"""How many unknown fields a reply names, and how much of each name: clients choose them freely."""
+"""Characters of each name: clients choose them freely, and percent-encoded they must fit a header."""
 
 ENVELOPE = frozenset({"type", *Create.__struct_fields__}) - Create.UNSENT
 """The fields of a `create` that any operation has."""
 
 
 class Creation(msgspec.Struct, frozen=True):
-    """A job that was asked for. `existing`: it was there before. `ignored` names fields that the worker knows not."""
+    """A job that was asked for. `existing`: it was there before. `ignored` names fields that mean nothing here."""
 
     job: Job
     existing: bool
