@@ -15,7 +15,7 @@ class ResponseFormat(msgspec.Struct, frozen=True, omit_defaults=True):
     """Constrains the output: JSON of a schema, any JSON object, a regular expression, or a Lark grammar."""
 
     type: Annotated[
-        Literal["text", "json_object", "json_schema", "regex", "grammar"], Meta(description="What kind of constraint.")
+        Literal["text", "json_object", "json_schema", "regex", "grammar"], Meta(description="The kind of constraint.")
     ] = "text"
     schema: Annotated[dict[str, Any] | None, Meta(description="With `json_schema`: the JSON Schema.")] = None
     pattern: Annotated[str | None, Meta(description="With `regex`: the expression that the whole text matches.")] = None
@@ -39,14 +39,14 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     frequency_penalty: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    # Whatever their case, the output never contains these: tokens that led to one are taken back.
+    # The output never contains these, in any case: tokens that led to one are withdrawn.
     banned_strings: tuple[str, ...] = ()
     logit_bias: dict[int, float] = {}
     response_format: ResponseFormat = ResponseFormat()
     # None: no log-probabilities; 0: of the chosen token; k: and of the k likeliest.
     logprobs: int | None = None
     ignore_eos: bool = False
-    # The last token of the prompt is taken off, and chosen anew as the first of the output.
+    # The last token of the prompt is removed, and sampled again as the first of the output.
     token_healing: bool = False
 
     def with_seed(self, seed: int) -> Sampling:
@@ -57,12 +57,12 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Message(msgspec.Struct, frozen=True):
     """One message of a conversation, for the model's chat template."""
 
-    role: Annotated[Literal["system", "user", "assistant", "tool"], Meta(description="Who speaks.")]
-    content: Annotated[str, Meta(description="What is said.")]
+    role: Annotated[Literal["system", "user", "assistant", "tool"], Meta(description="The speaker.")]
+    content: Annotated[str, Meta(description="The text.")]
 
 
 class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What to continue: `messages` for the chat template, or without any, `text` exactly as it stands."""
+    """What to continue: `messages` for the chat template, or without any, `text` exactly as it is."""
 
     messages: tuple[Message, ...] = ()
     text: str = ""

@@ -67,6 +67,8 @@ export interface Job extends AsyncIterable<JobEvent> {
   readonly end: EndEvent | null;
   /** The worker's latest answer; null before the first one. */
   readonly accepted: Accepted | null;
+  /** Fields of the request that the worker does not know, misspelt ones perhaps. Empty before it has accepted. */
+  readonly ignored: readonly string[];
   /** Wait until the worker has accepted the job; resolves to the job. Rejects with Refused, ConnectionFailed. */
   waitAccepted(): Promise<Job>;
   /**

@@ -5,51 +5,53 @@
  * Objects may have more fields than these, and there may be more types of frames: ignore what you do not know.
  */
 
-/** The reply to a request that worked. */
+/** The reply to a request that succeeded. */
 export interface AcceptedFrame {
   /** Which frame this is. */
   type: "accepted";
   /** The job. */
   job_id: string;
-  /** Where the job stands. */
+  /** The job's state. */
   state: "ended" | "queued" | "running";
   /** Where the job can be read as server-sent events. */
   sse_url: string;
-  /** Where it waits, if it does. */
+  /** Its place in the queue, while it waits. */
   queue?: QueuePlace;
-  /** The job was there before: this `create` has attached to it. (default false) */
+  /** The job existed before: this `create` has attached to it. (default false) */
   replayed?: boolean;
-  /** The cursor is of a log that is gone: the job is told from its start. (default false) */
+  /** The cursor is of a log that is gone: the job is replayed from its start. (default false) */
   reset?: boolean;
-  /** The job has ended and its end was seen: nothing follows. (default false) */
+  /** The job has ended, and the cursor is that of its end: nothing follows. (default false) */
   over?: boolean;
+  /** Fields of the request that the worker does not know, misspelt ones perhaps: 8 names at most. */
+  ignored?: string[];
   /** The `ref` of the request that this answers. */
   ref?: string;
 }
 
-/** Make room in the window of a job, which is followed with `window`. Success has no reply. */
+/** Make room in the window of a job that is followed with `window`. Success has no reply. */
 export interface AckFrame {
   /** Which frame this is. */
   type: "ack";
-  /** The job. Its client chose the id, or the worker. (16 to 64 letters, digits, _ or -) */
+  /** The job's id, chosen by the client or by the worker. (16 to 64 letters, digits, _ or -) */
   job_id: string;
-  /** Of a frame that was taken in, and all before it. (at most 64 characters) */
+  /** The cursor of a frame that was processed, and with it all before. (at most 64 characters) */
   cursor: string;
-  /** Comes back in the reply. (at most 256 characters) */
+  /** Echoed in the reply. (at most 256 characters) */
   ref?: string;
 }
 
 /**
- * Show a key: first of all where `hello.auth` is "required", later to stay beyond `hello.expires_in`.
+ * Authenticate: as the first frame where `hello.auth` is "required", later to stay beyond `hello.expires_in`.
  *
  * The first one is answered by `hello` again, with `auth` "ok"; success of a later one has no reply.
  */
 export interface AuthFrame {
   /** Which frame this is. */
   type: "auth";
-  /** The API key. */
+  /** An API key, or a token made with one. */
   token: string;
-  /** Comes back in the reply. (at most 256 characters) */
+  /** Echoed in the reply. (at most 256 characters) */
   ref?: string;
 }
 
@@ -57,9 +59,9 @@ export interface AuthFrame {
 export interface CancelFrame {
   /** Which frame this is. */
   type: "cancel";
-  /** The job. Its client chose the id, or the worker. (16 to 64 letters, digits, _ or -) */
+  /** The job's id, chosen by the client or by the worker. (16 to 64 letters, digits, _ or -) */
   job_id: string;
-  /** Comes back in the reply. (at most 256 characters) */
+  /** Echoed in the reply. (at most 256 characters) */
   ref?: string;
 }
 
@@ -73,17 +75,20 @@ export interface Cancelled {
 
 /** What `create` is over a WebSocket, without `type` and `window`. */
 export interface CreateBody {
-  /** The client's choice, and the key to repeat a request safely. (16 to 64 letters, digits, _ or -) */
+  /** Chosen by the client: it makes a request safe to repeat. (16 to 64 letters, digits, _ or -) */
   job_id?: string;
-  /** What to do: one of the worker's operations. (at most 64 characters; default "infer") */
+  /** One of the worker's operations. (at most 64 characters; default "infer") */
   operation?: string;
-  /** The last cursor seen: go on after it. Without one, from the start. (at most 64 characters) */
+  /** The last cursor seen: continue after it. Without one, from the start. (at most 64 characters) */
   after?: string;
-  /** What to be sent besides the end. Both if absent. (default ["narration", "token"]) */
+  /** What to send besides the end. Both if absent. (default ["narration", "token"]) */
   channels?: ("narration" | "token")[];
-  /** Least time between token frames of the job, in ms: they get fewer and larger. (integer; at least 0; default 0) */
+  /**
+   * Least time between token frames of the job, in ms: there are fewer and larger ones. (integer; at least 0; default
+   * 0)
+   */
   coalesce_ms?: number;
-  /** Comes back in the reply. (at most 256 characters) */
+  /** Echoed in the reply. (at most 256 characters) */
   ref?: string;
   /** What to answer, as one message of a user: this or `messages`. */
   prompt?: string;
@@ -91,7 +96,7 @@ export interface CreateBody {
   messages?: Message[];
   /** Continue `prompt` as it stands, without the model's chat template. */
   raw?: boolean;
-  /** What the caller expects here. Not checked: a worker serves one model. */
+  /** The model that the caller expects. Not checked: a worker serves one model. */
   model?: string;
   /** Most tokens per choice. The worker has a default and a limit. (integer; at least 1) */
   max_tokens?: number;
@@ -99,17 +104,17 @@ export interface CreateBody {
   temperature?: number;
   /** Choose among the likeliest tokens of this total probability. 1 is off. (above 0, at most 1) */
   top_p?: number;
-  /** Choose among so many likeliest tokens. 0 is off. (integer; at least 0) */
+  /** Choose among this number of likeliest tokens. 0 is off. (integer; at least 0) */
   top_k?: number;
-  /** Choose among tokens so likely, relative to the likeliest. 0 is off. (0 to 1) */
+  /** Choose among tokens of at least this probability, relative to the likeliest. 0 is off. (0 to 1) */
   min_p?: number;
   /** Above 1, tokens of prompt and output become less likely. 1 is off. (above 0, at most 10) */
   repetition_penalty?: number;
-  /** Taken off every token that was generated already. 0 is off. (-2 to 2) */
+  /** Subtracted from the logit of each token that was generated before. 0 is off. (-2 to 2) */
   presence_penalty?: number;
-  /** Taken off a token for each time it was generated. 0 is off. (-2 to 2) */
+  /** Subtracted from a token's logit for each time that it was generated. 0 is off. (-2 to 2) */
   frequency_penalty?: number;
-  /** The same request with the same seed gives the same text. Drawn if absent. (integer) */
+  /** The same request with the same seed gives the same text. Random if absent. (integer) */
   seed?: number;
   /** Text, or texts, that end the answer and are not part of it. */
   stop?: string | string[];
@@ -119,44 +124,50 @@ export interface CreateBody {
   logit_bias?: Record<string, number>;
   /** The form that the answer must have. At most 16 KiB. */
   response_format?: ResponseFormat;
-  /** Log-probabilities of the chosen tokens, and of so many likeliest. (integer; 0 to 20) */
+  /** Log-probabilities of the chosen tokens, and of this number of likeliest ones. (integer; 0 to 20) */
   logprobs?: number;
-  /** What token frames carry besides text. */
+  /**
+   * What token frames carry besides text. `logprobs` here is an alias of `logprobs: 0`, `top_logprobs` of `logprobs:
+   * 5`; a number above 0 in the field `logprobs` wins.
+   */
   include?: ("ids" | "logprobs" | "top_logprobs")[];
-  /** Go on after an end token, up to `max_tokens`. */
+  /** Continue after an end token, up to `max_tokens`. */
   ignore_eos?: boolean;
-  /** If a raw prompt ends within a word: choose its last token anew. Not with `response_format`. */
+  /** If a raw prompt ends within a word: sample its last token again. Not with `response_format`. */
   token_healing?: boolean;
   /** Answers to generate side by side. 1 if absent. (integer; at least 1) */
   n?: number;
   /** Higher goes first. 5 if absent. (integer; 0 to 9) */
   priority?: number;
-  /** Time from creation after which the job expires. (integer; at least 1) */
+  /** Time from its creation after which the job expires. (integer; at least 1) */
   deadline_ms?: number;
-  /** Go on although nobody watches. Other jobs are cancelled after a while. */
+  /** Continue without readers. Other jobs are cancelled after a while. */
   detach?: boolean;
 }
 
-/** Start a job, or attach to it if it exists. The fields of the operation stand beside these, in the same object. */
+/** Start a job, or attach to it if it exists. The fields of the operation are beside these, in the same object. */
 export interface CreateFrame {
   /** Which frame this is. */
   type: "create";
-  /** The client's choice, and the key to repeat a request safely. (16 to 64 letters, digits, _ or -) */
+  /** Chosen by the client: it makes a request safe to repeat. (16 to 64 letters, digits, _ or -) */
   job_id?: string;
-  /** What to do: one of the worker's operations. (at most 64 characters; default "infer") */
+  /** One of the worker's operations. (at most 64 characters; default "infer") */
   operation?: string;
-  /** The last cursor seen: go on after it. Without one, from the start. (at most 64 characters) */
+  /** The last cursor seen: continue after it. Without one, from the start. (at most 64 characters) */
   after?: string;
-  /** What to be sent besides the end. Both if absent. (default ["narration", "token"]) */
+  /** What to send besides the end. Both if absent. (default ["narration", "token"]) */
   channels?: ("narration" | "token")[];
   /**
-   * Most frames, of any type, on their way without an `ack`. 0, the default, is no bound. (integer; at least 0; default
-   * 0)
+   * Most frames, of any type, that may be in flight without an `ack`. 0, the default, is no bound. (integer; at least
+   * 0; default 0)
    */
   window?: number;
-  /** Least time between token frames of the job, in ms: they get fewer and larger. (integer; at least 0; default 0) */
+  /**
+   * Least time between token frames of the job, in ms: there are fewer and larger ones. (integer; at least 0; default
+   * 0)
+   */
   coalesce_ms?: number;
-  /** Comes back in the reply. (at most 256 characters) */
+  /** Echoed in the reply. (at most 256 characters) */
   ref?: string;
   /** What to answer, as one message of a user: this or `messages`. */
   prompt?: string;
@@ -164,7 +175,7 @@ export interface CreateFrame {
   messages?: Message[];
   /** Continue `prompt` as it stands, without the model's chat template. */
   raw?: boolean;
-  /** What the caller expects here. Not checked: a worker serves one model. */
+  /** The model that the caller expects. Not checked: a worker serves one model. */
   model?: string;
   /** Most tokens per choice. The worker has a default and a limit. (integer; at least 1) */
   max_tokens?: number;
@@ -172,17 +183,17 @@ export interface CreateFrame {
   temperature?: number;
   /** Choose among the likeliest tokens of this total probability. 1 is off. (above 0, at most 1) */
   top_p?: number;
-  /** Choose among so many likeliest tokens. 0 is off. (integer; at least 0) */
+  /** Choose among this number of likeliest tokens. 0 is off. (integer; at least 0) */
   top_k?: number;
-  /** Choose among tokens so likely, relative to the likeliest. 0 is off. (0 to 1) */
+  /** Choose among tokens of at least this probability, relative to the likeliest. 0 is off. (0 to 1) */
   min_p?: number;
   /** Above 1, tokens of prompt and output become less likely. 1 is off. (above 0, at most 10) */
   repetition_penalty?: number;
-  /** Taken off every token that was generated already. 0 is off. (-2 to 2) */
+  /** Subtracted from the logit of each token that was generated before. 0 is off. (-2 to 2) */
   presence_penalty?: number;
-  /** Taken off a token for each time it was generated. 0 is off. (-2 to 2) */
+  /** Subtracted from a token's logit for each time that it was generated. 0 is off. (-2 to 2) */
   frequency_penalty?: number;
-  /** The same request with the same seed gives the same text. Drawn if absent. (integer) */
+  /** The same request with the same seed gives the same text. Random if absent. (integer) */
   seed?: number;
   /** Text, or texts, that end the answer and are not part of it. */
   stop?: string | string[];
@@ -192,21 +203,24 @@ export interface CreateFrame {
   logit_bias?: Record<string, number>;
   /** The form that the answer must have. At most 16 KiB. */
   response_format?: ResponseFormat;
-  /** Log-probabilities of the chosen tokens, and of so many likeliest. (integer; 0 to 20) */
+  /** Log-probabilities of the chosen tokens, and of this number of likeliest ones. (integer; 0 to 20) */
   logprobs?: number;
-  /** What token frames carry besides text. */
+  /**
+   * What token frames carry besides text. `logprobs` here is an alias of `logprobs: 0`, `top_logprobs` of `logprobs:
+   * 5`; a number above 0 in the field `logprobs` wins.
+   */
   include?: ("ids" | "logprobs" | "top_logprobs")[];
-  /** Go on after an end token, up to `max_tokens`. */
+  /** Continue after an end token, up to `max_tokens`. */
   ignore_eos?: boolean;
-  /** If a raw prompt ends within a word: choose its last token anew. Not with `response_format`. */
+  /** If a raw prompt ends within a word: sample its last token again. Not with `response_format`. */
   token_healing?: boolean;
   /** Answers to generate side by side. 1 if absent. (integer; at least 1) */
   n?: number;
   /** Higher goes first. 5 if absent. (integer; 0 to 9) */
   priority?: number;
-  /** Time from creation after which the job expires. (integer; at least 1) */
+  /** Time from its creation after which the job expires. (integer; at least 1) */
   deadline_ms?: number;
-  /** Go on although nobody watches. Other jobs are cancelled after a while. */
+  /** Continue without readers. Other jobs are cancelled after a while. */
   detach?: boolean;
 }
 
@@ -216,12 +230,14 @@ export interface Created {
   job_id: string;
   /** Where it can be read as server-sent events. */
   sse_url: string;
-  /** Where WebSockets are taken. */
+  /** Where WebSockets are accepted. */
   ws_url: string;
-  /** Where the job stands. */
+  /** The job's state. */
   state: "ended" | "queued" | "running";
-  /** Where it waits, if it does. */
+  /** Its place in the queue, while it waits. */
   queue?: QueuePlace;
+  /** Fields of the request that the worker does not know, misspelt ones perhaps: 8 names at most. */
+  ignored?: string[];
 }
 
 /** The one last event of a job, whatever happened. */
@@ -230,7 +246,7 @@ export interface EndFrame {
   type: "end";
   /** The job. */
   job_id: string;
-  /** Where the reader is with this frame: what to give as `after`. Opaque. */
+  /** The reader's position after this frame, to be sent as `after`. Opaque. */
   cursor: string;
   /** How it ended. */
   status: "cancelled" | "completed" | "expired" | "failed";
@@ -238,21 +254,21 @@ export interface EndFrame {
   finish_reason: string;
   /** What the job consumed. */
   usage: Usage;
-  /** Of a cancelled job: client, abandoned or shutdown. */
+  /** Why a job was cancelled: client, abandoned or shutdown. */
   reason?: string;
   /** The stop string that was found. */
   stop_sequence?: string;
-  /** With several choices: of each. */
+  /** With several choices: the reason of each. */
   finish_reasons?: string[];
   /** Why it failed or expired. */
   error?: Problem;
 }
 
-/** The reply to a request that did not work. It never ends a job. */
+/** The reply to a request that failed. It never ends a job. */
 export interface ErrorFrame {
   /** Which frame this is. */
   type: "error";
-  /** What is wrong, and what can be done. */
+  /** What went wrong, and what to do about it. */
   error: Problem;
   /** The job that the request named. */
   job_id?: string;
@@ -268,31 +284,31 @@ export interface FieldError {
   detail: string;
 }
 
-/** The worker is about to end: it takes no new jobs, those that run go on, and then it closes with 1012. */
+/** The worker is about to end: it accepts no new jobs, lets the running ones end, and closes with 1012. */
 export interface GoawayFrame {
   /** Which frame this is. */
   type: "goaway";
   /** Why: shutdown. */
   reason: string;
-  /** When to try again, here or elsewhere, in ms. (integer) */
+  /** Time after which to try again, here or elsewhere, in ms. (integer) */
   retry_ms: number;
 }
 
-/** The answer to GET /health: whether the worker does its work, and facts about it. */
+/** The answer to GET /health: whether the worker works, and facts about it. */
 export interface Health {
   /** healthy, or unhealthy when there is no usable model. */
   status: string;
-  /** Of the worker. */
+  /** Version of the worker. */
   version: string;
-  /** What the engine process does. */
+  /** The phase of the engine process. */
   engine_phase: string;
   /** What is wrong. */
   message?: string;
-  /** What it runs. */
+  /** The model. */
   model?: string;
-  /** What runs it. */
+  /** The engine. */
   engine?: string;
-  /** Where it runs. */
+  /** The device. */
   device?: string;
   /** Most tokens of a sequence, prompt and output. (integer) */
   context_tokens?: number;
@@ -300,13 +316,13 @@ export interface Health {
   parameters?: number;
   /** Size of its weights in memory. (integer) */
   weights_bytes?: number;
-  /** Sequences that share a step. (integer) */
+  /** Sequences that may share a step. (integer) */
   slots_total?: number;
   /** Sequences that run now. (integer) */
   running?: number;
   /** Jobs that wait. (integer) */
   waiting?: number;
-  /** How often the engine was started again. (integer) */
+  /** How often the engine was restarted. (integer) */
   restarts?: number;
   /** More of the engine, by name. */
   details?: Record<string, string>;
@@ -320,13 +336,13 @@ export interface HelloFrame {
   protocol: string;
   /** Name and version of the worker. */
   server: string;
-  /** What is offered beyond the least that every worker has. */
+  /** What the worker offers beyond the minimum. */
   features: string[];
   /** Whether an `auth` frame must come first. */
   auth: "ok" | "required";
-  /** What to keep to, and what to count on. */
+  /** The worker's limits. */
   limits: ServerLimits;
-  /** Seconds until another `auth` is needed to stay. (integer) */
+  /** Seconds until the credential expires; send another `auth` before. (integer) */
   expires_in?: number;
   /** The `ref` of the request that this answers. */
   ref?: string;
@@ -336,7 +352,7 @@ export interface HelloFrame {
 export interface JobDetail {
   /** The job. */
   job_id: string;
-  /** Where it stands. */
+  /** Its state. */
   state: "ended" | "queued" | "running";
   /** What it does. */
   operation: string;
@@ -346,17 +362,17 @@ export interface JobDetail {
   created_at: string;
   /** The text so far, of the first choice. */
   text: string;
-  /** What to give as `after`: a stream goes on behind `text`. */
+  /** The `after` of a stream that continues behind `text`. */
   cursor: string;
   /** What it has consumed so far. */
   usage: Usage;
   /** Where it can be read as server-sent events. */
   sse_url: string;
-  /** Where it waits, if it does. */
+  /** Its place in the queue, while it waits. */
   queue?: QueuePlace;
   /** How it ended: completed, cancelled, failed or expired. */
   status?: string;
-  /** Whose it is, where an admin lists all. */
+  /** Its owner, where an admin lists all. */
   principal?: string;
   /** With several choices: the text of each. */
   texts?: string[];
@@ -368,7 +384,7 @@ export interface JobDetail {
 export interface JobItem {
   /** The job. */
   job_id: string;
-  /** Where it stands. */
+  /** Its state. */
   state: "ended" | "queued" | "running";
   /** What it does. */
   operation: string;
@@ -376,11 +392,11 @@ export interface JobItem {
   priority: number;
   /** When it was created. (RFC 3339) */
   created_at: string;
-  /** Where it waits, if it does. */
+  /** Its place in the queue, while it waits. */
   queue?: QueuePlace;
   /** How it ended: completed, cancelled, failed or expired. */
   status?: string;
-  /** Whose it is, where an admin lists all. */
+  /** Its owner, where an admin lists all. */
   principal?: string;
 }
 
@@ -394,7 +410,7 @@ export interface JobList {
 export interface LikelyToken {
   /** The token's id. (integer) */
   id: number;
-  /** Its text, lossy where it is half a character. */
+  /** Its text, lossy if it is part of a character. */
   text: string;
   /** Natural logarithm of its probability, at least -9999. */
   logprob: number;
@@ -402,7 +418,7 @@ export interface LikelyToken {
 
 /** One event of GET /v1/loading/progress. */
 export interface LoadingItem {
-  /** What is being done; ready or failed at last. */
+  /** The current step; ready or failed at the end. */
   stage: string;
   /** Parts that are done. (integer) */
   layers_loaded?: number;
@@ -416,9 +432,9 @@ export interface LoadingItem {
 
 /** One message of a conversation, for the model's chat template. */
 export interface Message {
-  /** Who speaks. */
+  /** The speaker. */
   role: "assistant" | "system" | "tool" | "user";
-  /** What is said. */
+  /** The text. */
   content: string;
 }
 
@@ -428,35 +444,33 @@ export interface NarrationFrame {
   type: "narration";
   /** The job. */
   job_id: string;
-  /** Where the reader is with this frame: what to give as `after`. Opaque. */
+  /** The reader's position after this frame, to be sent as `after`. Opaque. */
   cursor: string;
-  /** Who acts: scheduler, engine, worker... */
+  /** The part that acts: scheduler, engine, worker... */
   actor: string;
-  /** What is done: queued, admitted, prefill, first_token, completed... */
+  /** What happens: queued, admitted, prefill, first_token, completed... */
   action: string;
-  /** To whom: the job id. */
+  /** The job's id again. */
   target: string;
   /** One plain sentence. */
   human: string;
-  /** Where the job is: queued, prefill, decode, recovery, done or note. */
+  /** The job's phase: queued, prefill, decode, recovery, done or note. */
   phase: string;
-  /** Where the job waits. */
+  /** The job's place in the queue. */
   queue?: QueuePlace;
   /** Share of the prompt that is read, 0 to 1. */
   progress?: number;
   /** Numbers that belong to the sentence. */
   metrics?: Record<string, number>;
-  /** The same, for a smile. */
+  /** A playful version of it. */
   cute?: string;
-  /** The same, as a story would tell it. */
-  story?: string;
   /** warn or error, where it is not info. */
   level?: string;
-  /** Joins what belongs together across processes. */
+  /** Links narration, logs and traces of one request. */
   correlation_id?: string;
-  /** The program that speaks. */
+  /** The program that narrates. */
   emitted_by?: string;
-  /** When, in ms since the Unix epoch. (integer) */
+  /** The time, in ms since the Unix epoch. (integer) */
   emitted_at_ms?: number;
   /** How long it took, in ms. (integer) */
   duration_ms?: number;
@@ -466,21 +480,21 @@ export interface NarrationFrame {
   tokens_in?: number;
   /** Tokens generated. (integer) */
   tokens_out?: number;
-  /** Time spent on generating, in ms. (integer) */
-  decode_time_ms?: number;
+  /** In the first narration of a stream that answers a POST: as `accepted.ignored`. */
+  ignored?: string[];
 }
 
 /** Ask for a pong. */
 export interface PingFrame {
   /** Which frame this is. */
   type: "ping";
-  /** Comes back in the pong as it was. */
+  /** Echoed in the pong as it was. */
   t?: number | string;
-  /** Comes back in the reply. (at most 256 characters) */
+  /** Echoed in the reply. (at most 256 characters) */
   ref?: string;
 }
 
-/** Answers a ping, and breaks a silence. */
+/** The reply to a ping; also sent unasked after a silence. */
 export interface PongFrame {
   /** Which frame this is. */
   type: "pong";
@@ -510,11 +524,11 @@ export interface Problem {
   errors?: FieldError[];
 }
 
-/** Where a job waits. */
+/** A job's place in the queue. */
 export interface QueuePlace {
   /** Counts from 1. (integer) */
   position: number;
-  /** Estimate of the wait that is left, in ms. (integer) */
+  /** Estimate of the remaining wait, in ms. (integer) */
   eta_ms?: number;
 }
 
@@ -524,17 +538,17 @@ export interface Ready {
   ready: boolean;
   /** idle, busy or draining; else the phase of the engine. */
   state: string;
-  /** Whether the model is there. */
+  /** Whether the model is loaded. */
   model_loaded?: boolean;
-  /** Where to watch it being loaded. */
+  /** Where its loading can be watched. */
   progress_url?: string;
-  /** Why there is none. */
+  /** Why there is no model. */
   error?: Problem;
 }
 
 /** Constrains the output: JSON of a schema, any JSON object, a regular expression, or a Lark grammar. */
 export interface ResponseFormat {
-  /** What kind of constraint. (default "text") */
+  /** The kind of constraint. (default "text") */
   type?: "grammar" | "json_object" | "json_schema" | "regex" | "text";
   /** With `json_schema`: the JSON Schema. */
   schema?: Record<string, unknown>;
@@ -544,7 +558,12 @@ export interface ResponseFormat {
   grammar?: string;
 }
 
-/** What a client must keep to, or may count on. */
+/**
+ * What a client must keep to, or may count on.
+ *
+ * Operators know the same limits by other names, of their settings: `frame_bytes_max`, `jobs_per_principal_max`,
+ * `queue_jobs_max`, `subscriptions_per_connection_max`, `window_frames_max` and `coalesce_ms_max`.
+ */
 export interface ServerLimits {
   /** Size of one message, either way. (integer) */
   max_frame_bytes: number;
@@ -552,25 +571,25 @@ export interface ServerLimits {
   max_jobs: number;
   /** Waiting jobs, over all clients. (integer) */
   max_queue: number;
-  /** Jobs that one connection may follow at a time. (integer) */
+  /** Jobs that one connection may follow at the same time. (integer) */
   max_subscriptions: number;
   /** Largest `window`, in frames. (integer) */
   max_window: number;
   /** Largest `coalesce_ms`. (integer) */
   max_coalesce_ms: number;
-  /** After so long a silence the worker says `pong`. */
+  /** After this time of silence the worker sends `pong`. */
   heartbeat_s: number;
-  /** Where `auth` is required, it must come within this time. */
+  /** Where `auth` is required, the time within which it must come. */
   auth_timeout_s: number;
-  /** A job that nobody has watched for so long is cancelled. */
+  /** A job without readers is cancelled after this time. */
   orphan_ttl_s: number;
   /** How long an ended job can still be read. */
   retention_s: number;
 }
 
-/** The answer to GET /v1/stats: where the worker stands now. Rates are means over the last seconds. */
+/** The answer to GET /v1/stats: the worker's numbers now. Rates are means over the last seconds. */
 export interface Stats {
-  /** What the engine process does. */
+  /** The phase of the engine process. */
   engine_phase: string;
   /** Jobs that have not ended. (integer) */
   jobs_live: number;
@@ -592,15 +611,15 @@ export interface Stats {
   prefill_tokens_per_s: number;
   /** Open connections. (integer) */
   sockets: number;
-  /** How often the engine was started again. (integer) */
+  /** How often the engine was restarted. (integer) */
   restarts: number;
   /** Since the worker was started. */
   uptime_s: number;
 }
 
 /**
- * How a stream of server-sent events begins when the cursor was of a log that is gone: the job is told from its start.
- * It has no id.
+ * How a stream of server-sent events begins when the cursor was of a log that is gone: the job is replayed from its
+ * start. It has no id.
  */
 export interface StreamReset {
   type: "accepted";
@@ -611,28 +630,31 @@ export interface StreamReset {
 export interface SubscribeFrame {
   /** Which frame this is. */
   type: "subscribe";
-  /** The job. Its client chose the id, or the worker. (16 to 64 letters, digits, _ or -) */
+  /** The job's id, chosen by the client or by the worker. (16 to 64 letters, digits, _ or -) */
   job_id: string;
-  /** The last cursor seen: go on after it. Without one, from the start. (at most 64 characters) */
+  /** The last cursor seen: continue after it. Without one, from the start. (at most 64 characters) */
   after?: string;
-  /** What to be sent besides the end. Both if absent. (default ["narration", "token"]) */
+  /** What to send besides the end. Both if absent. (default ["narration", "token"]) */
   channels?: ("narration" | "token")[];
   /**
-   * Most frames, of any type, on their way without an `ack`. 0, the default, is no bound. (integer; at least 0; default
-   * 0)
+   * Most frames, of any type, that may be in flight without an `ack`. 0, the default, is no bound. (integer; at least
+   * 0; default 0)
    */
   window?: number;
-  /** Least time between token frames of the job, in ms: they get fewer and larger. (integer; at least 0; default 0) */
+  /**
+   * Least time between token frames of the job, in ms: there are fewer and larger ones. (integer; at least 0; default
+   * 0)
+   */
   coalesce_ms?: number;
-  /** Comes back in the reply. (at most 256 characters) */
+  /** Echoed in the reply. (at most 256 characters) */
   ref?: string;
 }
 
 /** The answer to POST /v1/tokens. */
 export interface Token {
-  /** To be sent wherever a key may be. */
+  /** Use it anywhere an API key is accepted. */
   token: string;
-  /** How long it is good, in seconds. (integer) */
+  /** How long it is valid, in seconds. (integer) */
   expires_in_s: number;
   /** Whose jobs its holder creates and sees: the key, or key/user. */
   principal: string;
@@ -644,9 +666,9 @@ export interface TokenFrame {
   type: "token";
   /** The job. */
   job_id: string;
-  /** Where the reader is with this frame: what to give as `after`. Opaque. */
+  /** The reader's position after this frame, to be sent as `after`. Opaque. */
   cursor: string;
-  /** What comes next: whole Unicode characters. */
+  /** The next text: whole Unicode characters. */
   text: string;
   /** Events of the log that are merged here. (integer; default 1) */
   n?: number;
@@ -656,7 +678,7 @@ export interface TokenFrame {
   logprobs?: number[];
   /** The likeliest tokens at each position. */
   top_logprobs?: LikelyToken[][];
-  /** The choice that it belongs to, from 0. (integer; default 0) */
+  /** The choice that the text belongs to, from 0. (integer; default 0) */
   index?: number;
   /** text, or reasoning that comes before the answer. (default "text") */
   kind?: string;
@@ -664,7 +686,7 @@ export interface TokenFrame {
 
 /** The body of POST /v1/tokens. All fields are optional. */
 export interface TokenRequest {
-  /** How long the token is good, in seconds. (integer; at least 1) */
+  /** How long the token is valid, in seconds. (integer; at least 1) */
   ttl_s?: number;
   /**
    * On whose behalf: the jobs of each user are its own, and the limits of the key hold for all. (at most 64 letters,
@@ -679,9 +701,9 @@ export interface TokenRequest {
 export interface UnsubscribeFrame {
   /** Which frame this is. */
   type: "unsubscribe";
-  /** The job. Its client chose the id, or the worker. (16 to 64 letters, digits, _ or -) */
+  /** The job's id, chosen by the client or by the worker. (16 to 64 letters, digits, _ or -) */
   job_id: string;
-  /** Comes back in the reply. (at most 256 characters) */
+  /** Echoed in the reply. (at most 256 characters) */
   ref?: string;
 }
 
@@ -689,11 +711,11 @@ export interface UnsubscribeFrame {
 export interface UpdateFrame {
   /** Which frame this is. */
   type: "update";
-  /** The job. Its client chose the id, or the worker. (16 to 64 letters, digits, _ or -) */
+  /** The job's id, chosen by the client or by the worker. (16 to 64 letters, digits, _ or -) */
   job_id: string;
   /** Higher goes first. (integer; 0 to 9) */
   priority: number;
-  /** Comes back in the reply. (at most 256 characters) */
+  /** Echoed in the reply. (at most 256 characters) */
   ref?: string;
 }
 
@@ -715,7 +737,7 @@ export interface Usage {
   tokens_per_s?: number;
 }
 
-/** Whatever a client may send. */
+/** Any frame that a client may send. */
 export type ClientFrame =
   | CreateFrame
   | CancelFrame
@@ -726,7 +748,7 @@ export type ClientFrame =
   | AuthFrame
   | PingFrame;
 
-/** Whatever the worker sends over a WebSocket. */
+/** Any frame that the worker sends over a WebSocket. */
 export type ServerFrame =
   | HelloFrame
   | AcceptedFrame
@@ -737,7 +759,7 @@ export type ServerFrame =
   | PongFrame
   | GoawayFrame;
 
-/** One entry of a job's log, or several merged: what a stream consists of. */
+/** One entry of a job's log, or several merged: a stream consists of these. */
 export type JobEvent =
   | NarrationFrame
   | TokenFrame

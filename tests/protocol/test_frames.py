@@ -21,6 +21,7 @@ from worker.errors import (
     RequestError,
 )
 from worker.events import Usage
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.protocol import decoding, frames
 from worker.protocol.decoding import DEPTH_MAX, decode
@@ -56,13 +57,13 @@ CREATE: dict[str, Any] = {"type": "create", "job_id": ID, "prompt": "Hi"}
     ],
 )
 def test_a_right_frame_is_understood(sent: dict[str, Any], expected: frames.ClientFrame) -> None:
-    assert decode(json.dumps(sent), LIMIT) == expected
-    assert decode(json.dumps(sent).encode(), LIMIT) == expected
+    assert decode(json.dumps(sent), LIMIT, LIMITS) == expected
+    assert decode(json.dumps(sent).encode(), LIMIT, LIMITS) == expected
 
 
 def test_a_create_keeps_its_whole_body_for_the_operation() -> None:
     body = {**CREATE, "operation": "infer", "after": "k3f9-2", "channels": ["token"], "temperature": 0.7, "x": [None]}
-    frame = decode(json.dumps(body), LIMIT)
+    frame = decode(json.dumps(body), LIMIT, LIMITS)
     assert isinstance(frame, Create)
     assert (frame.operation, frame.after, frame.body) == ("infer", "k3f9-2", body)
     assert frame.channels == frozenset({"token"})
@@ -70,22 +71,22 @@ def test_a_create_keeps_its_whole_body_for_the_operation() -> None:
 
 @pytest.mark.parametrize("job_id", ["a" * 16, "Z" * 64, "0123456789-_abcd", "job-7b0e4a6e-0000-4000-8000-000000000000"])
 def test_a_job_id_is_16_to_64_url_safe_characters(job_id: str) -> None:
-    assert decode(json.dumps({"type": "cancel", "job_id": job_id}), LIMIT) == Cancel(job_id=job_id)
+    assert decode(json.dumps({"type": "cancel", "job_id": job_id}), LIMIT, LIMITS) == Cancel(job_id=job_id)
 
 
 def test_of_a_key_that_comes_twice_the_last_counts() -> None:
-    assert decode('{"type":"ping","type":"ping","t":1,"t":2}', LIMIT) == Ping(t=2)
+    assert decode('{"type":"ping","type":"ping","t":1,"t":2}', LIMIT, LIMITS) == Ping(t=2)
 
 
 def test_a_post_takes_its_idempotency_key_for_its_job_id() -> None:
-    assert decoding.create_of({"prompt": "Hi"}, ID).job_id == ID
-    assert decoding.create_of({"prompt": "Hi", "job_id": ID}, ID).job_id == ID
-    assert decoding.create_of({"prompt": "Hi", "job_id": ID}).job_id == ID
-    with pytest.raises(InvalidParams, match="Idempotency-Key"):
-        decoding.create_of({"prompt": "Hi", "job_id": ID}, "another-key-than-this")
-    with pytest.raises(InvalidParams) as wrong:
-        decoding.create_of({"prompt": "Hi"}, "short")
-    assert wrong.value.errors[0].pointer == "/job_id"
+    assert decoding.create_of({"prompt": "Hi"}, LIMITS, ID).job_id == ID
+    assert decoding.create_of({"prompt": "Hi", "job_id": ID}, LIMITS, ID).job_id == ID
+    assert decoding.create_of({"prompt": "Hi", "job_id": ID}, LIMITS).job_id == ID
+    assert decoding.create_of({"prompt": "Hi", "job_id": None}, LIMITS, ID).job_id == ID
+    [other] = decoding.create_of({"prompt": "Hi", "job_id": ID}, LIMITS, "another-key-than-this").wrong
+    assert (other.pointer, "Idempotency-Key" in other.detail) == ("/job_id", True)
+    [short] = decoding.create_of({"prompt": "Hi"}, LIMITS, "short").wrong
+    assert short.pointer == "/job_id"
 
 
 # ---- what comes in wrong ---------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ def test_a_post_takes_its_idempotency_key_for_its_job_id() -> None:
 )
 def test_what_is_no_frame_is_a_bad_frame(text: str) -> None:
     with pytest.raises(BadFrame) as refused:
-        decode(text, LIMIT)
+        decode(text, LIMIT, LIMITS)
     sendable(refused.value)
 
 
@@ -134,7 +135,7 @@ def test_what_is_no_frame_is_a_bad_frame(text: str) -> None:
 )
 def test_bytes_that_are_no_text_are_a_bad_frame(data: bytes) -> None:
     with pytest.raises(BadFrame):
-        decode(data, LIMIT)
+        decode(data, LIMIT, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_bytes_that_are_no_text_are_a_bad_frame(data: bytes) -> None:
 )
 def test_a_wrong_field_is_pointed_at(sent: dict[str, Any], pointer: str) -> None:
     with pytest.raises(InvalidParams) as refused:
-        decode(json.dumps(sent), LIMIT)
+        understood(decode(json.dumps(sent), LIMIT, LIMITS))
     [error] = refused.value.errors
     assert error.pointer == pointer
     sendable(refused.value)
@@ -177,7 +178,7 @@ def test_a_wrong_field_is_pointed_at(sent: dict[str, Any], pointer: str) -> None
 def test_a_type_that_is_missing_or_unknown_is_pointed_at_with_what_there_is() -> None:
     for sent in ("{}", '{"type":"frobnicate"}'):
         with pytest.raises(BadFrame) as refused:
-            decode(sent, LIMIT)
+            decode(sent, LIMIT, LIMITS)
         [error] = refused.value.errors
         assert error.pointer == "/type"
         for name in frames.CLIENT_FRAMES:
@@ -187,9 +188,9 @@ def test_a_type_that_is_missing_or_unknown_is_pointed_at_with_what_there_is() ->
 def test_the_size_limit_counts_bytes() -> None:
     text = json.dumps({"type": "ping", "t": "é"}, ensure_ascii=False)
     size = len(text.encode())
-    assert decode(text, size) == Ping(t="é")
+    assert decode(text, size, LIMITS) == Ping(t="é")
     with pytest.raises(FrameTooLarge, match=f"{size} bytes, of at most {size - 1}"):
-        decode(text, size - 1)
+        decode(text, size - 1, LIMITS)
 
 
 def test_nesting_is_bounded() -> None:
@@ -197,14 +198,14 @@ def test_nesting_is_bounded() -> None:
         # The frame itself is one level.
         return '{"type":"create","prompt":"x","y":' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
 
-    assert isinstance(decode(nested(DEPTH_MAX), LIMIT), Create)
+    assert isinstance(decode(nested(DEPTH_MAX), LIMIT, LIMITS), Create)
     with pytest.raises(BadFrame, match="nested"):
-        decode(nested(DEPTH_MAX + 1), LIMIT)
+        decode(nested(DEPTH_MAX + 1), LIMIT, LIMITS)
 
 
 def test_many_brackets_that_are_not_deep_are_fine() -> None:
     body = {**CREATE, "x": [[1]] * 1000, "prompt": "[{" * 1000}
-    assert isinstance(decode(json.dumps(body), LIMIT), Create)
+    assert isinstance(decode(json.dumps(body), LIMIT, LIMITS), Create)
 
 
 # ---- whatever comes in -----------------------------------------------------------------------------------------------
@@ -242,10 +243,17 @@ def sendable(error: JobwireError) -> None:
     parsed(data)
 
 
+def understood(frame: frames.ClientFrame) -> None:
+    """Check what may be wrong with a frame beside its body. Raises InvalidParams."""
+    if isinstance(frame, Create):
+        WrongFields(frame.wrong).refuse()
+
+
 def understand(data: str | bytes) -> None:
     """Decode a message, and parse what it asks for; only errors of the tree may come out, and they can be sent."""
     try:
-        frame = decode(data, LIMIT)
+        frame = decode(data, LIMIT, LIMITS)
+        understood(frame)
         if isinstance(frame, Create):
             msgspec.msgpack.encode(Infer().parse(frame.body, LIMITS))
     except RequestError as error:
@@ -281,7 +289,7 @@ def test_half_a_frame_is_refused(data: st.DataObject) -> None:
     whole = json.dumps({**CREATE, "prompt": "Grüße 👩‍🚀"}, ensure_ascii=False).encode()
     cut = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(BadFrame):
-        decode(whole[:cut], LIMIT)
+        decode(whole[:cut], LIMIT, LIMITS)
 
 
 # ---- what goes out ---------------------------------------------------------------------------------------------------

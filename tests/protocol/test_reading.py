@@ -14,7 +14,8 @@ from tests.jobs.scripted import Stage
 from tests.protocol.wire import Sent, Wire, drain, number, parsed, text, types
 from worker.events import Record, Token, TopLogprob
 from worker.jobs.job import Job
-from worker.observers.narration import Fields, narrate
+from worker.jobs.narration import Narration
+from worker.observers.narration import narrate
 from worker.protocol.reading import CACHE_BYTES_MAX, CACHE_FRAMES_MAX, FrameSource, LogReader, locate
 
 
@@ -23,7 +24,7 @@ def running(wire: Wire, **body: Any) -> tuple[Job, LogReader]:
     job = wire.stage.create(prompt="Hi", **body)
     wire.stage.start(job)
     wire.stage.tokens(job, "first")
-    stream = wire.source.stream(job)
+    stream = wire.source.reader(job)
     drain(stream)
     return job, stream
 
@@ -73,7 +74,7 @@ def test_narration_and_the_end_flush() -> None:
     frames = [parsed(frame.data) for frame in drain(stream)]
     assert types(frames) == ["token", "narration", "narration", "narration", "token", "narration", "end"]
     assert [frame["text"] for frame in frames if frame["type"] == "token"] == ["ab", "cd"]
-    assert stream.done
+    assert stream.ended
 
 
 def test_only_tokens_of_one_choice_merge() -> None:
@@ -95,7 +96,7 @@ def test_what_a_reader_holds_is_never_straddled() -> None:
     job, _ = running(wire)
     wire.stage.tokens(job, "a", "b", "c", "d")
     for after in range(job.log.tail):
-        stream = wire.source.stream(job, after)
+        stream = wire.source.reader(job, after)
         frame = one(stream)
         assert number(frame["cursor"]) - frame.get("n", 1) == after
 
@@ -215,23 +216,23 @@ def test_channels_leave_out_what_is_not_wanted_but_never_the_end() -> None:
     wire.stage.tokens(job, "a", "b")
     wire.stage.finish(job)
     seen = {
-        channel: [parsed(frame.data) for frame in drain(wire.source.stream(job, 0, [channel]))]
+        channel: [parsed(frame.data) for frame in drain(wire.source.reader(job, 0, [channel]))]
         for channel in ("token", "narration")
     }
     assert types(seen["token"]) == ["token", "token", "end"]
     assert types(seen["narration"]) == ["narration"] * 4 + ["end"]
     assert text(seen["token"]) == "firstab"
-    assert types(parsed(frame.data) for frame in drain(wire.source.stream(job, 0, []))) == ["end"]
+    assert types(parsed(frame.data) for frame in drain(wire.source.reader(job, 0, []))) == ["end"]
 
 
 def test_a_reader_of_one_channel_passes_over_the_other() -> None:
     wire = Wire()
     job = wire.stage.create()
-    stream = wire.source.stream(job, 0, ["token"])
+    stream = wire.source.reader(job, 0, ["token"])
     assert stream.pending
     assert stream.next() is None
     assert not stream.pending
-    assert not stream.done
+    assert not stream.ended
 
 
 # ---- sharing ---------------------------------------------------------------------------------------------------------
@@ -241,9 +242,9 @@ def counted() -> tuple[Wire, list[int]]:
     """Return a wire that records which log numbers are narrated, which is when they are encoded."""
     narrated: list[int] = []
 
-    def count(job_id: str, record: Record) -> Fields | None:
+    def count(record: Record) -> Narration | None:
         narrated.append(record.n)
-        return narrate(job_id, record)
+        return narrate(record)
 
     wire = Wire()
     wire.source = FrameSource(count, wire.tally)
@@ -253,7 +254,7 @@ def counted() -> tuple[Wire, list[int]]:
 def test_readers_share_frames() -> None:
     wire, narrated = counted()
     job = wire.stage.create()
-    streams = [wire.source.stream(job) for _ in range(50)]
+    streams = [wire.source.reader(job) for _ in range(50)]
     first = [drain(stream) for stream in streams]
     wire.stage.start(job)
     wire.stage.tokens(job, "a")
@@ -270,7 +271,7 @@ def test_readers_share_frames() -> None:
 def test_late_readers_of_an_ended_job_share_its_merged_frames() -> None:
     wire, narrated = counted()
     job = wire.stage.run(wire.stage.create(), "a", "b", "c")
-    streams = [wire.source.stream(job) for _ in range(10)]
+    streams = [wire.source.reader(job) for _ in range(10)]
     found = [drain(stream) for stream in streams]
     assert len({tuple(id(frame) for frame in frames) for frames in found}) == 1
     assert sorted(narrated) == sorted(set(narrated))
@@ -279,7 +280,7 @@ def test_late_readers_of_an_ended_job_share_its_merged_frames() -> None:
 def test_a_sentence_is_encoded_once_however_far_apart_its_readers_are() -> None:
     wire, narrated = counted()
     job = wire.stage.create()
-    fast, slow = wire.source.stream(job), wire.source.stream(job)
+    fast, slow = wire.source.reader(job), wire.source.reader(job)
     drain(fast)
     wire.stage.start(job)
     wire.stage.tokens(job, "a", "b")
@@ -291,7 +292,7 @@ def test_a_sentence_is_encoded_once_however_far_apart_its_readers_are() -> None:
 def test_a_frame_that_can_still_grow_does_grow() -> None:
     wire = Wire()
     job, fast = running(wire)
-    slow = wire.source.stream(job, fast.after)
+    slow = wire.source.reader(job, fast.after)
     wire.stage.tokens(job, "a")
     assert one(fast)["text"] == "a"
     wire.stage.tokens(job, "b")
@@ -307,7 +308,7 @@ def test_the_memory_for_shared_frames_is_bounded() -> None:
         wire.stage.tokens(job, "x" * (number_ * 40))
         drain(stream)
         # A frame that grows takes the place of the smaller one.
-        wire.source.stream(job, start).next()
+        wire.source.reader(job, start).next()
         assert len(kept) <= CACHE_FRAMES_MAX
         assert stream._frames._kept_bytes == sum(len(frame.data) for frame, _ in kept.values()) <= CACHE_BYTES_MAX
 
@@ -323,7 +324,7 @@ def test_a_frame_too_large_to_keep_is_still_sent() -> None:
 def test_shared_frames_are_forgotten_with_the_last_reader() -> None:
     wire = Wire()
     job = wire.stage.create()
-    first, second = wire.source.stream(job), wire.source.stream(job)
+    first, second = wire.source.reader(job), wire.source.reader(job)
     frames = weakref.ref(first._frames)
     assert second._frames is first._frames
     del first
@@ -343,17 +344,17 @@ def test_where_a_reader_begins() -> None:
     job = stage.create()
     stage.start(job)
     at = locate(job, job.log.cursor(1))
-    assert (at.after, at.reset, at.over) == (1, False, False)
+    assert (at.after, at.reset, at.ended) == (1, False, False)
     at = locate(job, job.log.cursor(2))
-    assert (at.after, at.reset, at.over) == (2, False, False)
+    assert (at.after, at.reset, at.ended) == (2, False, False)
     for cursor in (None, ""):
         assert locate(job, cursor) == locate(job, job.log.cursor(0))
     for cursor in ("other-1", job.log.cursor(3), "nonsense"):
         at = locate(job, cursor)
-        assert (at.after, at.reset, at.over) == (0, True, False)
+        assert (at.after, at.reset, at.ended) == (0, True, False)
     stage.finish(job)
-    assert locate(job, job.log.cursor(job.log.tail)).over
-    assert not locate(job, job.log.cursor(job.log.tail - 1)).over
+    assert locate(job, job.log.cursor(job.log.tail)).ended
+    assert not locate(job, job.log.cursor(job.log.tail - 1)).ended
 
 
 # ---- properties ------------------------------------------------------------------------------------------------------
@@ -391,7 +392,7 @@ def test_every_reader_of_any_log_gets_everything_once_and_in_order(
     for reader in readers:
         reader.pull(1 << 30)
         reader.check()
-        assert reader.stream.done == finish
+        assert reader.stream.ended == finish
 
 
 class Reader:
@@ -400,7 +401,7 @@ class Reader:
     def __init__(self, wire: Wire, job: Job, start: int) -> None:
         self.job = job
         self.start = min(start, job.log.tail)
-        self.stream = wire.source.stream(job, self.start)
+        self.stream = wire.source.reader(job, self.start)
         self.got: list[Sent] = []
         self.limit = wire.stage.settings.frame_bytes_max
 
@@ -411,7 +412,7 @@ class Reader:
             if frame is None:
                 break
             body = parsed(frame.data)
-            assert (body["cursor"], frame.n) == (frame.cursor, number(frame.cursor))
+            assert (body["cursor"], frame.number) == (frame.cursor, number(frame.cursor))
             assert len(frame.data) <= self.limit or body.get("n", 1) == 1
             self.got.append(body)
 

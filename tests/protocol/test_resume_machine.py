@@ -40,7 +40,7 @@ class ResumeMachine(RuleBasedStateMachine):
         self.out = ""
         self.ends = 0
         self.socket: Client | None = None
-        self.events: sse.SseStream | None = None
+        self.events: sse.SseReader | None = None
         self.window = 0
         self.to_ack: str | None = None
 
@@ -119,12 +119,12 @@ class ResumeMachine(RuleBasedStateMachine):
             self.start_over()
             return
         start = sse.start(job, self.after, None)
-        if start.over:
+        if start.ended:
             # 204: nothing to come, and the end was seen.
             assert self.ends == 1
             return
-        stream = self.wire.source.stream(job, start.after)
-        self.events = sse.SseStream(stream, coalesce_ms, lambda: None, self.wire.stage.clock)
+        stream = self.wire.source.reader(job, start.after)
+        self.events = sse.SseReader(stream, coalesce_ms, lambda: None, self.wire.stage.clock)
         self.wire.stage.jobs.watch(job, self.events.notify)
         for event in sse.prologue(reset=start.reset).split(b"\n\n"):
             if event.startswith(b"data: "):

@@ -200,3 +200,17 @@ def test_what_is_delivered_and_refused_is_counted() -> None:
     client.send("ping", t=[])
     client.send("ping", t=[])
     assert tally.refusals == {"job_not_found": 1, "invalid_params": 2}
+
+
+# ---- keys that change ------------------------------------------------------------------------------------------------
+
+
+def test_a_grant_is_renewed_or_ends_the_connection() -> None:
+    _, client = knocking()
+    client.ask("auth", token="key")
+    changed = Grant(principal=Principal(name="ann", allowance=Allowance(jobs_max=3)))
+    client.session.renew(changed)
+    assert client.session.grant == changed
+    with pytest.raises(CloseConnection) as close:
+        client.session.renew(None)
+    assert (close.value.code, close.value.reason) == (4401, "This key is no longer valid.")

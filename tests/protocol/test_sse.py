@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.jobs.scripted import LIMITS, Stage
 from tests.protocol.wire import ID, Wire, drain
-from worker.errors import InvalidParams
+from worker.errors import FieldError, InvalidParams
 from worker.protocol import sse
 from worker.protocol.frames import Create
 
@@ -41,7 +42,7 @@ def read(body: bytes) -> tuple[list[tuple[str | None, str]], str]:
 def test_a_stream_from_its_prologue_to_its_end() -> None:
     wire = Wire()
     job = wire.stage.run(wire.stage.create(ID), "Hel", "lo")
-    frames = drain(wire.source.stream(job))
+    frames = drain(wire.source.reader(job))
     events, retry = read(sse.prologue(reset=False) + b"".join(map(sse.encode, frames)))
     assert retry == "1000"
     assert [data.encode() for _, data in events] == [frame.data for frame in frames]
@@ -52,7 +53,7 @@ def test_a_stream_from_its_prologue_to_its_end() -> None:
 def test_any_text_arrives_as_it_was(text: str) -> None:
     wire = Wire()
     job = wire.stage.run(wire.stage.create(ID), text)
-    events, _ = read(b"".join(map(sse.encode, drain(wire.source.stream(job, channels=["token"])))))
+    events, _ = read(b"".join(map(sse.encode, drain(wire.source.reader(job, channels=["token"])))))
     assert "".join(json.loads(data).get("text", "") for _, data in events) == text
 
 
@@ -79,10 +80,45 @@ def test_a_floor_that_cannot_be_is_refused(text: str) -> None:
 
 
 def test_an_event_stream_has_no_window() -> None:
-    sse.check(Create(window=0, coalesce_ms=20))
-    with pytest.raises(InvalidParams) as refused:
-        sse.check(Create(window=1))
-    assert refused.value.errors[0].pointer == "/window"
+    frame = Create(window=0, coalesce_ms=20)
+    assert sse.refuse_window(frame) == frame
+    for asked in (Create(window=1), Create(wrong=(FieldError("/window", "Expected an integer"),))):
+        [error] = sse.refuse_window(asked).wrong
+        assert (error.pointer, "only a WebSocket" in error.detail) == ("/window", True)
+
+
+def test_the_first_narration_of_one_reader_names_ignored_fields() -> None:
+    """In a copy: frames are encoded once, and others get them as they are."""
+    wire = Wire()
+    job = wire.stage.run(wire.stage.create(ID), "a")
+    readers = [
+        sse.SseReader(wire.source.reader(job), 0, lambda: None, wire.stage.clock, ignored)
+        for ignored in (["max_token", '"'], [])
+    ]
+    named, plain = [read(b"".join(iter(lambda r=r: r.next(0), None)))[0] for r in readers]  # type: ignore[misc]
+    assert [last_id for last_id, _ in named] == [last_id for last_id, _ in plain]
+    first, *others = [json.loads(data) for _, data in named]
+    assert first.pop("ignored") == ["max_token", '"']
+    assert [first, *others] == [json.loads(data) for _, data in plain]
+
+
+def test_a_reader_of_text_alone_is_told_by_the_header() -> None:
+    wire = Wire()
+    job = wire.stage.run(wire.stage.create(ID), "a")
+    reader = sse.SseReader(wire.source.reader(job, 0, ["token"]), 0, lambda: None, wire.stage.clock, ["x"])
+    assert b"ignored" not in b"".join(iter(lambda: reader.next(0), None))
+
+
+@given(st.lists(st.text(min_size=1, max_size=40), max_size=8))
+def test_any_names_fit_a_header(names: list[str]) -> None:
+    header = sse.ignored_header(names)
+    assert bool(header) == bool(names)
+    if names:
+        [value] = header.values()
+        assert value.isascii() and value.isprintable() and " " not in value
+        assert [unquote(name) for name in value.split(",")] == [
+            name.encode(errors="replace").decode() for name in names
+        ]
 
 
 def test_last_event_id_wins_over_the_query() -> None:
@@ -94,5 +130,5 @@ def test_last_event_id_wins_over_the_query() -> None:
     assert sse.start(job, "", second).after == 2
     assert sse.start(job, None, None).after == 0
     assert sse.start(job, "gone-1", second).reset
-    assert sse.start(job, end, first).over
-    assert not sse.start(job, first, end).over
+    assert sse.start(job, end, first).ended
+    assert not sse.start(job, first, end).ended

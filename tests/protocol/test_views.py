@@ -179,3 +179,19 @@ def test_ready_is_idle_or_busy_or_draining() -> None:
 def test_loading_is_told_step_by_step(state: EngineState, item: dict[str, Any], last: bool) -> None:
     data, done = views.loading_item(state)
     assert (body(data), done) == (item, last)
+
+
+def test_stats_are_the_numbers_of_now() -> None:
+    busy = body(
+        views.stats(msgspec.structs.replace(READY, stats=STATS, restarts=2), live=3, sockets=4, uptime_s=1.23456)
+    )
+    assert (busy["engine_phase"], busy["jobs_live"], busy["sockets"], busy["uptime_s"]) == ("ready", 3, 4, 1.235)
+    assert (busy["running"], busy["waiting"], busy["restarts"]) == (STATS.running, STATS.waiting, 2)
+    assert (busy["step_ms"], busy["decode_tokens_per_s"]) == (STATS.step_ms, STATS.decode_tokens_per_s)
+    idle = msgspec.structs.replace(STATS, running=0)
+    assert body(views.stats(msgspec.structs.replace(READY, stats=idle), live=0, sockets=0, uptime_s=0))["step_ms"] == 0
+
+
+def test_without_an_engine_all_jobs_wait() -> None:
+    none = body(views.stats(EngineState(phase="loading"), live=3, sockets=0, uptime_s=0))
+    assert (none["waiting"], none["running"], none["slots_total"], none["kv_tokens_total"]) == (3, 0, 0, 0)

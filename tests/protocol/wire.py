@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from tests.jobs.scripted import LIMITS, Stage
 from worker.errors import Unauthorized
+from worker.events import Note
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Grant, Principal
 from worker.observers.narration import narrate
@@ -23,6 +24,7 @@ Sent: TypeAlias = dict[str, Any]
 
 ID = "3f2c9a7e-5b1d-4c8e-9f00-aa12bb34cc56"
 OTHER = "another-job-of-ours"
+IDS = [f"job-number-{number_:08d}" for number_ in range(64)]
 
 
 class Wire:
@@ -102,6 +104,29 @@ class Client:
         reply = self.pull()
         assert reply is not None
         return reply
+
+
+def connected(**settings: Any) -> tuple[Wire, Client]:
+    """Return a wire and one connection."""
+    wire = Wire(**settings)
+    return wire, wire.connect()
+
+
+def following(**delivery: Any) -> tuple[Wire, Client, Job]:
+    """Return a job whose first token is out, and a client that follows it in this way from there on."""
+    wire = Wire()
+    job = wire.stage.create(ID)
+    wire.stage.start(job)
+    wire.stage.tokens(job, "first ")
+    client = wire.connect()
+    client.send("subscribe", job_id=ID, after=job.log.cursor(job.log.tail), **delivery)
+    assert types(client.pull_all()) == ["accepted"]
+    return wire, client, job
+
+
+def remark(job: Job, action: str = "remark") -> None:
+    """Write a remark into the log."""
+    job.log.append(Note(actor="test", action=action, human="Something happened"), at_ms=0)
 
 
 def parsed(data: bytes) -> Sent:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import msgspec
 
 from worker.events import Admitted, FirstToken, Note, Preempted, Progress, Queued, Record, Resumed
-
-Fields: TypeAlias = dict[str, Any]
-"""The fields of a narration frame. What is absent is not in the mapping; there is never a None."""
+from worker.jobs.narration import Narration
 
 PHASES = {"completed": "done", "engine_restarted": "recovery"}
-"""The phase of a job after a note of this action. Other notes are just `note`s."""
+"""The phase of a job after a note of this action. Other notes have the phase `note`."""
 
 CUTE = {
     "admitted": "Reading your prompt with both eyes.",
@@ -22,80 +20,72 @@ CUTE = {
 }
 
 
-def narrate(job_id: str, record: Record) -> Fields | None:
-    """Return the narration of a record of job `job_id`. Tokens and terminal events have no sentence: None."""
-    fields = _describe(record)
-    if fields is None:
-        return None
-    cute = CUTE.get(fields["action"])
-    return {
-        **fields,
-        **({} if cute is None else {"cute": cute}),
-        "target": job_id,
-        "emitted_by": "jobwire",
-        "emitted_at_ms": record.at_ms,
-    }
+def narrate(record: Record) -> Narration | None:
+    """Return the narration of a record. Tokens and terminal events have no sentence: None."""
+    narration = _describe(record)
+    cute = CUTE.get(narration.action) if narration is not None else None
+    return narration if narration is None or cute is None else msgspec.structs.replace(narration, cute=cute)
 
 
-def _describe(record: Record) -> Fields | None:
+def _describe(record: Record) -> Narration | None:
     match record.event:
         case Queued() as event:
             return _queued(event)
         case Admitted() as event:
             return _admitted(event)
-        case Progress(done=done, total=total):
-            share = done / total if total else 1.0
-            fields = _say("engine", "prefill", f"Prefill {share:.0%}".replace("%", " %"), "prefill")
-            return {**fields, "progress": round(share, 4), "metrics": {"prefilled_tokens": done, "total_tokens": total}}
+        case Progress() as event:
+            return _progress(event)
         case FirstToken(wait_ms=wait_ms):
-            fields = _say("engine", "first_token", f"First token after {wait_ms} ms", "decode")
-            return {**fields, "duration_ms": wait_ms}
+            return Narration("engine", "first_token", f"First token after {wait_ms} ms", "decode", duration_ms=wait_ms)
         case Preempted(reason=reason):
-            return {**_say("scheduler", "preempted", f"Paused: {reason}", "queued"), "level": "warn"}
+            return Narration("scheduler", "preempted", f"Paused: {reason}", "queued", level="warn")
         case Resumed(attempt=attempt):
-            human = f"The job goes on where it was, in attempt {attempt}"
-            return {**_say("worker", "resumed", human, "queued"), "metrics": {"attempt": attempt}}
+            human = f"The job continues where it stopped, in attempt {attempt}"
+            return Narration("worker", "resumed", human, "queued", metrics={"attempt": attempt})
         case Note() as event:
             return _note(event)
         case _:
             return None
 
 
-def _say(actor: str, action: str, human: str, phase: str) -> Fields:
-    return {"actor": actor, "action": action, "human": human, "phase": phase}
-
-
-def _queued(event: Queued) -> Fields:
+def _queued(event: Queued) -> Narration:
     ahead = event.position - 1
     human = "Next in line" if ahead <= 0 else f"{ahead} job{'s' if ahead > 1 else ''} ahead"
-    queue = {"position": event.position}
     if event.eta_ms is not None:
         human += f", about {_duration(event.eta_ms)}"
-        queue["eta_ms"] = event.eta_ms
-    return {**_say("scheduler", "queued", human, "queued"), "queue": queue, "queue_position": event.position}
+    return Narration("scheduler", "queued", human, "queued", queue_position=event.position, eta_ms=event.eta_ms)
 
 
-def _admitted(event: Admitted) -> Fields:
+def _admitted(event: Admitted) -> Narration:
     tokens = f"{event.prompt_tokens} token{'' if event.prompt_tokens == 1 else 's'}"
     human = f"Reading a prompt of {tokens}" if event.prompt_tokens else "It is this job's turn"
     if event.cached_tokens:
         human += f", {event.cached_tokens} of them from the cache"
     metrics = {"prompt_tokens": event.prompt_tokens, "cached_tokens": event.cached_tokens}
-    return {**_say("scheduler", "admitted", human, "prefill"), "tokens_in": event.prompt_tokens, "metrics": metrics}
+    return Narration("scheduler", "admitted", human, "prefill", tokens_in=event.prompt_tokens, metrics=metrics)
 
 
-def _note(event: Note) -> Fields:
-    fields = _say(event.actor, event.action, event.human, PHASES.get(event.action, "note"))
-    if event.level != "info":
-        fields["level"] = event.level
-    for name in ("duration_ms", "tokens_in", "tokens_out"):
-        value = getattr(event, name)
-        if value is not None:
-            fields[name] = value
-    return fields
+def _progress(event: Progress) -> Narration:
+    share = event.done / event.total if event.total else 1.0
+    human = f"Prefill {share:.0%}".replace("%", " %")
+    metrics = {"prefilled_tokens": event.done, "total_tokens": event.total}
+    return Narration("engine", "prefill", human, "prefill", progress=round(share, 4), metrics=metrics)
+
+
+def _note(event: Note) -> Narration:
+    return Narration(
+        event.actor,
+        event.action,
+        event.human,
+        PHASES.get(event.action, "note"),
+        level=None if event.level == "info" else event.level,
+        duration_ms=event.duration_ms,
+        tokens_in=event.tokens_in,
+        tokens_out=event.tokens_out,
+    )
 
 
 def _duration(ms: int) -> str:
-    """Return a duration for people, rounded up to what one would say."""
+    """Return a duration for people, rounded up: in seconds below two minutes, else in minutes."""
     seconds = -(-ms // 1000)
     return f"{seconds} s" if seconds < 120 else f"{-(-seconds // 60)} min"

@@ -1,1 +1,1 @@
-"""Stage 4: say what a job may ask for. Each module but base is one operation."""
+"""Stage 4: say what a job may ask for. Each module but `base` and `fields` is one operation."""

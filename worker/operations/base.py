@@ -1,9 +1,8 @@
-"""What a job asks for, checked: the form in which every operation hands its request to the jobs."""
+"""What a job asks for, checked: every operation passes its request to the jobs in this form."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from typing import Any, Protocol, TypedDict
 
@@ -11,8 +10,8 @@ import msgspec
 
 from worker.config import Settings
 from worker.engines.base import Generation
-from worker.errors import FieldError
 from worker.events import Event
+from worker.operations.fields import WrongFields
 from worker.requests import Prompt, Sampling
 
 DELIVERY_FIELDS = frozenset({"type", "job_id", "after", "ref", "window", "channels", "coalesce_ms"})
@@ -23,8 +22,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A checked request for one job of `n` choices. `max_tokens` is the budget of each choice.
 
     `fingerprint` identifies the body: the same job id with another fingerprint is another job. `deadline_ms` counts
-    from creation, 0 is none. A `detach`ed job goes on although nobody watches it. Without a `seed` the job draws one.
-    `include_ids`: its readers are shown token ids. A job with a `script` needs no engine: its events are written at
+    from creation, 0 is none. A `detach`ed job continues without readers. Without a `seed` the job draws one.
+    `include_ids`: its readers get token ids. A job with a `script` needs no engine: its events are written at
     once, from Admitted on, and it is completed.
     """
 
@@ -42,7 +41,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     script: tuple[Event, ...] = ()
 
     def generation(self, lease: str, seed: int, index: int = 0, generated: tuple[int, ...] = ()) -> Generation:
-        """Return what an engine needs for choice `index`, to go on after `generated`. Each choice has its own seed."""
+        """Return what an engine needs to continue choice `index` after `generated`. Each choice has its own seed."""
         return Generation(
             lease=lease,
             prompt=self.prompt,
@@ -60,7 +59,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of what a job and its delivery may ask for, from the settings."""
+    """Upper bounds of the fields of a job and of its delivery, from the settings."""
 
     max_tokens_default: int
     max_tokens_max: int
@@ -77,15 +76,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NoParams(TypedDict):
-    """Of an operation that has nothing to choose."""
+    """The fields of an operation that has none."""
 
 
 class Described(Protocol):
-    """What documents tell of an operation. Its class knows it already."""
+    """What documents show of an operation. Its class is enough for that."""
 
     @property
     def name(self) -> str:
-        """How requests name it."""
+        """The name that requests use."""
         ...
 
     @property
@@ -102,8 +101,11 @@ class Described(Protocol):
 class Operation(Described, Protocol):
     """An operation that creates jobs: turns a request's body into a checked JobRequest."""
 
-    def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
-        """Check a body. Raises InvalidParams that names every wrong field. Unknown fields are ignored."""
+    def parse(self, body: Mapping[str, object], limits: Limits, wrong: WrongFields | None = None) -> JobRequest:
+        """Check a body. Raises InvalidParams that names every wrong field, and those that are in `wrong` already.
+
+        Fields that are not among `params` are ignored.
+        """
         ...
 
 
@@ -111,48 +113,6 @@ def fingerprint(body: Mapping[str, object]) -> bytes:
     """Return 16 bytes that identify what a body asks for, whatever the order of its fields and its delivery."""
     relevant = {key: value for key, value in body.items() if key not in DELIVERY_FIELDS and value is not None}
     return hashlib.blake2b(msgspec.json.encode(relevant, order="deterministic"), digest_size=16).digest()
-
-
-def field_error(error: msgspec.ValidationError, pointer: str = "") -> FieldError:
-    """Return what msgspec found wrong in the value at `pointer`, as a pointer to the very place and what is allowed."""
-    reason, path = str(error), ""
-    found = _PLACE.search(reason)
-    if found is not None:
-        # msgspec does not say which key of a mapping: then the pointer is to the mapping.
-        reason, path = reason[: found.start()], found[1].partition("[...]")[0]
-    return FieldError(pointer + re.sub(r"\[|\.", "/", path).replace("]", ""), _in_words(reason))
-
-
-def _in_words(reason: str) -> str:
-    """Return what msgspec says in the words of JSON: "Expected `float` <= 2.0" is "Expected a number, at most 2"."""
-    reason = re.sub("`([a-z]+(?: [|] [a-z]+)*)`", lambda found: _types(found[1]) or found[0], reason)
-    return re.sub(r" (of length )?([<>]=?) (\S+?)(?:\.0)?$", _bound, reason)
-
-
-def _types(names: str) -> str:
-    """Return types of Python as those of JSON, or nothing if they are names of something else."""
-    words = [_TYPES.get(name, "") for name in names.split(" | ")]
-    return " or ".join(words) if all(words) else ""
-
-
-def _bound(found: re.Match[str]) -> str:
-    of_length, sign, most = found.groups()
-    return f"{f' {of_length}' if of_length else ', '}{_BOUNDS[sign]} {most}"
-
-
-_TYPES = {
-    "int": "an integer",
-    "float": "a number",
-    "str": "a string",
-    "bool": "a boolean",
-    "array": "an array",
-    "object": "an object",
-    "null": "null",
-}
-_BOUNDS = {"<=": "at most", ">=": "at least", "<": "below", ">": "above"}
-
-_PLACE = re.compile(r" - at `(?:key` in `)?\$([^`]*)`$")
-"""How msgspec ends a message: "... - at `$.messages[0].role`"."""
 
 
 def scripted(operation: str, body: Mapping[str, object], script: tuple[Event, ...]) -> JobRequest:

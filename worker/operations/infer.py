@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, cast, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
-from worker.errors import FieldError, InvalidParams
-from worker.operations.base import JobRequest, Limits, field_error, fingerprint
+from worker.operations.base import JobRequest, Limits, fingerprint
+from worker.operations.fields import WrongFields, compiled
 from worker.requests import Message, Prompt, ResponseFormat, Sampling
 
 TOP_LOGPROBS_DEFAULT = 5
@@ -17,8 +17,9 @@ STOPS_MAX = 16
 BANS_MAX = 256
 STOP_CHARS_MAX = 256
 LOGIT_BIASES_MAX = 4096
-# Compiling a form can cost the square of its size, here up to a second for which all sequences wait, and 100 MiB.
 FORM_BYTES_MAX = 1 << 14
+"""Compiling a form can cost the square of its size: here up to a second, in which all sequences wait, and 100 MiB."""
+
 INT_MAX = (1 << 31) - 1
 
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
@@ -29,12 +30,14 @@ Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
 
 
 class Params(TypedDict, total=False):
-    """What a client may ask of the model. null is the same as absent, and fields not named here are ignored."""
+    """What a client may ask of the model. null is the same as absent. Other fields are ignored, and named."""
 
     prompt: Annotated[str, Meta(description="What to answer, as one message of a user: this or `messages`.")]
     messages: Annotated[list[Message], Meta(min_length=1, description="A conversation to answer: this or `prompt`.")]
     raw: Annotated[bool, Meta(description="Continue `prompt` as it stands, without the model's chat template.")]
-    model: Annotated[str, Meta(description="What the caller expects here. Not checked: a worker serves one model.")]
+    model: Annotated[
+        str, Meta(description="The model that the caller expects. Not checked: a worker serves one model.")
+    ]
     max_tokens: Annotated[int, Meta(ge=1, description="Most tokens per choice. The worker has a default and a limit.")]
     temperature: Annotated[
         float, Meta(ge=0, le=2, description="How freely to choose: 0 is greedy, 1 (default) the model's own way.")
@@ -42,20 +45,27 @@ class Params(TypedDict, total=False):
     top_p: Annotated[
         float, Meta(gt=0, le=1, description="Choose among the likeliest tokens of this total probability. 1 is off.")
     ]
-    top_k: Annotated[int, Meta(ge=0, le=INT_MAX, description="Choose among so many likeliest tokens. 0 is off.")]
+    top_k: Annotated[int, Meta(ge=0, le=INT_MAX, description="Choose among this number of likeliest tokens. 0 is off.")]
     min_p: Annotated[
-        float, Meta(ge=0, le=1, description="Choose among tokens so likely, relative to the likeliest. 0 is off.")
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Choose among tokens of at least this probability, relative to the likeliest. 0 is off.",
+        ),
     ]
     repetition_penalty: Annotated[
         float, Meta(gt=0, le=10, description="Above 1, tokens of prompt and output become less likely. 1 is off.")
     ]
     presence_penalty: Annotated[
-        float, Meta(ge=-2, le=2, description="Taken off every token that was generated already. 0 is off.")
+        float,
+        Meta(ge=-2, le=2, description="Subtracted from the logit of each token that was generated before. 0 is off."),
     ]
     frequency_penalty: Annotated[
-        float, Meta(ge=-2, le=2, description="Taken off a token for each time it was generated. 0 is off.")
+        float,
+        Meta(ge=-2, le=2, description="Subtracted from a token's logit for each time that it was generated. 0 is off."),
     ]
-    seed: Annotated[int, Meta(description="The same request with the same seed gives the same text. Drawn if absent.")]
+    seed: Annotated[int, Meta(description="The same request with the same seed gives the same text. Random if absent.")]
     stop: Annotated[Stop | Stops, Meta(description="Text, or texts, that end the answer and are not part of it.")]
     banned_strings: Annotated[
         Bans, Meta(description="Texts, in any case, that the answer must not contain. ExLlamaV2 alone can do this.")
@@ -63,47 +73,52 @@ class Params(TypedDict, total=False):
     logit_bias: Annotated[dict[TokenId, Bias], Meta(description="What to add to the logits, by token id.")]
     response_format: Annotated[ResponseFormat, Meta(description="The form that the answer must have. At most 16 KiB.")]
     logprobs: Annotated[
-        int, Meta(ge=0, le=20, description="Log-probabilities of the chosen tokens, and of so many likeliest.")
+        int,
+        Meta(ge=0, le=20, description="Log-probabilities of the chosen tokens, and of this number of likeliest ones."),
     ]
     include: Annotated[
-        list[Literal["ids", "logprobs", "top_logprobs"]], Meta(description="What token frames carry besides text.")
+        list[Literal["ids", "logprobs", "top_logprobs"]],
+        Meta(
+            description="What token frames carry besides text. `logprobs` here is an alias of `logprobs: 0`, "
+            "`top_logprobs` of `logprobs: 5`; a number above 0 in the field `logprobs` wins."
+        ),
     ]
-    ignore_eos: Annotated[bool, Meta(description="Go on after an end token, up to `max_tokens`.")]
+    ignore_eos: Annotated[bool, Meta(description="Continue after an end token, up to `max_tokens`.")]
     token_healing: Annotated[
         bool,
-        Meta(description="If a raw prompt ends within a word: choose its last token anew. Not with `response_format`."),
+        Meta(
+            description="If a raw prompt ends within a word: sample its last token again. Not with `response_format`."
+        ),
     ]
     n: Annotated[int, Meta(ge=1, description="Answers to generate side by side. 1 if absent.")]
     priority: Annotated[int, Meta(ge=0, le=9, description="Higher goes first. 5 if absent.")]
-    deadline_ms: Annotated[int, Meta(ge=1, le=INT_MAX, description="Time from creation after which the job expires.")]
-    detach: Annotated[bool, Meta(description="Go on although nobody watches. Other jobs are cancelled after a while.")]
+    deadline_ms: Annotated[
+        int, Meta(ge=1, le=INT_MAX, description="Time from its creation after which the job expires.")
+    ]
+    detach: Annotated[bool, Meta(description="Continue without readers. Other jobs are cancelled after a while.")]
 
 
 FIELDS: dict[str, Any] = get_type_hints(Params, include_extras=True)
-"""The fields of Params by name, and what each may be: they are checked one by one."""
+"""The fields of Params by name, with the type of each: they are checked one by one."""
+
+_KINDS = compiled(FIELDS)
 
 SEED_MODULUS = 1 << 64
 
 
 class Infer:
-    """Parses requests for generation."""
+    """Parses requests for text."""
 
     name = "infer"
     params = Params
     one_of = ("prompt", "messages")
 
-    def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:
+    def parse(self, body: Mapping[str, object], limits: Limits, wrong: WrongFields | None = None) -> JobRequest:
         """Check a body against FIELDS and the limits. Raises InvalidParams that names every wrong field."""
-        values, errors = _convert(body)
-        wrong = {error.pointer.split("/")[1] for error in errors}
-        if "messages" in wrong:
-            # Without them a prompt seems to be missing, which would mislead.
-            wrong.add("prompt")
-        errors += [error for error in _check_limits(values, limits) if error.pointer[1:] not in wrong]
-        if errors:
-            named = "; ".join(f"{error.pointer[1:]}: {error.detail}" for error in errors)
-            fields = "this field" if len(errors) == 1 else "these fields"
-            raise InvalidParams(f"Fix {fields} and send it again: {named}.", errors=tuple(errors))
+        wrong = WrongFields() if wrong is None else wrong
+        values = cast("Params", wrong.convert(_with_whole_numbers(body), _KINDS))
+        _check_limits(values, limits, wrong)
+        wrong.refuse()
         return JobRequest(
             operation=self.name,
             prompt=_prompt(values),
@@ -119,47 +134,28 @@ class Infer:
         )
 
 
-def _convert(body: Mapping[str, object]) -> tuple[Params, list[FieldError]]:
-    """Convert each known field by itself, so that one answer names all that is wrong."""
-    values: dict[str, Any] = {}
-    errors: list[FieldError] = []
-    for name, kind in FIELDS.items():
-        raw = body.get(name)
-        if raw is None:
-            continue
-        if isinstance(raw, float) and raw.is_integer() and name in _INTEGERS:
-            raw = int(raw)
-        try:
-            values[name] = msgspec.convert(raw, kind, str_keys=True)
-        except msgspec.ValidationError as error:
-            errors.append(field_error(error, "/" + name))
-    return cast("Params", values), errors
+def _with_whole_numbers(body: Mapping[str, object]) -> dict[str, object]:
+    """Return a body in which whole numbers are integers: clients that know only floats send 20.0."""
+    return {
+        name: int(value) if isinstance(value, float) and name in _INTEGERS and value.is_integer() else value
+        for name, value in body.items()
+    }
 
 
-def _check_limits(values: Params, limits: Limits) -> list[FieldError]:
-    """Check what one field's type cannot say."""
-    errors: list[FieldError] = []
+def _check_limits(values: Params, limits: Limits, wrong: WrongFields) -> None:
+    """Record errors beyond the type of one field. A field with an error gets no second one."""
+    named = wrong.names
+    if "messages" in named:
+        # Without them the prompt would be reported missing, which would mislead.
+        named.add("prompt")
 
     def check(ok: bool, pointer: str, detail: str) -> None:
-        if not ok:
-            errors.append(FieldError(pointer, detail))
+        if not ok and pointer[1:] not in named:
+            wrong.add(pointer, detail)
 
-    prompt, messages = values.get("prompt"), values.get("messages")
-    if messages is None:
-        check(bool(prompt), "/prompt", "Expected a non-empty `prompt`, or `messages`")
-    else:
-        check(prompt is None, "/prompt", "Expected `prompt` or `messages`, not both")
-        check(not values.get("raw"), "/raw", "Expected `raw` only with `prompt`")
-    place, texts = ("/prompt", [prompt or ""]) if messages is None else ("/messages", [m.content for m in messages])
-    size = sum(len(text.encode(errors="replace")) for text in texts)
-    check(size <= limits.prompt_bytes_max, place, f"Expected at most {limits.prompt_bytes_max} bytes, got {size}")
-    check(_is_unicode(texts), place, "Expected whole Unicode characters, got half a surrogate pair")
-    check(
-        values.get("max_tokens", 0) <= limits.max_tokens_max,
-        "/max_tokens",
-        f"Expected an integer, at most {limits.max_tokens_max}",
-    )
-    check(values.get("n", 0) <= limits.choices_max, "/n", f"Expected an integer, at most {limits.choices_max}")
+    _check_prompt(values, limits, check)
+    for name, most in (("max_tokens", limits.max_tokens_max), ("n", limits.choices_max)):
+        check(cast("int", values.get(name, 0)) <= most, f"/{name}", f"Expected an integer, at most {most}")
     check(
         len(values.get("logit_bias", ())) <= LOGIT_BIASES_MAX,
         "/logit_bias",
@@ -172,11 +168,24 @@ def _check_limits(values: Params, limits: Limits) -> list[FieldError]:
     packed = _packed(wanted)
     check(packed is not None, "/response_format", "Expected integers of at most 64 bits")
     check(len(packed or b"") <= FORM_BYTES_MAX, "/response_format", f"Expected at most {FORM_BYTES_MAX} bytes")
-    return errors
+
+
+def _check_prompt(values: Params, limits: Limits, check: Callable[[bool, str, str], None]) -> None:
+    """Check that there is one prompt or one conversation, of text, and not too long."""
+    prompt, messages = values.get("prompt"), values.get("messages")
+    if messages is None:
+        check(bool(prompt), "/prompt", "Expected a non-empty `prompt`, or `messages`")
+    else:
+        check(prompt is None, "/prompt", "Expected `prompt` or `messages`, not both")
+        check(not values.get("raw"), "/raw", "Expected `raw` only with `prompt`")
+    place, texts = ("/prompt", [prompt or ""]) if messages is None else ("/messages", [m.content for m in messages])
+    size = sum(len(text.encode(errors="replace")) for text in texts)
+    check(size <= limits.prompt_bytes_max, place, f"Expected at most {limits.prompt_bytes_max} bytes, got {size}")
+    check(_is_unicode(texts), place, "Expected whole Unicode characters, got half a surrogate pair")
 
 
 def _packed(wanted: ResponseFormat) -> bytes | None:
-    """A format as it travels to the engine, None if it cannot: JSON's integers have no bound, msgpack's do."""
+    """Return a format as it is sent to the engine, or None: JSON's integers have no bound, msgpack's do."""
     try:
         return msgspec.msgpack.encode(wanted)
     except OverflowError:
@@ -192,7 +201,7 @@ def _is_unicode(texts: list[str]) -> bool:
 
 
 def _prompt(values: Params) -> Prompt:
-    """A bare prompt is one user's message for the chat template, unless the client says `raw`."""
+    """Return the prompt: one user's message for the chat template, unless the client asks for `raw`."""
     if values.get("raw"):
         return Prompt(text=values["prompt"])
     if "messages" in values:

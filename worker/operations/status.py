@@ -1,4 +1,4 @@
-"""The operation "status": what the worker does now, as a job that needs no engine and ends at once."""
+"""The operation "status": the worker's state, as a job that needs no engine and ends at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 from worker.brokers.base import EngineState
 from worker.events import Admitted, Note, Token
 from worker.operations.base import JobRequest, Limits, NoParams, scripted
+from worker.operations.fields import WrongFields
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -26,7 +27,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
 
 
 class Status:
-    """Tells the state of the engine, which `state` returns."""
+    """Reports the state of the engine, which `state` returns."""
 
     name = "status"
     params = NoParams
@@ -35,8 +36,15 @@ class Status:
     def __init__(self, state: Callable[[], EngineState]) -> None:
         self._state = state
 
-    def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:  # noqa: ARG002  (the port's signature)
+    def parse(
+        self,
+        body: Mapping[str, object],
+        limits: Limits,  # noqa: ARG002 - the port's signature
+        wrong: WrongFields | None = None,
+    ) -> JobRequest:
         """Accept any body: there is nothing to choose."""
+        if wrong is not None:
+            wrong.refuse()
         status = _status(self._state())
         script = (
             Admitted(prompt_tokens=0),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from worker.events import Admitted, Event, Note, Progress, Token
 from worker.operations.base import JobRequest, Limits, NoParams, scripted
+from worker.operations.fields import WrongFields
 
 # Text that a careless transport would break: an emoji of several scalars, accents, markers of the older dialect.
 WORDS = ("Hello ", "from ", "the ", "worker. ", "Grüße, 你好, 👩‍🚀! ", "[DONE] ", "is ", "only ", "text.")
@@ -29,6 +30,13 @@ class WorkerCheck:
     params = NoParams
     one_of = ()
 
-    def parse(self, body: Mapping[str, object], limits: Limits) -> JobRequest:  # noqa: ARG002  (the port's signature)
+    def parse(
+        self,
+        body: Mapping[str, object],
+        limits: Limits,  # noqa: ARG002 - the port's signature
+        wrong: WrongFields | None = None,
+    ) -> JobRequest:
         """Accept any body: there is nothing to choose."""
+        if wrong is not None:
+            wrong.refuse()
         return scripted(self.name, body, SCRIPT)

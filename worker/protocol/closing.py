@@ -1,4 +1,4 @@
-"""Why a WebSocket connection ends, in a way that its client can act on."""
+"""Why a WebSocket connection ends, as codes that its client can act on."""
 
 from __future__ import annotations
 

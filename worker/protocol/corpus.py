@@ -1,4 +1,4 @@
-"""One example of every frame, and of the ways it is used: the corpus that documents and tests are made of.
+"""One example of every frame, and of the ways it is used: documents and tests are made of this corpus.
 
 Client examples are JSON objects as a client sends them; server examples are frames. All are of two jobs, `ID` and
 `PAGE_ID`, and those of one job follow each other as they would on the wire.
@@ -20,7 +20,7 @@ from worker.protocol.frames import (
     Goaway,
     Hello,
     LikelyToken,
-    Narration,
+    NarrationFrame,
     Pong,
     QueuePlace,
     ServerFrame,
@@ -81,8 +81,8 @@ CLIENT: tuple[Example[dict[str, Any]], ...] = (
     Example("subscribe", {"type": "subscribe", "job_id": ID, "after": f"{EPOCH}-2"}, "Follow a job created elsewhere."),
     Example("unsubscribe", {"type": "unsubscribe", "job_id": ID}, "Stop following; the job goes on."),
     Example("update", {"type": "update", "job_id": ID, "priority": 9, "ref": "2"}, "Let a waiting job go first."),
-    Example("ack", {"type": "ack", "job_id": PAGE_ID, "cursor": f"{EPOCH}-5"}, "Taken in: there is room for more."),
-    Example("auth", {"type": "auth", "token": "the-api-key"}, "Show a key, as the first frame or to stay longer."),
+    Example("ack", {"type": "ack", "job_id": PAGE_ID, "cursor": f"{EPOCH}-5"}, "Processed: there is room for more."),
+    Example("auth", {"type": "auth", "token": "the-api-key"}, "Authenticate, as the first frame or to stay longer."),
     Example("ping", {"type": "ping", "t": 1761838000000}, "Ask for a sign of life."),
 )
 
@@ -92,7 +92,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
         Hello(
             protocol="jobwire.v1",
             server="jobwire/0.2.0",
-            features=("update", "channels", "window", "coalesce", "auth", "goaway"),
+            features=("update", "channels", "window", "coalesce", "auth", "goaway", "ignored"),
             auth="ok",
             expires_in=3600,
             limits=ServerLimits(
@@ -118,16 +118,21 @@ SERVER: tuple[Example[ServerFrame], ...] = (
     Example(
         "accepted_again",
         Accepted(job_id=ID, state="running", replayed=True, sse_url=sse_url(ID), ref="1"),
-        "A repeated create has attached to the job.",
+        "A repeated `create` has attached to the job.",
     ),
     Example(
         "accepted_reset",
         Accepted(job_id=ID, state="running", reset=True, sse_url=sse_url(ID)),
-        "The cursor was of a log that is gone: forget the text, it is told again.",
+        "The cursor was of a log that is gone: forget the text, it is sent again.",
+    ),
+    Example(
+        "accepted_ignored",
+        Accepted(job_id=ID, state="queued", ignored=("max_token", "temprature"), sse_url=sse_url(ID)),
+        "The job runs, but two fields of its request mean nothing to the worker: misspelt ones.",
     ),
     Example(
         "narration",
-        Narration(
+        NarrationFrame(
             job_id=ID,
             cursor=f"{EPOCH}-1",
             actor="scheduler",
@@ -144,7 +149,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
     ),
     Example(
         "narration_prefill",
-        Narration(
+        NarrationFrame(
             job_id=ID,
             cursor=f"{EPOCH}-2",
             actor="engine",
@@ -175,7 +180,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
             logprobs=(-0.25,),
             top_logprobs=((LikelyToken(4168, " fox", -0.25), LikelyToken(3290, " dog", -1.75)),),
         ),
-        "With all that `include` can ask for.",
+        "With everything that `include` can add.",
     ),
     Example(
         "end",
@@ -206,7 +211,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
             reason="client",
             usage=Usage(prompt_tokens=9, completion_tokens=1, cached_tokens=0, queue_ms=3, ttft_ms=40, total_ms=55),
         ),
-        "Of a job that was given up.",
+        "The last event of a job that was cancelled.",
     ),
     Example(
         "error",

@@ -1,48 +1,62 @@
-"""What a client may ask of the jobs, the same over every transport."""
+"""Creates the job that a client asks for, the same over every transport."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from worker.errors import FieldError, UnsupportedOperation
-from worker.jobs.correlation import UNKNOWN, Correlation
+import msgspec
+
+from worker.errors import UnsupportedOperation
 from worker.jobs.job import Job
-from worker.jobs.limits.principals import Principal
-from worker.jobs.service import Jobs
-from worker.operations.base import Limits, Operation
-from worker.protocol.decoding import invalid
-from worker.protocol.frames import Create, Subscribe
+from worker.operations.base import Described
+from worker.operations.fields import WrongFields
+from worker.protocol.frames import Create
+from worker.protocol.host import Caller, SessionHost
+
+IGNORED_MAX = 8
+"""Unknown fields that a reply names."""
+
+IGNORED_CHARS_MAX = 40
+"""Characters of each name: clients choose them freely, and percent-encoded they must fit a header."""
+
+ENVELOPE = frozenset({"type", *Create.__struct_fields__}) - Create.UNSENT
+"""The fields of a `create` that any operation has."""
 
 
-def create(
-    jobs: Jobs,
-    operations: Mapping[str, Operation],
-    limits: Limits,
-    owner: Principal,
-    frame: Create,
-    correlation: Correlation = UNKNOWN,
-) -> tuple[Job, bool]:
-    """Create the job that a frame asks for, or find it; return it and whether it was there before.
+class Creation(msgspec.Struct, frozen=True):
+    """A job that was asked for. `existing`: it was there before. `ignored` names fields that mean nothing here."""
 
-    Raises UnsupportedOperation, InvalidParams, and what `Jobs.create` raises.
+    job: Job
+    existing: bool
+    ignored: tuple[str, ...]
+
+
+def create(host: SessionHost, caller: Caller, frame: Create) -> Creation:
+    """Create the job that a frame asks for, or find the one that the same request created before.
+
+    Raises InvalidParams, which names what is wrong with the frame and with its body; UnsupportedOperation; and what
+    `Jobs.create` raises.
     """
-    check_delivery(frame, limits)
-    if frame.after is not None and frame.job_id is None:
-        raise invalid(FieldError("/after", "Expected `after` only together with `job_id`"))
-    operation = operations.get(frame.operation)
+    wrong, resuming = WrongFields(frame.wrong), frame.after is not None
+    if resuming and frame.job_id is None and "job_id" not in wrong.names:
+        wrong.add("/after", "Expected `after` only together with `job_id`")
+    operation = host.operations.get(frame.operation)
     if operation is None:
-        raise UnsupportedOperation(
-            f"This worker has no operation {frame.operation!r}. It has: {', '.join(sorted(operations))}."
-        )
-    request = operation.parse(frame.body, limits)
-    return jobs.create(owner, frame.job_id, request, resuming=frame.after is not None, correlation=correlation)
+        offered = ", ".join(sorted(host.operations))
+        wrong.add("/operation", f"Expected one of {offered}")
+        detail = f"This worker has no operation {frame.operation!r}. It has: {offered}."
+        raise UnsupportedOperation(detail, errors=wrong.error().errors)
+    request = operation.parse(frame.body, host.limits, wrong)
+    # For an operation that forgot to.
+    wrong.refuse()
+    job, existing = host.jobs.create(
+        caller.owner, frame.job_id, request, resuming=resuming, correlation=caller.correlation
+    )
+    return Creation(job, existing, unknown_fields(frame.body, operation))
 
 
-def check_delivery(frame: Create | Subscribe, limits: Limits) -> None:
-    """Refuse more than may be asked of the delivery of a job. Raises InvalidParams."""
-    for name, asked, most in (
-        ("window", frame.window, limits.window_frames_max),
-        ("coalesce_ms", frame.coalesce_ms, limits.coalesce_ms_max),
-    ):
-        if asked > most:
-            raise invalid(FieldError(f"/{name}", f"Expected an integer, at most {most}"))
+def unknown_fields(body: Mapping[str, object], operation: Described) -> tuple[str, ...]:
+    """Return the names of a body's fields that mean nothing to the worker, in part. null is the same as absent."""
+    known = operation.params.__annotations__
+    names = (name for name, value in body.items() if value is not None and name not in ENVELOPE and name not in known)
+    return tuple(name[:IGNORED_CHARS_MAX] for name, _ in zip(names, range(IGNORED_MAX), strict=False))

@@ -1,26 +1,24 @@
-"""The request for a token that stands for a key for a while, and its answer."""
+"""The request for a token that stands for a key for a limited time, and its answer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from worker.config import Settings
-from worker.errors import FieldError
-from worker.operations.base import field_error
-from worker.protocol.decoding import invalid
+from worker.operations.fields import WrongFields, compiled
 
 TTL_S = 600
-"""How long a token is good if nobody says so."""
+"""How long a token is valid by default."""
 
 
 class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of POST /v1/tokens. All fields are optional."""
 
-    ttl_s: Annotated[int, Meta(ge=1, description="How long the token is good, in seconds.")] | None = None
+    ttl_s: Annotated[int, Meta(ge=1, description="How long the token is valid, in seconds.")] | None = None
     user: Annotated[
         str,
         Meta(
@@ -34,22 +32,23 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
 class TokenView(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to POST /v1/tokens."""
 
-    token: Annotated[str, Meta(description="To be sent wherever a key may be.")]
-    expires_in_s: Annotated[int, Meta(description="How long it is good, in seconds.")]
+    token: Annotated[str, Meta(description="Use it anywhere an API key is accepted.")]
+    expires_in_s: Annotated[int, Meta(description="How long it is valid, in seconds.")]
     principal: Annotated[str, Meta(description="Whose jobs its holder creates and sees: the key, or key/user.")]
 
 
+WORDS = {"user": "Expected at most 64 letters, digits, `_`, `.`, `@` or `-`"}
+"""What is allowed, where the words of the type are hard to read."""
+
+_KINDS = compiled(get_type_hints(TokenRequest, include_extras=True))
+
+
 def parse(body: Mapping[str, object], settings: Settings) -> tuple[TokenRequest, int]:
-    """Return the request in a body, and the time in seconds for which the token is to be good. Raises InvalidParams."""
-    present = {name: value for name, value in body.items() if value is not None}
-    try:
-        asked = msgspec.convert(present, TokenRequest)
-    except msgspec.ValidationError as error:
-        wrong = field_error(error)
-        if wrong.pointer == "/user":
-            wrong = FieldError(wrong.pointer, "Expected at most 64 letters, digits, `_`, `.`, `@` or `-`")
-        raise invalid(wrong) from None
+    """Return the request in a body, and for how many seconds the token is to be valid. Raises InvalidParams."""
+    wrong = WrongFields()
+    asked = TokenRequest(**wrong.convert(body, _KINDS, WORDS))
     ttl_s = min(TTL_S, settings.token_ttl_max_s) if asked.ttl_s is None else asked.ttl_s
     if ttl_s > settings.token_ttl_max_s:
-        raise invalid(FieldError("/ttl_s", f"Expected an integer, at most {settings.token_ttl_max_s}"))
+        wrong.add("/ttl_s", f"Expected an integer, at most {settings.token_ttl_max_s}")
+    wrong.refuse()
     return asked, ttl_s

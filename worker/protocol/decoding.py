@@ -1,31 +1,32 @@
-"""Takes messages of clients apart into frames, or refuses them with a typed error that says what is allowed."""
+"""Parses messages of clients into frames, or refuses them with a typed error that names what is allowed."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
 from worker.errors import BadFrame, FieldError, FrameTooLarge, InvalidParams
-from worker.operations.base import field_error
+from worker.operations.base import Limits
+from worker.operations.fields import Kinds, WrongFields, compiled, missing
 from worker.protocol.frames import CLIENT_FRAMES, JOB_ID_ALLOWED, ClientFrame, Create
 
 DEPTH_MAX = 64
-"""Nesting of a client's JSON. Deeper values could exhaust the stack of whoever walks them."""
+"""Nesting of a client's JSON. Deeper values could exhaust the stack of code that walks them."""
 
-REASONS = {"/job_id": JOB_ID_ALLOWED}
-"""What is allowed, where the type's own words are hard to read."""
+WORDS = {"job_id": JOB_ID_ALLOWED}
+"""What is allowed, where the words of the type are hard to read."""
 
 F = TypeVar("F", bound=ClientFrame)
 
 
-def decode(data: str | bytes, frame_bytes_max: int) -> ClientFrame:
+def decode(data: str | bytes, frame_bytes_max: int, limits: Limits) -> ClientFrame:
     """Return the client frame in a message.
 
-    Raises FrameTooLarge, BadFrame if it is no JSON object with a known type, InvalidParams with a pointer to a field
-    that is missing or wrong.
+    Raises FrameTooLarge, BadFrame if it is no JSON object with a known type, InvalidParams with a pointer to each field
+    that is missing or wrong. What is wrong with a Create is in the frame, since its body is not checked yet.
     """
-    return interpret(load(data, frame_bytes_max))
+    return interpret(load(data, frame_bytes_max), limits)
 
 
 def load(data: str | bytes, frame_bytes_max: int) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def load(data: str | bytes, frame_bytes_max: int) -> dict[str, Any]:
     try:
         raw = data.encode() if isinstance(data, str) else data
     except UnicodeEncodeError:
-        raise BadFrame("The message is not Unicode: it has half a surrogate pair.") from None
+        raise BadFrame("The message is not Unicode: it contains half a surrogate pair.") from None
     if len(raw) > frame_bytes_max:
         raise FrameTooLarge(f"The message has {len(raw)} bytes, of at most {frame_bytes_max}.")
     try:
@@ -50,48 +51,78 @@ def load(data: str | bytes, frame_bytes_max: int) -> dict[str, Any]:
     return value
 
 
-def interpret(fields: dict[str, Any]) -> ClientFrame:
+def interpret(fields: dict[str, Any], limits: Limits) -> ClientFrame:
     """Return the client frame in a JSON object. null is the same as absent. Raises like `decode`."""
     name = fields.get("type")
     kind = CLIENT_FRAMES.get(name) if isinstance(name, str) else None
     if kind is Create:
-        return create_of(fields)
+        return create_of(fields, limits)
     if kind is not None:
-        return _convert(fields, kind)
+        return _convert(fields, kind, limits)
     expected = f"Expected one of {', '.join(CLIENT_FRAMES)}"
     found = "There is no `type`" if name is None else "The `type` is unknown"
     raise BadFrame(f"{found}. {expected}.", errors=(FieldError("/type", expected),))
 
 
-def create_of(body: dict[str, Any], idempotency_key: str | None = None) -> Create:
-    """Return the Create in a JSON object. The Idempotency-Key of a POST is the job id. Raises InvalidParams."""
-    envelope = {name: body[name] for name in Create.__struct_fields__ if name in body and name != "body"}
-    if idempotency_key is not None and envelope.setdefault("job_id", idempotency_key) != idempotency_key:
-        detail = "Expected the same as the Idempotency-Key, or none"
-        raise invalid(FieldError("/job_id", detail))
-    frame = _convert(envelope, Create)
-    return msgspec.structs.replace(frame, body=body)
+def create_of(body: dict[str, Any], limits: Limits, idempotency_key: str | None = None) -> Create:
+    """Return the Create in a JSON object, with what is wrong with its envelope in `wrong`.
+
+    The Idempotency-Key of a POST is the job id.
+    """
+    wrong, fields = WrongFields(), body
+    job_id = body.get("job_id")
+    if idempotency_key is not None and job_id is None:
+        fields = {**body, "job_id": idempotency_key}
+    elif idempotency_key is not None and job_id != idempotency_key:
+        wrong.add("/job_id", "Expected the same as the Idempotency-Key, or none")
+        fields = {**body, "job_id": None}
+    values = _values(fields, Create, limits, wrong)
+    return Create(**values, body=body, wrong=wrong.found)
 
 
 def invalid(wrong: FieldError) -> InvalidParams:
     """Return the error for one wrong field."""
-    sentence = f"{wrong.pointer[1:]}: {wrong.detail}" if wrong.pointer else wrong.detail
-    return InvalidParams(f"Fix this field and send it again: {sentence}.", errors=(wrong,))
+    return WrongFields([wrong]).error()
 
 
-def _convert(fields: dict[str, Any], kind: type[F]) -> F:
-    present = {name: value for name, value in fields.items() if value is not None and name != "type"}
-    try:
-        return msgspec.convert({"type": kind.__struct_config__.tag, **present}, kind)
-    except msgspec.ValidationError as error:
-        wrong = field_error(error)
-        if wrong.pointer in REASONS:
-            wrong = FieldError(wrong.pointer, REASONS[wrong.pointer])
-        raise invalid(wrong) from None
+def _convert(fields: dict[str, Any], kind: type[F], limits: Limits) -> F:
+    """Return a frame. Raises InvalidParams."""
+    wrong = WrongFields()
+    values = _values(fields, kind, limits, wrong)
+    wrong.extend(missing("", name) for name in _REQUIRED[kind] if fields.get(name) is None)
+    wrong.refuse()
+    return kind(**values)
+
+
+def _values(fields: dict[str, Any], kind: type[msgspec.Struct], limits: Limits, wrong: WrongFields) -> dict[str, Any]:
+    """Return the right ones of a frame's fields, and record the wrong ones: by type, and beyond what may be asked."""
+    values = wrong.convert(fields, _KINDS[kind], WORDS)
+    for name, most in (("window", limits.window_frames_max), ("coalesce_ms", limits.coalesce_ms_max)):
+        if values.get(name, 0) > most:
+            wrong.add(f"/{name}", f"Expected an integer, at most {most}")
+    return values
+
+
+_KINDS: dict[type[msgspec.Struct], Kinds] = {
+    kind: compiled(
+        {
+            name: hint
+            for name, hint in get_type_hints(kind, include_extras=True).items()
+            if name in kind.__struct_fields__ and name not in Create.UNSENT
+        }
+    )
+    for kind in CLIENT_FRAMES.values()
+}
+"""What each field of a client frame may be."""
+
+_REQUIRED: dict[type[msgspec.Struct], tuple[str, ...]] = {
+    kind: tuple(field.name for field in msgspec.structs.fields(kind) if field.required) for kind in _KINDS
+}
+"""The fields without which a client frame means nothing."""
 
 
 def _is_deep(value: dict[str, Any]) -> bool:
-    """Tell whether a JSON object is nested deeper than DEPTH_MAX, without recursion."""
+    """Return whether a JSON object is nested deeper than DEPTH_MAX, without recursion."""
     level: list[dict[str, object] | list[object]] = [value]
     for _ in range(DEPTH_MAX):
         inner = [item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer)]

@@ -1,17 +1,18 @@
-"""Every frame of the protocol as a typed struct, and how frames are encoded. `decoding` takes them apart.
+"""Every frame of the protocol as a typed struct, and how frames are encoded. `decoding` parses them.
 
-A frame is one flat JSON object, told apart by `type`. Absent means omitted, never null. The structs are the single
+A frame is one flat JSON object, distinguished by `type`. Absent means omitted, never null. The structs are the single
 source of the protocol's schema: each field is described here, and `corpus` has an example of each frame.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
-from worker.errors import Problem
+from worker.errors import FieldError, Problem
 from worker.events import Usage
 
 PROTOCOL = "jobwire.v1"
@@ -22,43 +23,50 @@ State: TypeAlias = Literal["queued", "running", "ended"]
 
 # `$` alone would let a trailing newline pass.
 JobId: TypeAlias = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9_-]{16,64}$(?!\n)", description="The job. Its client chose the id, or the worker.")
+    str,
+    Meta(pattern=r"^[A-Za-z0-9_-]{16,64}$(?!\n)", description="The job's id, chosen by the client or by the worker."),
 ]
 JOB_ID_ALLOWED = "Expected 16 to 64 letters, digits, `_` or `-`"
 
 After: TypeAlias = Annotated[
-    str, Meta(max_length=64, description="The last cursor seen: go on after it. Without one, from the start.")
+    str, Meta(max_length=64, description="The last cursor seen: continue after it. Without one, from the start.")
 ]
-Channels: TypeAlias = Annotated[
-    frozenset[Channel], Meta(description="What to be sent besides the end. Both if absent.")
-]
+Channels: TypeAlias = Annotated[frozenset[Channel], Meta(description="What to send besides the end. Both if absent.")]
 Window: TypeAlias = Annotated[
-    int, Meta(ge=0, description="Most frames, of any type, on their way without an `ack`. 0, the default, is no bound.")
+    int,
+    Meta(
+        ge=0,
+        description="Most frames, of any type, that may be in flight without an `ack`. 0, the default, is no bound.",
+    ),
 ]
 CoalesceMs: TypeAlias = Annotated[
-    int, Meta(ge=0, description="Least time between token frames of the job, in ms: they get fewer and larger.")
+    int, Meta(ge=0, description="Least time between token frames of the job, in ms: there are fewer and larger ones.")
 ]
-Ref: TypeAlias = Annotated[str, Meta(max_length=256, description="Comes back in the reply.")]
+Ref: TypeAlias = Annotated[str, Meta(max_length=256, description="Echoed in the reply.")]
 Priority: TypeAlias = Annotated[int, Meta(ge=0, le=9, description="Higher goes first.")]
-NewId: TypeAlias = Annotated[JobId, Meta(description="The client's choice, and the key to repeat a request safely.")]
+NewId: TypeAlias = Annotated[JobId, Meta(description="Chosen by the client: it makes a request safe to repeat.")]
 
 # ---- client to server ------------------------------------------------------------------------------------------------
 
 
 class Create(msgspec.Struct, frozen=True, kw_only=True, tag="create"):
-    """Start a job, or attach to it if it exists. The fields of the operation stand beside these, in the same object.
+    """Start a job, or attach to it if it exists. The fields of the operation are beside these, in the same object.
 
-    `body` is that whole object, for the operation to parse: it is no field on the wire.
+    `body` is that whole object, for the operation to parse; `wrong` is what its envelope has wrong. Neither is a field
+    on the wire.
     """
 
+    UNSENT: ClassVar[frozenset[str]] = frozenset({"body", "wrong"})
+
     job_id: NewId | None = None
-    operation: Annotated[str, Meta(max_length=64, description="What to do: one of the worker's operations.")] = "infer"
+    operation: Annotated[str, Meta(max_length=64, description="One of the worker's operations.")] = "infer"
     after: After | None = None
     channels: Channels = CHANNELS
     window: Window = 0
     coalesce_ms: CoalesceMs = 0
     ref: Ref | None = None
     body: dict[str, Any] = {}
+    wrong: tuple[FieldError, ...] = ()
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
@@ -95,20 +103,22 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
-    """Make room in the window of a job, which is followed with `window`. Success has no reply."""
+    """Make room in the window of a job that is followed with `window`. Success has no reply."""
 
     job_id: JobId
-    cursor: Annotated[str, Meta(max_length=64, description="Of a frame that was taken in, and all before it.")]
+    cursor: Annotated[
+        str, Meta(max_length=64, description="The cursor of a frame that was processed, and with it all before.")
+    ]
     ref: Ref | None = None
 
 
 class Auth(msgspec.Struct, frozen=True, kw_only=True, tag="auth"):
-    """Show a key: first of all where `hello.auth` is "required", later to stay beyond `hello.expires_in`.
+    """Authenticate: as the first frame where `hello.auth` is "required", later to stay beyond `hello.expires_in`.
 
     The first one is answered by `hello` again, with `auth` "ok"; success of a later one has no reply.
     """
 
-    token: Annotated[str, Meta(description="The API key.")]
+    token: Annotated[str, Meta(description="An API key, or a token made with one.")]
     ref: Ref | None = None
 
 
@@ -116,7 +126,7 @@ class Ping(msgspec.Struct, frozen=True, kw_only=True, tag="ping"):
     """Ask for a pong."""
 
     t: Annotated[
-        int | float | Annotated[str, Meta(max_length=256)] | None, Meta(description="Comes back in the pong as it was.")
+        int | float | Annotated[str, Meta(max_length=256)] | None, Meta(description="Echoed in the pong as it was.")
     ] = None
     ref: Ref | None = None
 
@@ -137,23 +147,31 @@ CLIENT_FRAMES: dict[str, type[ClientFrame]] = {
 
 AnyId: TypeAlias = Annotated[str, Meta(description="The job.")]
 Cursor: TypeAlias = Annotated[
-    str, Meta(description="Where the reader is with this frame: what to give as `after`. Opaque.")
+    str, Meta(description="The reader's position after this frame, to be sent as `after`. Opaque.")
+]
+Ignored: TypeAlias = Annotated[
+    tuple[str, ...],
+    Meta(description="Fields of the request that the worker does not know, misspelt ones perhaps: 8 names at most."),
 ]
 EchoedRef: TypeAlias = Annotated[str, Meta(description="The `ref` of the request that this answers.")]
 
 
 class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client must keep to, or may count on."""
+    """What a client must keep to, or may count on.
+
+    Operators know the same limits by other names, of their settings: `frame_bytes_max`, `jobs_per_principal_max`,
+    `queue_jobs_max`, `subscriptions_per_connection_max`, `window_frames_max` and `coalesce_ms_max`.
+    """
 
     max_frame_bytes: Annotated[int, Meta(description="Size of one message, either way.")]
     max_jobs: Annotated[int, Meta(description="Live jobs of one client.")]
     max_queue: Annotated[int, Meta(description="Waiting jobs, over all clients.")]
-    max_subscriptions: Annotated[int, Meta(description="Jobs that one connection may follow at a time.")]
+    max_subscriptions: Annotated[int, Meta(description="Jobs that one connection may follow at the same time.")]
     max_window: Annotated[int, Meta(description="Largest `window`, in frames.")]
     max_coalesce_ms: Annotated[int, Meta(description="Largest `coalesce_ms`.")]
-    heartbeat_s: Annotated[float, Meta(description="After so long a silence the worker says `pong`.")]
-    auth_timeout_s: Annotated[float, Meta(description="Where `auth` is required, it must come within this time.")]
-    orphan_ttl_s: Annotated[float, Meta(description="A job that nobody has watched for so long is cancelled.")]
+    heartbeat_s: Annotated[float, Meta(description="After this time of silence the worker sends `pong`.")]
+    auth_timeout_s: Annotated[float, Meta(description="Where `auth` is required, the time within which it must come.")]
+    orphan_ttl_s: Annotated[float, Meta(description="A job without readers is cancelled after this time.")]
     retention_s: Annotated[float, Meta(description="How long an ended job can still be read.")]
 
 
@@ -162,66 +180,75 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="
 
     protocol: Annotated[str, Meta(description="The version spoken.")]
     server: Annotated[str, Meta(description="Name and version of the worker.")]
-    features: Annotated[tuple[str, ...], Meta(description="What is offered beyond the least that every worker has.")]
+    features: Annotated[tuple[str, ...], Meta(description="What the worker offers beyond the minimum.")]
     auth: Annotated[Literal["ok", "required"], Meta(description="Whether an `auth` frame must come first.")]
-    expires_in: Annotated[int | None, Meta(description="Seconds until another `auth` is needed to stay.")] = None
-    limits: Annotated[ServerLimits, Meta(description="What to keep to, and what to count on.")]
+    expires_in: Annotated[
+        int | None, Meta(description="Seconds until the credential expires; send another `auth` before.")
+    ] = None
+    limits: Annotated[ServerLimits, Meta(description="The worker's limits.")]
     ref: EchoedRef | None = None
 
 
 class QueuePlace(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a job waits."""
+    """A job's place in the queue."""
 
     position: Annotated[int, Meta(description="Counts from 1.")]
-    eta_ms: Annotated[int | None, Meta(description="Estimate of the wait that is left, in ms.")] = None
+    eta_ms: Annotated[int | None, Meta(description="Estimate of the remaining wait, in ms.")] = None
 
 
 class Accepted(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="accepted"):
-    """The reply to a request that worked."""
+    """The reply to a request that succeeded."""
 
     job_id: AnyId
-    state: Annotated[State, Meta(description="Where the job stands.")]
-    queue: Annotated[QueuePlace | None, Meta(description="Where it waits, if it does.")] = None
-    replayed: Annotated[bool, Meta(description="The job was there before: this `create` has attached to it.")] = False
-    reset: Annotated[bool, Meta(description="The cursor is of a log that is gone: the job is told from its start.")] = (
-        False
-    )
-    over: Annotated[bool, Meta(description="The job has ended and its end was seen: nothing follows.")] = False
+    state: Annotated[State, Meta(description="The job's state.")]
+    queue: Annotated[QueuePlace | None, Meta(description="Its place in the queue, while it waits.")] = None
+    replayed: Annotated[bool, Meta(description="The job existed before: this `create` has attached to it.")] = False
+    reset: Annotated[
+        bool, Meta(description="The cursor is of a log that is gone: the job is replayed from its start.")
+    ] = False
+    over: Annotated[
+        bool, Meta(description="The job has ended, and the cursor is that of its end: nothing follows.")
+    ] = False
+    ignored: Ignored = ()
     sse_url: Annotated[str, Meta(description="Where the job can be read as server-sent events.")]
     ref: EchoedRef | None = None
 
 
-class Narration(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="narration"):
+class NarrationFrame(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="narration"):
     """What happens to a job, for people."""
 
     job_id: AnyId
     cursor: Cursor
-    actor: Annotated[str, Meta(description="Who acts: scheduler, engine, worker...")]
-    action: Annotated[str, Meta(description="What is done: queued, admitted, prefill, first_token, completed...")]
-    target: Annotated[str, Meta(description="To whom: the job id.")]
+    actor: Annotated[str, Meta(description="The part that acts: scheduler, engine, worker...")]
+    action: Annotated[str, Meta(description="What happens: queued, admitted, prefill, first_token, completed...")]
+    target: Annotated[str, Meta(description="The job's id again.")]
     human: Annotated[str, Meta(description="One plain sentence.")]
-    phase: Annotated[str, Meta(description="Where the job is: queued, prefill, decode, recovery, done or note.")]
-    queue: Annotated[QueuePlace | None, Meta(description="Where the job waits.")] = None
+    phase: Annotated[str, Meta(description="The job's phase: queued, prefill, decode, recovery, done or note.")]
+    queue: Annotated[QueuePlace | None, Meta(description="The job's place in the queue.")] = None
     progress: Annotated[float | None, Meta(description="Share of the prompt that is read, 0 to 1.")] = None
-    metrics: Annotated[dict[str, int | float] | None, Meta(description="Numbers that belong to the sentence.")] = None
-    cute: Annotated[str | None, Meta(description="The same, for a smile.")] = None
-    story: Annotated[str | None, Meta(description="The same, as a story would tell it.")] = None
+    metrics: Annotated[Mapping[str, int | float] | None, Meta(description="Numbers that belong to the sentence.")] = (
+        None
+    )
+    cute: Annotated[str | None, Meta(description="A playful version of it.")] = None
     level: Annotated[str | None, Meta(description="warn or error, where it is not info.")] = None
-    correlation_id: Annotated[str | None, Meta(description="Joins what belongs together across processes.")] = None
-    emitted_by: Annotated[str | None, Meta(description="The program that speaks.")] = None
-    emitted_at_ms: Annotated[int | None, Meta(description="When, in ms since the Unix epoch.")] = None
+    correlation_id: Annotated[str | None, Meta(description="Links narration, logs and traces of one request.")] = None
+    emitted_by: Annotated[str | None, Meta(description="The program that narrates.")] = None
+    emitted_at_ms: Annotated[int | None, Meta(description="The time, in ms since the Unix epoch.")] = None
     duration_ms: Annotated[int | None, Meta(description="How long it took, in ms.")] = None
     queue_position: Annotated[int | None, Meta(description="Place in the queue, from 1.")] = None
     tokens_in: Annotated[int | None, Meta(description="Tokens of the prompt.")] = None
     tokens_out: Annotated[int | None, Meta(description="Tokens generated.")] = None
-    decode_time_ms: Annotated[int | None, Meta(description="Time spent on generating, in ms.")] = None
+    ignored: Annotated[
+        tuple[str, ...],
+        Meta(description="In the first narration of a stream that answers a POST: as `accepted.ignored`."),
+    ] = ()
 
 
 class LikelyToken(msgspec.Struct, frozen=True):
     """One of the likeliest tokens at a position."""
 
     id: Annotated[int, Meta(description="The token's id.")]
-    text: Annotated[str, Meta(description="Its text, lossy where it is half a character.")]
+    text: Annotated[str, Meta(description="Its text, lossy if it is part of a character.")]
     logprob: Annotated[float, Meta(description="Natural logarithm of its probability, at least -9999.")]
 
 
@@ -230,14 +257,14 @@ class TokenFrame(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, 
 
     job_id: AnyId
     cursor: Cursor
-    text: Annotated[str, Meta(description="What comes next: whole Unicode characters.")]
+    text: Annotated[str, Meta(description="The next text: whole Unicode characters.")]
     n: Annotated[int, Meta(description="Events of the log that are merged here.")] = 1
     ids: Annotated[tuple[int, ...], Meta(description="Ids of exactly the tokens that the text came from.")] = ()
     logprobs: Annotated[tuple[float, ...], Meta(description="Natural log-probabilities of the tokens.")] = ()
     top_logprobs: Annotated[
         tuple[tuple[LikelyToken, ...], ...], Meta(description="The likeliest tokens at each position.")
     ] = ()
-    index: Annotated[int, Meta(description="The choice that it belongs to, from 0.")] = 0
+    index: Annotated[int, Meta(description="The choice that the text belongs to, from 0.")] = 0
     kind: Annotated[str, Meta(description="text, or reasoning that comes before the answer.")] = "text"
 
 
@@ -250,36 +277,36 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="en
     finish_reason: Annotated[
         str, Meta(description="stop, length, stop_string or grammar; else cancelled, error or deadline.")
     ]
-    reason: Annotated[str | None, Meta(description="Of a cancelled job: client, abandoned or shutdown.")] = None
+    reason: Annotated[str | None, Meta(description="Why a job was cancelled: client, abandoned or shutdown.")] = None
     stop_sequence: Annotated[str | None, Meta(description="The stop string that was found.")] = None
-    finish_reasons: Annotated[tuple[str, ...], Meta(description="With several choices: of each.")] = ()
+    finish_reasons: Annotated[tuple[str, ...], Meta(description="With several choices: the reason of each.")] = ()
     usage: Annotated[Usage, Meta(description="What the job consumed.")]
     error: Annotated[Problem | None, Meta(description="Why it failed or expired.")] = None
 
 
 class Error(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="error"):
-    """The reply to a request that did not work. It never ends a job."""
+    """The reply to a request that failed. It never ends a job."""
 
-    error: Annotated[Problem, Meta(description="What is wrong, and what can be done.")]
+    error: Annotated[Problem, Meta(description="What went wrong, and what to do about it.")]
     job_id: Annotated[str | None, Meta(description="The job that the request named.")] = None
     ref: EchoedRef | None = None
 
 
 class Pong(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="pong"):
-    """Answers a ping, and breaks a silence."""
+    """The reply to a ping; also sent unasked after a silence."""
 
     t: Annotated[int | float | str | None, Meta(description="The `t` of the ping.")] = None
     ref: EchoedRef | None = None
 
 
 class Goaway(msgspec.Struct, frozen=True, kw_only=True, tag="goaway"):
-    """The worker is about to end: it takes no new jobs, those that run go on, and then it closes with 1012."""
+    """The worker is about to end: it accepts no new jobs, lets the running ones end, and closes with 1012."""
 
     reason: Annotated[str, Meta(description="Why: shutdown.")]
-    retry_ms: Annotated[int, Meta(description="When to try again, here or elsewhere, in ms.")]
+    retry_ms: Annotated[int, Meta(description="Time after which to try again, here or elsewhere, in ms.")]
 
 
-ServerFrame: TypeAlias = Hello | Accepted | Narration | TokenFrame | End | Error | Pong | Goaway
+ServerFrame: TypeAlias = Hello | Accepted | NarrationFrame | TokenFrame | End | Error | Pong | Goaway
 
 _encoder = msgspec.json.Encoder()
 

@@ -1,33 +1,46 @@
-"""Reads a job's log as frames, from a cursor. Readers pull: a frame grows only while its reader is slower than the job.
+"""A job's log as frames, from a cursor. Readers pull: a frame grows only while its reader is slower than the job.
 
-A reader is a number and nothing more. Frames are encoded once per job and shared by its readers: `FrameSource` keeps,
-for each job that is read now, its latest frames. They are forgotten with the job's last reader.
+A reader is a position in the log and nothing more. Frames are encoded once per job and shared by its readers:
+`FrameSource` keeps the latest frames of each job that is read now. They are forgotten with the job's last reader.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterable
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from worker.events import Cancelled, Expired, Failed, Finished, Record, Terminal, Token
+from worker.events import Cancelled, Failed, Finished, Record, Terminal, Token
 from worker.jobs.job import Job
-from worker.protocol.frames import CHANNELS, Channel, End, LikelyToken, Narration, QueuePlace, State, TokenFrame, encode
+from worker.jobs.narration import EMITTED_BY, Narrate
+from worker.protocol.frames import (
+    CHANNELS,
+    Channel,
+    End,
+    LikelyToken,
+    NarrationFrame,
+    QueuePlace,
+    State,
+    TokenFrame,
+    encode,
+)
 from worker.protocol.tally import Tally
 
-Narrate: TypeAlias = Callable[[str, Record], Mapping[str, Any] | None]
-"""Returns the narration fields of a record of the job with this id, without `job_id` and `cursor`."""
-
 CACHE_FRAMES_MAX = 16
-CACHE_BYTES_MAX = 64 * 1024
 """Per job that is being read. Readers at the same place need few frames, those far apart share little anyway."""
 
+CACHE_BYTES_MAX = 64 * 1024
+"""Likewise, for large frames."""
+
 TOKEN_HEAD_BYTES = 512
+"""Upper bound of the JSON of a token frame without its text and its lists."""
+
 TEXT_BYTES_PER_CHAR = 6
+"""Upper bound of the JSON of one character, escaped."""
+
 NUMBER_BYTES = 26
-"""Upper bounds of JSON: everything but text and lists; one escaped character; one number with its comma."""
+"""Upper bound of the JSON of one number, with its comma."""
 
 LOGPROB_MIN = -9999.0
 """JSON has no infinity."""
@@ -36,18 +49,18 @@ LOGPROB_MIN = -9999.0
 class Frame(msgspec.Struct, frozen=True, gc=False):
     """An event on the wire: JSON in UTF-8, and the cursor and log number that a reader has reached with it."""
 
-    n: int
+    number: int
     cursor: str
     data: bytes
 
 
 class Start(msgspec.Struct, frozen=True):
-    """Where a reader begins: after log number `after`; `reset` if its cursor was of a log that is gone; `over` if the
-    job has ended and the reader has seen everything."""
+    """Where a reader begins: after log number `after`. `reset`: its cursor was of a log that is gone. `ended`: the job
+    has ended, and the reader has seen all of it."""
 
     after: int
     reset: bool
-    over: bool
+    ended: bool
 
 
 def locate(job: Job, cursor: str | None) -> Start:
@@ -68,7 +81,7 @@ def wire_queue(job: Job) -> QueuePlace | None:
 
 
 class FrameSource:
-    """Makes event streams. Streams of one job share its frames."""
+    """Makes readers of jobs. Readers of one job share its frames."""
 
     def __init__(self, narrate: Narrate, tally: Tally, frame_bytes_max: int = 1 << 20) -> None:
         self._tally = tally
@@ -76,7 +89,7 @@ class FrameSource:
         self._frame_bytes_max = frame_bytes_max
         self._by_job: WeakValueDictionary[Job, JobFrames] = WeakValueDictionary()
 
-    def stream(self, job: Job, after: int = 0, channels: Iterable[Channel] = CHANNELS) -> LogReader:
+    def reader(self, job: Job, after: int = 0, channels: Iterable[Channel] = CHANNELS) -> LogReader:
         """Return a reader of `job` that begins after log number `after`. The end is on every channel."""
         frames = self._by_job.get(job)
         if frames is None:
@@ -87,7 +100,7 @@ class FrameSource:
 
 
 class LogReader:
-    """One reader of a job's log: `after` is the number of the last event that it has taken or skipped."""
+    """One reader of a job's log: `after` is the number of the last record that it has read or skipped."""
 
     __slots__ = ("_channels", "_frames", "_records", "_tally", "after", "job")
 
@@ -101,32 +114,32 @@ class LogReader:
 
     @property
     def pending(self) -> bool:
-        """Whether the log has events that this reader has not taken."""
+        """Whether the log has records that this reader has not read."""
         return self.after < len(self._records)
 
     @property
-    def done(self) -> bool:
-        """Whether the job has ended and the reader has taken everything."""
+    def ended(self) -> bool:
+        """Whether the job has ended and the reader has read all of it."""
         return not self.pending and self.job.log.ended
 
     def next(self) -> Frame | None:
-        """Take the next frame, as large as the log allows now, or None if there is nothing to take yet."""
+        """Return the next frame, as large as the log allows now, or None if there is nothing to read yet."""
         while self.after < len(self._records):
             if self._channels is not None and not self._is_wanted(self._records[self.after]):
                 self.after += 1
                 continue
-            frame = self._frames.after(self.after)
-            tally, merged = self._tally, frame.n - self.after - 1
+            frame = self._frames.following(self.after)
+            tally, merged = self._tally, frame.number - self.after - 1
             tally.frames += 1
             if merged:
                 tally.merged += merged
-            self.after = frame.n
+            self.after = frame.number
             return frame
         return None
 
-    def flushes(self, index: int) -> bool:
-        """Tell whether the record at this index of the log is for this reader, and more urgent than tokens."""
-        record = self._records[index]
+    def is_urgent(self, number: int) -> bool:
+        """Return whether the record of this number is for this reader, and more urgent than tokens."""
+        record = self._records[number - 1]
         return not isinstance(record.event, Token) and (self._channels is None or self._is_wanted(record))
 
     def _is_wanted(self, record: Record) -> bool:
@@ -145,27 +158,27 @@ class JobFrames:
         self._frame_bytes_max = frame_bytes_max
         self._cursor_head = f"{job.log.epoch}-"
         self._include_ids = job.request.include_ids
-        # Each with the log's tail when it was encoded: a frame that ended before the tail cannot grow any more.
+        # Each with the log's tail when it was encoded: a frame that ended before the tail can no longer grow.
         self._kept: dict[int, tuple[Frame, int]] = {}
         self._kept_bytes = 0
 
-    def after(self, after: int) -> Frame:
+    def following(self, after: int) -> Frame:
         """Return the frame that follows log number `after`, which must not be the tail."""
         records = self.job.log.records
         tail = len(records)
         kept = self._kept.get(after)
-        if kept is not None and (kept[0].n < kept[1] or kept[1] == tail):
+        if kept is not None and (kept[0].number < kept[1] or kept[1] == tail):
             return kept[0]
         event = records[after].event
         if isinstance(event, Token):
-            n = self._end_of_tokens(event, after, tail) if after + 1 < tail else tail
-            cursor = self._cursor_head + str(n)
-            frame = Frame(n, cursor, encode(self._tokens(event, records[after:n], cursor)))
+            number = self._end_of_tokens(event, after, tail) if after + 1 < tail else tail
+            cursor = self._cursor_head + str(number)
+            frame = Frame(number, cursor, encode(self._tokens(event, records[after:number], cursor)))
         else:
-            # Only tokens grow; whatever comes later, this frame stays.
-            n, tail = after + 1, tail + 1
-            cursor = self._cursor_head + str(n)
-            frame = Frame(n, cursor, encode(self._other(records[after], cursor)))
+            # Only tokens grow; this frame stays as it is.
+            number, tail = after + 1, tail + 1
+            cursor = self._cursor_head + str(number)
+            frame = Frame(number, cursor, encode(self._other(records[after], cursor)))
         if self.job.watchers != 1:
             # A lone reader shares nothing.
             self._keep(after, frame, tail)
@@ -208,19 +221,19 @@ class JobFrames:
 
     def _tokens(self, first: Token, records: list[Record], cursor: str) -> TokenFrame:
         """Return the frame of adjacent tokens, of which `first` is the first."""
-        job_id, n, index, kind = self.job.id, len(records), first.index, first.kind
+        job_id, merged, index, kind = self.job.id, len(records), first.index, first.kind
         plain = not self._include_ids and first.logprobs is None
-        if n == 1 and plain:
+        if merged == 1 and plain:
             return TokenFrame(job_id=job_id, cursor=cursor, text=first.text, index=index, kind=kind)
         tokens = [record.event for record in records if isinstance(record.event, Token)]
         text = "".join([token.text for token in tokens])
         if plain:
-            return TokenFrame(job_id=job_id, cursor=cursor, text=text, n=n, index=index, kind=kind)
+            return TokenFrame(job_id=job_id, cursor=cursor, text=text, n=merged, index=index, kind=kind)
         return TokenFrame(
             job_id=job_id,
             cursor=cursor,
             text=text,
-            n=n,
+            n=merged,
             ids=tuple(id_ for token in tokens for id_ in token.ids) if self._include_ids else (),
             logprobs=tuple(max(logprob, LOGPROB_MIN) for token in tokens for logprob in token.logprobs or ()),
             top_logprobs=tuple(
@@ -232,14 +245,33 @@ class JobFrames:
             kind=kind,
         )
 
-    def _other(self, record: Record, cursor: str) -> End | Narration:
+    def _other(self, record: Record, cursor: str) -> End | NarrationFrame:
         """Return the frame of a record that is not a token."""
         if isinstance(record.event, Terminal):
             return _end(self.job.id, cursor, record.event)
-        fields = self._narrate(self.job.id, record)
-        assert fields is not None, f"no narration for {type(record.event).__name__}"
-        about = {"job_id": self.job.id, "cursor": cursor, "correlation_id": self.job.correlation.correlation_id or None}
-        return msgspec.convert({"type": "narration", **about, **fields}, Narration)
+        narration = self._narrate(record)
+        assert narration is not None, f"no narration for {type(record.event).__name__}"
+        return NarrationFrame(
+            job_id=self.job.id,
+            cursor=cursor,
+            actor=narration.actor,
+            action=narration.action,
+            target=self.job.id,
+            human=narration.human,
+            phase=narration.phase,
+            queue=None if narration.queue_position is None else QueuePlace(narration.queue_position, narration.eta_ms),
+            progress=narration.progress,
+            metrics=narration.metrics,
+            cute=narration.cute,
+            level=narration.level,
+            correlation_id=self.job.correlation.correlation_id or None,
+            emitted_by=EMITTED_BY,
+            emitted_at_ms=record.at_ms,
+            duration_ms=narration.duration_ms,
+            queue_position=narration.queue_position,
+            tokens_in=narration.tokens_in,
+            tokens_out=narration.tokens_out,
+        )
 
 
 def _end(job_id: str, cursor: str, event: Terminal) -> End:
@@ -262,7 +294,7 @@ def _end(job_id: str, cursor: str, event: Terminal) -> End:
         case Failed():
             error, usage = event.error, event.usage
             return End(job_id=job_id, cursor=cursor, status="failed", finish_reason="error", usage=usage, error=error)
-        case Expired():
+        case _:
             error, usage = event.error, event.usage
             return End(
                 job_id=job_id, cursor=cursor, status="expired", finish_reason="deadline", usage=usage, error=error

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
+
+import msgspec
 
 from worker import __version__
-from worker.config import Settings
 from worker.errors import (
     BadFrame,
     FieldError,
@@ -27,48 +27,29 @@ from worker.errors import (
 from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Grant
-from worker.jobs.service import Jobs
-from worker.operations.base import Limits, Operation
-from worker.protocol import creating as commands
-from worker.protocol import decoding, frames
+from worker.protocol import creating, decoding, frames
 from worker.protocol.closing import CloseCode, CloseConnection
 from worker.protocol.frames import Accepted, Error, Goaway, Hello, Pong, ServerFrame, ServerLimits
-from worker.protocol.reading import FrameSource, locate, wire_queue, wire_state
-from worker.protocol.subscriptions import Subscriptions, Timer
-from worker.protocol.tally import Tally
+from worker.protocol.host import Caller, SessionHost
+from worker.protocol.reading import locate, wire_queue, wire_state
+from worker.protocol.subscriptions import Subscriptions
 
 FEATURES = (
     "update", "channels", "window", "coalesce", "auth", "goaway",
-    "ids", "logprobs", "top_logprobs", "n", "priority", "deadline", "detach",
+    "ids", "logprobs", "top_logprobs", "n", "priority", "deadline", "detach", "ignored",
 )  # fmt: skip
-"""What is offered beyond the least that every worker has."""
+"""What the worker offers beyond the minimum."""
 
 BAD_FRAMES_MAX = 10
 BAD_FRAMES_WINDOW_MS = 10_000
 BAD = (BadFrame, FrameTooLarge, UnsupportedMediaType, Unauthorized)
-"""Errors of clients that do not know how to speak here, or may not: few of them are borne with."""
+"""Errors that count as abuse: BAD_FRAMES_MAX of them within BAD_FRAMES_WINDOW_MS close the connection."""
 
 GOAWAY_RETRY_MS = 2000
-"""When to try again after a goaway: a restart takes about as long, and where there are others they are there now."""
+"""When to try again after a goaway: a restart takes about this time, and other workers are available at once."""
 
 
 logger = logging.getLogger(__name__)
-
-
-class SessionHost(Protocol):
-    """The parts of the worker that a session needs."""
-
-    jobs: Jobs
-    operations: Mapping[str, Operation]
-    settings: Settings
-    limits: Limits
-    tally: Tally
-    frame_source: FrameSource
-    timer: Timer
-
-    def sse_url(self, job: Job) -> str:
-        """Return where the owner of a job can read it as server-sent events."""
-        ...
 
 
 class Session:
@@ -99,39 +80,39 @@ class Session:
 
     @property
     def grant(self) -> Grant | None:
-        """For whom the connection speaks; None before the `auth` frame."""
+        """The grant of the connection; None before the `auth` frame."""
         return self._grant
 
     def renew(self, grant: Grant | None) -> None:
-        """Go on with what has become of the grant since the keys were read again. Raises CloseConnection for None."""
+        """Continue with the grant as it is since the keys were reloaded. Raises CloseConnection for None."""
         if grant is None:
-            raise CloseConnection(CloseCode.UNAUTHORIZED, "The key is good no more.")
+            raise CloseConnection(CloseCode.UNAUTHORIZED, "This key is no longer valid.")
         self._grant = grant
 
     # ---- out ---------------------------------------------------------------------------------------------------------
 
     def greet(self, now_ms: float) -> None:
-        """Queue the hello frame, and begin to wait for a key if none was shown."""
+        """Queue the hello frame, and begin to wait for a credential if there was none."""
         self._auth_until_ms = now_ms + self._settings.auth_timeout_s * 1000
         self._reply(self._hello(now_ms))
 
     def heartbeat(self) -> None:
-        """Queue a pong unasked, unless something waits to be sent anyway."""
+        """Queue an unsolicited pong, unless something else is about to be sent."""
         if not self._outbox and not self._subscriptions.ready:
             self._reply(Pong())
 
     def goaway(self) -> None:
-        """Queue the news that the worker shuts down, once."""
+        """Queue a goaway, once: the worker shuts down."""
         if not self._leaving:
             self._leaving = True
             self._reply(Goaway(reason="shutdown", retry_ms=GOAWAY_RETRY_MS))
 
     def finish(self) -> None:
-        """Let go what windows hold back: its client could not ask for it any more."""
+        """Send what windows hold back: the client can no longer send an ack for it."""
         self._subscriptions.release()
 
     def pull(self, now_ms: float) -> bytes | None:
-        """Take the next message to send at monotonic time `now_ms`, or None if there is nothing to say now."""
+        """Return the next message to send at monotonic time `now_ms`, or None if there is none now."""
         return self._outbox.popleft() if self._outbox else self._subscriptions.pull(now_ms)
 
     def close(self) -> None:
@@ -142,7 +123,7 @@ class Session:
     # ---- in ----------------------------------------------------------------------------------------------------------
 
     def check_time(self, now_ms: float) -> None:
-        """Raise CloseConnection if the client has not shown a key in time, or the one it has shown is good no more."""
+        """Raise CloseConnection if the client has not authenticated in time, or its credential has expired."""
         if self._grant is None:
             if now_ms >= self._auth_until_ms:
                 raise CloseConnection(
@@ -150,7 +131,7 @@ class Session:
                 )
         elif self._grant.expires_at_ms is not None and now_ms >= self._grant.expires_at_ms:
             raise CloseConnection(
-                CloseCode.UNAUTHORIZED, "The token has expired. Send a new one in time, in an auth frame."
+                CloseCode.UNAUTHORIZED, "The token has expired. Send a new one in an auth frame before that."
             )
 
     def receive(self, data: str | bytes, now_ms: float) -> None:
@@ -158,7 +139,7 @@ class Session:
         self.check_time(now_ms)
         if len(self._outbox) >= self._settings.outbox_replies_max:
             raise CloseConnection(
-                CloseCode.ABUSE, f"{len(self._outbox)} replies wait unread. Read them before asking more."
+                CloseCode.ABUSE, f"{len(self._outbox)} replies wait unread. Read them before sending more."
             )
         fields: dict[str, object] = {}
         reply: ServerFrame | None
@@ -166,7 +147,7 @@ class Session:
             if isinstance(data, bytes):
                 raise UnsupportedMediaType("The message is binary. Send JSON as a text message.")
             fields = decoding.load(data, self._settings.frame_bytes_max)
-            reply = self._act(decoding.interpret(fields), now_ms)
+            reply = self._act(decoding.interpret(fields, self._host.limits), now_ms)
         except JobwireError as error:
             self._host.tally.refusals[error.code] += 1
             if isinstance(error, BAD):
@@ -183,21 +164,18 @@ class Session:
             return self._auth(frame, now_ms)
         if self._grant is None:
             raise Unauthorized("Send an auth frame first.")
-        jobs, owner, owner_name = self._host.jobs, self._grant.principal, self._grant.principal.name
+        jobs, owner_name = self._host.jobs, self._grant.principal.name
         match frame:
             case frames.Create():
                 self._check_room(frame.job_id)
-                job, replayed = commands.create(
-                    jobs, self._host.operations, self._host.limits, owner, frame, self._correlation
-                )
-                return self._follow(job, frame, replayed)
+                creation = creating.create(self._host, Caller(self._grant.principal, self._correlation), frame)
+                return self._follow(creation.job, frame, replayed=creation.existing, ignored=creation.ignored)
             case frames.Subscribe():
-                commands.check_delivery(frame, self._host.limits)
                 job = jobs.get(owner_name, frame.job_id)
                 self._check_room(frame.job_id)
                 return self._follow(job, frame)
             case frames.Unsubscribe():
-                # A job that has just ended was dropped already: not worth an error.
+                # A job that has just ended is dropped already: that is not worth an error.
                 self._subscriptions.drop(frame.job_id)
                 return None
             case frames.Ack():
@@ -207,11 +185,11 @@ class Session:
                 return self._accepted(jobs.cancel(owner_name, frame.job_id), frame.ref)
             case frames.Update():
                 return self._accepted(jobs.prioritize(owner_name, frame.job_id, frame.priority), frame.ref)
-            case frames.Ping():
+            case _:
                 return Pong(t=frame.t, ref=frame.ref)
 
     def _auth(self, frame: frames.Auth, now_ms: float) -> ServerFrame | None:
-        """Take a token. The first opens the connection, and a wrong one closes it; later ones prolong it, or fail."""
+        """Check a credential. The first opens the connection, or closes it if it is wrong; later ones prolong it."""
         before = self._grant
         try:
             grant = self._authenticate(frame.token)
@@ -220,13 +198,13 @@ class Session:
                 raise CloseConnection(CloseCode.UNAUTHORIZED, error.detail) from None
             raise
         if before is not None and grant.principal.name != before.principal.name:
-            raise Forbidden("The token is another caller's. Open another connection for it.")
+            raise Forbidden("The credential belongs to another caller. Open another connection for it.")
         self._grant = grant
         return self._hello(now_ms, frame.ref) if before is None else None
 
     def _ack(self, frame: frames.Ack, owner_name: str) -> None:
         job = self._host.jobs.get(owner_name, frame.job_id)
-        # Of a job that has just ended, and was dropped, the last ones are still on their way here.
+        # The last acks of a job that has just ended, and was dropped, may still be in flight.
         known = (
             self._subscriptions.ack(frame.job_id, frame.cursor)
             if frame.job_id in self._subscriptions
@@ -236,23 +214,31 @@ class Session:
             detail = "Expected the cursor of a frame that was sent here, of a job that is followed with a `window`"
             raise decoding.invalid(FieldError("/cursor", detail))
 
-    def _follow(self, job: Job, frame: frames.Create | frames.Subscribe, replayed: bool = False) -> ServerFrame:
+    def _follow(
+        self,
+        job: Job,
+        frame: frames.Create | frames.Subscribe,
+        *,
+        replayed: bool = False,
+        ignored: tuple[str, ...] = (),
+    ) -> ServerFrame:
         """Subscribe to a job, in place of an earlier position in it, and return the reply."""
         self._subscriptions.drop(job.id)
         start = locate(job, frame.after)
         if start.reset:
             self._host.tally.resets += 1
-        if not start.over:
-            stream = self._host.frame_source.stream(job, start.after, frame.channels)
-            self._subscriptions.follow(stream, frame.window, frame.coalesce_ms)
-        return self._accepted(job, frame.ref, replayed=replayed, reset=start.reset, over=start.over)
+        if not start.ended:
+            reader = self._host.frame_source.reader(job, start.after, frame.channels)
+            self._subscriptions.follow(reader, frame.window, frame.coalesce_ms)
+        reply = self._accepted(job, frame.ref)
+        return msgspec.structs.replace(reply, replayed=replayed, reset=start.reset, over=start.ended, ignored=ignored)
 
     def _check_room(self, job_id: str | None) -> None:
         """Refuse before anything is created. Raises TooManyJobs."""
         most = self._settings.subscriptions_per_connection_max
         if len(self._subscriptions) >= most and job_id not in self._subscriptions:
             raise TooManyJobs(
-                f"This connection follows {most} jobs, as many as one may. Unsubscribe, or open another connection.",
+                f"This connection follows {most} jobs, the limit for one. Unsubscribe, or open another connection.",
                 retry_after_ms=1000,
             )
 
@@ -295,21 +281,12 @@ class Session:
             ref=ref,
         )
 
-    def _accepted(
-        self, job: Job, ref: str | None, *, replayed: bool = False, reset: bool = False, over: bool = False
-    ) -> Accepted:
+    def _accepted(self, job: Job, ref: str | None) -> Accepted:
         return Accepted(
-            job_id=job.id,
-            state=wire_state(job),
-            queue=wire_queue(job),
-            replayed=replayed,
-            reset=reset,
-            over=over,
-            sse_url=self._host.sse_url(job),
-            ref=ref,
+            job_id=job.id, state=wire_state(job), queue=wire_queue(job), sse_url=self._host.sse_url(job), ref=ref
         )
 
 
 def _short(value: object) -> str | None:
-    """Return what a bad frame calls its job or itself, if it can be echoed."""
+    """Return an id in a bad frame if it is short text, which can be echoed."""
     return value if isinstance(value, str) and len(value) <= 256 else None

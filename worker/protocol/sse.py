@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from urllib.parse import quote
+
+import msgspec
 
 from worker.errors import FieldError
 from worker.jobs.job import Job
 from worker.operations.base import Limits
+from worker.protocol import frames
 from worker.protocol.decoding import invalid
 from worker.protocol.frames import Create
+from worker.protocol.pacing import Timer
 from worker.protocol.reading import Frame, LogReader, Start, locate
-from worker.protocol.subscriptions import Timer, subscribe
+from worker.protocol.subscriptions import subscribe
 
 RETRY = b"retry: 1000\n\n"
 RESET = b'data: {"type":"accepted","reset":true}\n\n'
 HEARTBEAT = b": hb\n\n"
 
+IGNORED_HEADER = "X-Jobwire-Ignored"
+"""Names the fields of a POST that the worker does not know, where the answer is a stream."""
+
 
 def start(job: Job, last_event_id: str | None, after: str | None) -> Start:
-    """Return where a reader begins; `Last-Event-ID` wins over `?after=`. One that is `over` is answered with 204."""
+    """Return where a reader begins; `Last-Event-ID` wins over `?after=`. One that has `ended` is answered with 204."""
     return locate(job, last_event_id or after)
 
 
-def check(frame: Create) -> None:
-    """Refuse a window: an event stream cannot be acknowledged, and a client would rely on it. Raises InvalidParams.
+def refuse_window(frame: Create) -> Create:
+    """Return a frame in which a window counts as wrong: an event stream cannot be acknowledged.
 
     Programs need none, since TCP holds back whatever they do not read; pages may ask for `coalesce_ms`.
     """
-    if frame.window:
-        raise invalid(FieldError("/window", "Expected no `window`: only a WebSocket has one"))
+    others = tuple(error for error in frame.wrong if error.pointer != "/window")
+    if not frame.window and others == frame.wrong:
+        return frame
+    wrong = FieldError("/window", "Expected no `window`: only a WebSocket has one")
+    return msgspec.structs.replace(frame, wrong=(*others, wrong))
 
 
 def coalesce_ms(text: str | None, limits: Limits) -> int:
@@ -42,27 +53,52 @@ def coalesce_ms(text: str | None, limits: Limits) -> int:
 
 
 def prologue(*, reset: bool) -> bytes:
-    """Return what a stream begins with: how soon to reconnect, and whether the job is told again from its start."""
+    """Return what a stream begins with: how soon to reconnect, and whether the job is replayed from its start."""
     return RETRY + RESET if reset else RETRY
 
 
-class SseStream:
-    """One reader of a job in the modern dialect. `wake` is called whenever `next` may have something new."""
+def ignored_header(ignored: Sequence[str]) -> dict[str, str]:
+    """Return the header that names ignored fields, if there are any: percent-encoded, with commas between them."""
+    names = ",".join(quote(name, safe="", errors="replace") for name in ignored)
+    return {IGNORED_HEADER: names} if names else {}
 
-    def __init__(self, stream: LogReader, coalesce_ms: int, wake: Callable[[], None], timer: Timer) -> None:
-        self._stream = stream
-        self._subscription = subscribe(stream, lambda _: wake(), 0, coalesce_ms, timer)
+
+class SseReader:
+    """One reader of a job in the modern dialect. `wake` is called whenever `next` may have something new.
+
+    The first narration that it reads names the `ignored` fields of the request, in a copy: frames are shared.
+    """
+
+    def __init__(
+        self,
+        reader: LogReader,
+        coalesce_ms: int,
+        wake: Callable[[], None],
+        timer: Timer,
+        ignored: Sequence[str] = (),
+    ) -> None:
+        self._reader = reader
+        self._ignored = frames.encode({"ignored": list(ignored)})[1:-1] if ignored else b""
+        self._subscription = subscribe(reader, lambda _: wake(), 0, coalesce_ms, timer)
         self.notify = self._subscription.notify
 
     @property
-    def done(self) -> bool:
-        """Whether the job has ended and everything was taken."""
-        return self._stream.done
+    def ended(self) -> bool:
+        """Whether the job has ended and all of it was read."""
+        return self._reader.ended
 
     def next(self, now_ms: float) -> bytes | None:
-        """Take the next event at monotonic time `now_ms`, or None if there is nothing to send now."""
-        frame = self._subscription.take(now_ms)
-        return None if frame is None else encode(frame)
+        """Return the next event at monotonic time `now_ms`, or None if there is nothing to send now."""
+        frame = self._subscription.next(now_ms)
+        if frame is None:
+            return None
+        if self._ignored and frame.data.startswith(NARRATION_HEAD):
+            data = b"%b,%b}" % (frame.data[:-1], self._ignored)
+            frame, self._ignored = msgspec.structs.replace(frame, data=data), b""
+        return encode(frame)
+
+
+NARRATION_HEAD = b'{"type":"narration",'
 
 
 def encode(frame: Frame) -> bytes:

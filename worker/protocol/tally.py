@@ -1,4 +1,4 @@
-"""Counts what was delivered and refused, over all connections of a worker. Whoever is curious reads the numbers."""
+"""Counts of deliveries and refusals, over all connections of a worker."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from worker.brokers.base import EngineState
 from worker.errors import Problem
 from worker.events import Terminal, Usage
 from worker.jobs.job import Job
-from worker.protocol.frames import QueuePlace, State, encode
+from worker.protocol.frames import Ignored, QueuePlace, State, encode
 from worker.protocol.reading import wire_queue, wire_state
 
 LOADING_URL = "/v1/loading/progress"
@@ -27,22 +27,23 @@ class Created(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     job_id: Annotated[str, Meta(description="The job.")]
     sse_url: Annotated[str, Meta(description="Where it can be read as server-sent events.")]
-    ws_url: Annotated[str, Meta(description="Where WebSockets are taken.")]
-    state: Annotated[State, Meta(description="Where the job stands.")]
-    queue: Annotated[QueuePlace | None, Meta(description="Where it waits, if it does.")] = None
+    ws_url: Annotated[str, Meta(description="Where WebSockets are accepted.")]
+    state: Annotated[State, Meta(description="The job's state.")]
+    queue: Annotated[QueuePlace | None, Meta(description="Its place in the queue, while it waits.")] = None
+    ignored: Ignored = ()
 
 
 class JobItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A job in a list. `created_at` is RFC 3339."""
 
     job_id: Annotated[str, Meta(description="The job.")]
-    state: Annotated[State, Meta(description="Where it stands.")]
+    state: Annotated[State, Meta(description="Its state.")]
     operation: Annotated[str, Meta(description="What it does.")]
     priority: Annotated[int, Meta(description="Higher goes first.")]
     created_at: Annotated[datetime, Meta(tz=True, description="When it was created.")]
-    queue: Annotated[QueuePlace | None, Meta(description="Where it waits, if it does.")] = None
+    queue: Annotated[QueuePlace | None, Meta(description="Its place in the queue, while it waits.")] = None
     status: Annotated[str | None, Meta(description="How it ended: completed, cancelled, failed or expired.")] = None
-    principal: Annotated[str | None, Meta(description="Whose it is, where an admin lists all.")] = None
+    principal: Annotated[str | None, Meta(description="Its owner, where an admin lists all.")] = None
 
 
 class JobList(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ class JobDetail(JobItem, frozen=True, omit_defaults=True, kw_only=True):
     """The answer to GET /v1/jobs/{id}. A stream after `cursor` continues `text`; several choices are in `texts`."""
 
     text: Annotated[str, Meta(description="The text so far, of the first choice.")]
-    cursor: Annotated[str, Meta(description="What to give as `after`: a stream goes on behind `text`.")]
+    cursor: Annotated[str, Meta(description="The `after` of a stream that continues behind `text`.")]
     usage: Annotated[Usage, Meta(description="What it has consumed so far.")]
     sse_url: Annotated[str, Meta(description="Where it can be read as server-sent events.")]
     texts: Annotated[tuple[str, ...], Meta(description="With several choices: the text of each.")] = ()
@@ -70,30 +71,30 @@ class CancelledView(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The answer to GET /health: whether the worker does its work, and facts about it."""
+    """The answer to GET /health: whether the worker works, and facts about it."""
 
     # Required on the wire, so it has no default that could be omitted.
     status: Annotated[str, Meta(description="healthy, or unhealthy when there is no usable model.")]
-    version: Annotated[str, Meta(description="Of the worker.")]
-    engine_phase: Annotated[str, Meta(description="What the engine process does.")]
+    version: Annotated[str, Meta(description="Version of the worker.")]
+    engine_phase: Annotated[str, Meta(description="The phase of the engine process.")]
     message: Annotated[str | None, Meta(description="What is wrong.")] = None
-    model: Annotated[str | None, Meta(description="What it runs.")] = None
-    engine: Annotated[str | None, Meta(description="What runs it.")] = None
-    device: Annotated[str | None, Meta(description="Where it runs.")] = None
+    model: Annotated[str | None, Meta(description="The model.")] = None
+    engine: Annotated[str | None, Meta(description="The engine.")] = None
+    device: Annotated[str | None, Meta(description="The device.")] = None
     context_tokens: Annotated[int | None, Meta(description="Most tokens of a sequence, prompt and output.")] = None
     parameters: Annotated[int | None, Meta(description="Size of the model.")] = None
     weights_bytes: Annotated[int | None, Meta(description="Size of its weights in memory.")] = None
-    slots_total: Annotated[int | None, Meta(description="Sequences that share a step.")] = None
+    slots_total: Annotated[int | None, Meta(description="Sequences that may share a step.")] = None
     running: Annotated[int | None, Meta(description="Sequences that run now.")] = None
     waiting: Annotated[int | None, Meta(description="Jobs that wait.")] = None
-    restarts: Annotated[int | None, Meta(description="How often the engine was started again.")] = None
+    restarts: Annotated[int | None, Meta(description="How often the engine was restarted.")] = None
     details: Annotated[dict[str, str] | None, Meta(description="More of the engine, by name.")] = None
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to GET /v1/stats: where the worker stands now. Rates are means over the last seconds."""
+    """The answer to GET /v1/stats: the worker's numbers now. Rates are means over the last seconds."""
 
-    engine_phase: Annotated[str, Meta(description="What the engine process does.")]
+    engine_phase: Annotated[str, Meta(description="The phase of the engine process.")]
     jobs_live: Annotated[int, Meta(description="Jobs that have not ended.")]
     running: Annotated[int, Meta(description="Sequences in the batch.")]
     waiting: Annotated[int, Meta(description="Sequences that wait for a slot.")]
@@ -104,7 +105,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens_per_s: Annotated[float, Meta(description="Tokens produced per second; 0 when nothing runs.")]
     prefill_tokens_per_s: Annotated[float, Meta(description="Prompt tokens read per second; 0 when nothing runs.")]
     sockets: Annotated[int, Meta(description="Open connections.")]
-    restarts: Annotated[int, Meta(description="How often the engine was started again.")]
+    restarts: Annotated[int, Meta(description="How often the engine was restarted.")]
     uptime_s: Annotated[float, Meta(description="Since the worker was started.")]
 
 
@@ -113,24 +114,33 @@ class Ready(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     ready: Annotated[bool, Meta(description="Whether a new job would start without waiting for a model.")]
     state: Annotated[str, Meta(description="idle, busy or draining; else the phase of the engine.")]
-    model_loaded: Annotated[bool | None, Meta(description="Whether the model is there.")] = None
-    progress_url: Annotated[str | None, Meta(description="Where to watch it being loaded.")] = None
-    error: Annotated[Problem | None, Meta(description="Why there is none.")] = None
+    model_loaded: Annotated[bool | None, Meta(description="Whether the model is loaded.")] = None
+    progress_url: Annotated[str | None, Meta(description="Where its loading can be watched.")] = None
+    error: Annotated[Problem | None, Meta(description="Why there is no model.")] = None
 
 
 class LoadingItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One event of GET /v1/loading/progress."""
 
-    stage: Annotated[str, Meta(description="What is being done; ready or failed at last.")]
+    stage: Annotated[str, Meta(description="The current step; ready or failed at the end.")]
     layers_loaded: Annotated[int | None, Meta(description="Parts that are done.")] = None
     layers_total: Annotated[int | None, Meta(description="Parts in all.")] = None
     vram_mb: Annotated[int | None, Meta(description="Memory filled, in MiB.")] = None
     error: Annotated[Problem | None, Meta(description="Why it failed.")] = None
 
 
-def created(job: Job, sse_url: str) -> bytes:
+def created(job: Job, sse_url: str, ignored: Sequence[str] = ()) -> bytes:
     """Return the answer to the creation of a job, which can be read at `sse_url`."""
-    return encode(Created(job_id=job.id, sse_url=sse_url, ws_url=WS_URL, state=wire_state(job), queue=wire_queue(job)))
+    return encode(
+        Created(
+            job_id=job.id,
+            sse_url=sse_url,
+            ws_url=WS_URL,
+            state=wire_state(job),
+            queue=wire_queue(job),
+            ignored=tuple(ignored),
+        )
+    )
 
 
 def cancelled(job: Job) -> bytes:
@@ -203,7 +213,7 @@ def health(state: EngineState) -> tuple[HTTPStatus, bytes]:
 
 
 def stats(state: EngineState, *, live: int, sockets: int, uptime_s: float) -> bytes:
-    """Return where the worker stands: its engine, its live jobs, its open connections."""
+    """Return the worker's numbers: its engine, its live jobs, its open connections."""
     info, now = state.info, state.stats
     busy = now if now is not None and now.running else None
     body = Stats(
@@ -243,7 +253,7 @@ def ready(state: EngineState, *, draining: bool = False) -> tuple[HTTPStatus, by
 
 
 def loading_item(state: EngineState) -> tuple[bytes, bool]:
-    """Return the event that tells how far loading is, and whether it is the last."""
+    """Return the event of the current state of loading, and whether it is the last."""
     if state.phase == "ready":
         return encode(LoadingItem(stage="ready")), True
     if state.phase in ("failed", "closed"):

@@ -16,11 +16,12 @@ from worker.config import Settings
 from worker.errors import Overloaded
 from worker.jobs.clock import Clock
 from worker.jobs.job import Job
+from worker.jobs.narration import Narrate
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits, Operation
 from worker.protocol.frames import sse_url
-from worker.protocol.reading import FrameSource, Narrate
-from worker.protocol.subscriptions import Timer
+from worker.protocol.pacing import Timer
+from worker.protocol.reading import FrameSource
 from worker.protocol.tally import Tally
 from worker.transports.access.credentials import Access
 from worker.transports.access.origins import Origins

@@ -25,6 +25,11 @@ export class Job {
     return this.#subscription.accepted;
   }
 
+  /** Fields of the request that the worker does not know, misspelt ones perhaps. Empty before it has accepted. */
+  get ignored() {
+    return this.accepted?.ignored ?? [];
+  }
+
   /** Wait until the worker has accepted the job; resolves to the job. Rejects with Refused. */
   async waitAccepted() {
     await this.#until(() => this.#subscription.accepted);

@@ -33,6 +33,11 @@ class Job:
         """The worker's latest answer: state, queue, sse_url. Empty before the first one."""
         return self._subscription.accepted or {}
 
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Fields of the request that the worker does not know, misspelt ones perhaps. Empty before it has accepted."""
+        return tuple(self.accepted.get("ignored", ()))
+
     async def wait_accepted(self) -> Self:
         """Wait until the worker has accepted the job, and return the job.
 

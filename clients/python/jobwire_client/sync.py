@@ -44,6 +44,11 @@ class SyncJob:
         """The worker's latest answer: state, queue, sse_url. Empty before the first one."""
         return self._job.accepted
 
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Fields of the request that the worker does not know, misspelt ones perhaps. Empty before it has accepted."""
+        return self._job.ignored
+
     def __enter__(self) -> Self:
         """Return the job; leaving the block calls `close()`."""
         return self

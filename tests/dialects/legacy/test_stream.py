@@ -13,14 +13,8 @@ from tests.dialects.legacy.test_vectors import cancelled, chunks, failed, payloa
 from tests.jobs.scripted import Stage
 from tests.protocol.wire import ID
 from worker import errors
-from worker.dialects.legacy.stream import (
-    STOP_REASONS,
-    STREAM_CODE_OTHER,
-    STREAM_CODES,
-    LegacyStream,
-    legacy_problem,
-    legacy_status,
-)
+from worker.dialects.legacy.problems import problem, status
+from worker.dialects.legacy.stream import STOP_REASONS, STREAM_CODE_OTHER, STREAM_CODES, LegacyReader
 from worker.errors import FieldError, JobwireError, Problem
 from worker.observers.narration import narrate
 
@@ -106,12 +100,12 @@ def test_any_text_arrives_one_chunk_per_event_in_ascii(texts: list[str]) -> None
     ],
 )
 def test_every_way_to_end_has_its_event_and_its_marker(
-    stream: LegacyStream, marker: str, last: dict[str, object]
+    stream: LegacyReader, marker: str, last: dict[str, object]
 ) -> None:
     got = payloads(stream)
     assert got[-1] == marker
     assert last.items() <= json.loads(got[-2]).items()
-    assert stream.done
+    assert stream.ended
 
 
 def test_a_marker_is_one_line_of_ascii_whatever_the_message() -> None:
@@ -128,26 +122,26 @@ def test_an_expired_job_is_a_timeout() -> None:
     job = stage.create(ID, prompt="Hi", deadline_ms=1)
     stage.clock.advance(1)
     stage.jobs.sweep()
-    assert json.loads(payloads(LegacyStream(job, "m", narrate))[-2])["code"] == "TIMEOUT"
+    assert json.loads(payloads(LegacyReader(job, "m", narrate))[-2])["code"] == "TIMEOUT"
 
 
 def test_a_stream_follows_a_live_job() -> None:
     stage = Stage()
     job = stage.create(ID)
-    stream = LegacyStream(job, "m", narrate)
+    stream = LegacyReader(job, "m", narrate)
     assert [json.loads(payload)["type"] for payload in payloads(stream)] == ["started", "narration"]
-    assert (stream.next(), stream.done) == (None, False)
+    assert (stream.next(), stream.ended) == (None, False)
     stage.start(job)
     stage.tokens(job, "a")
     assert [json.loads(payload)["type"] for payload in payloads(stream)] == ["narration", "token", "narration"]
     stage.finish(job)
     assert payloads(stream)[-1] == "[DONE]"
-    assert (stream.next(), stream.done) == (None, True)
+    assert (stream.next(), stream.ended) == (None, True)
 
 
 def test_a_stream_is_done_only_when_its_marker_was_taken() -> None:
     stream = story("a")
-    while not stream.done:
+    while not stream.ended:
         last = stream.next()
         assert last is not None
     assert last == b"data: [DONE]\n\n"
@@ -159,7 +153,7 @@ def test_only_the_first_of_several_choices_is_shown() -> None:
     stage.start(job)
     for index in (1, 0, 1, 0):
         stage.tokens(job, f"{index}", index=index)
-    shown = [json.loads(payload) for payload in payloads(LegacyStream(job, "m", narrate))]
+    shown = [json.loads(payload) for payload in payloads(LegacyReader(job, "m", narrate))]
     assert [(item["t"], item["i"]) for item in shown if item["type"] == "token"] == [("0", 0), ("0", 1)]
 
 
@@ -175,21 +169,21 @@ def test_narration_has_the_old_fields_only() -> None:
 
 def test_a_missing_key_and_a_wrong_one_are_told_apart() -> None:
     error = errors.Unauthorized("Send a key.")
-    assert legacy_problem(error, has_key=False)["code"] == "MISSING_API_KEY"
-    assert legacy_problem(error, has_key=True)["code"] == "INVALID_API_KEY"
-    assert legacy_status(error) == 401
+    assert problem(error, has_key=False)["code"] == "MISSING_API_KEY"
+    assert problem(error, has_key=True)["code"] == "INVALID_API_KEY"
+    assert status(error) == 401
 
 
 def test_wrong_parameters_are_a_400_here() -> None:
     error = errors.InvalidParams("x")
-    assert (legacy_status(error), legacy_problem(error)["status"], error.status) == (400, 400, 422)
-    assert legacy_status(errors.QueueFull("x")) == 429
+    assert (status(error), problem(error)["status"], error.status) == (400, 400, 422)
+    assert status(errors.QueueFull("x")) == 429
 
 
 def test_wrong_values_are_quoted_but_prompts_never_are() -> None:
     wrong = (FieldError("/temperature", "too hot"), FieldError("/prompt", "too long"), FieldError("/stop/0", "empty"))
     body = {"temperature": 9.5, "prompt": "secret", "stop": [""]}
-    items = legacy_problem(errors.InvalidParams("x", errors=wrong), body)["errors"]
+    items = problem(errors.InvalidParams("x", errors=wrong), body)["errors"]
     assert [(item["field"], item.get("value")) for item in items] == [
         ("temperature", "9.5"),
         ("prompt", None),
@@ -199,9 +193,9 @@ def test_wrong_values_are_quoted_but_prompts_never_are() -> None:
 
 
 def test_an_error_without_fields_lists_none() -> None:
-    problem = legacy_problem(errors.QueueFull("Full.", retry_after_ms=1500))
-    assert "errors" not in problem
-    assert problem == {
+    full = problem(errors.QueueFull("Full.", retry_after_ms=1500))
+    assert "errors" not in full
+    assert full == {
         "type": "urn:jobwire:error:queue_full",
         "title": "Queue full",
         "status": 429,

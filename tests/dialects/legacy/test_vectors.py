@@ -15,16 +15,16 @@ import pytest
 from tests.jobs.scripted import ANN, LIMITS, Stage
 from tests.protocol.wire import ID, Wire
 from worker import errors
-from worker.dialects.legacy import stream as legacy
-from worker.dialects.legacy.stream import LegacyStream
+from worker.dialects.legacy import problems as legacy
+from worker.dialects.legacy.stream import LegacyReader
 from worker.errors import JobwireError, Problem
-from worker.events import FinishReason, Record
+from worker.events import FinishReason
 from worker.jobs.job import Job
+from worker.jobs.narration import Narration
 from worker.observers.narration import narrate
 from worker.operations.infer import Infer
-from worker.protocol import creating as commands
-from worker.protocol import decoding, frames, views
-from worker.protocol.reading import Narrate
+from worker.protocol import creating, decoding, frames, views
+from worker.protocol.host import Caller
 from worker.scheduler.works import Refused
 
 LINES = (Path(__file__).parent / "vectors.tsv").read_text(encoding="utf-8").split("\n")
@@ -81,9 +81,8 @@ OUTCOMES = {
 def post(data: str) -> tuple[Job, dict[str, Any]]:
     """Create a job as a POST does; return it and the request that reached it. Raises errors of the tree."""
     client = Wire().connect()
-    frame = decoding.create_of(decoding.load(data, 1 << 20))
-    job, _ = commands.create(client.jobs, client.operations, LIMITS, ANN, frame)
-    return job, frame.body
+    frame = decoding.create_of(decoding.load(data, 1 << 20), LIMITS)
+    return creating.create(client, Caller(ANN), frame).job, frame.body
 
 
 @pytest.mark.parametrize("key", OUTCOMES, ids="-".join)
@@ -96,7 +95,7 @@ def test_every_recorded_request_is_answered(key: tuple[str, str]) -> None:
     with pytest.raises(JobwireError) as refused:
         post(vector(*key))
     assert refused.value.code == outcome
-    problem = legacy.legacy_problem(refused.value)
+    problem = legacy.problem(refused.value)
     assert (problem["status"], problem["code"], problem["retriable"]) == (400, "INVALID_REQUEST", False)
     if outcome == "unsupported_operation":
         assert "infer, status, worker_check" in problem["message"]
@@ -138,7 +137,7 @@ def test_the_answer_has_the_recorded_keys() -> None:
 # ---- streams ---------------------------------------------------------------------------------------------------------
 
 
-def chunks(stream: LegacyStream) -> list[bytes]:
+def chunks(stream: LegacyReader) -> list[bytes]:
     """Take all chunks there are."""
     found = []
     while (chunk := stream.next()) is not None:
@@ -146,7 +145,7 @@ def chunks(stream: LegacyStream) -> list[bytes]:
     return found
 
 
-def payloads(stream: LegacyStream) -> list[str]:
+def payloads(stream: LegacyReader) -> list[str]:
     """Return the data of all events, checked to be ASCII in one `data: ` line per chunk."""
     found = []
     for chunk in chunks(stream):
@@ -162,7 +161,7 @@ def story(
     stop_sequence: str | None = None,
     step_ms: float = 0,
     vram_bytes: int = 0,
-) -> LegacyStream:
+) -> LegacyReader:
     """Return the stream of job-1, created at 1761838000, whose tokens come a step apart."""
     stage = Stage()
     stage.clock.now_ms = 0
@@ -173,7 +172,7 @@ def story(
             stage.clock.advance(step_ms)
         stage.tokens(job, text)
     stage.finish(job, finish, stop_sequence=stop_sequence)
-    return LegacyStream(job, "model", narrate, vram_bytes)
+    return LegacyReader(job, "model", narrate, vram_bytes)
 
 
 def produced(name: str) -> str:
@@ -199,7 +198,7 @@ def produced(name: str) -> str:
             return payloads(narrated(json.loads(vector("sse", name))))[1]
 
 
-def cancelled(tokens: int, ms: float) -> LegacyStream:
+def cancelled(tokens: int, ms: float) -> LegacyReader:
     """Return the stream of a job cancelled so long after its first token."""
     stage = Stage()
     job = stage.create(ID)
@@ -207,36 +206,36 @@ def cancelled(tokens: int, ms: float) -> LegacyStream:
     stage.tokens(job, *["w"] * tokens)
     stage.clock.advance(ms)
     stage.jobs.cancel("ann", ID)
-    return LegacyStream(job, "model", narrate)
+    return LegacyReader(job, "model", narrate)
 
 
-def failed(problem: Problem) -> LegacyStream:
+def failed(problem: Problem) -> LegacyReader:
     """Return the stream of a job that failed with this."""
     stage = Stage()
     job = stage.create(ID)
     stage.send(Refused(job.choices[0].lease, problem))
-    return LegacyStream(job, "model", narrate)
+    return LegacyReader(job, "model", narrate)
 
 
-def narrated(fields: dict[str, Any]) -> LegacyStream:
+def narrated(fields: dict[str, Any]) -> LegacyReader:
     """Return the stream of a job whose every event is narrated like this."""
-    plain = {name: value for name, value in fields.items() if name not in ("type", "job_id")}
+    told = Narration(phase="note", **{name: fields[name] for name in Narration.__struct_fields__ if name in fields})
+    return LegacyReader(Stage().create(fields["target"]), "model", lambda _: told)
 
-    def tell(job_id: str, record: Record) -> dict[str, Any]:
-        return plain
 
-    narrate_: Narrate = tell
-    return LegacyStream(Stage().create("job-1"), "model", narrate_)
+NEVER_SENT = {"story", "correlation_id"}
+"""Optional in the old contract, and made by nothing here."""
 
 
 @pytest.mark.parametrize("name", [name for name in names("sse") if name != "Error"])
 def test_every_recorded_event_is_sent_in_its_shape(name: str) -> None:
     recorded, ours = json.loads(vector("sse", name)), json.loads(produced(name))
+    recorded = {key: value for key, value in recorded.items() if key not in NEVER_SENT}
     shared = {key: ours[key] for key in recorded}
     assert shared == recorded
     assert list(shared) == list(recorded)
-    # The contract adds `retriable` to errors, and narration always says of which job it is.
-    assert set(ours) - set(recorded) <= {"retriable", "job_id"}
+    # The contract adds `retriable` to errors. Narration always names its job, its program and its time.
+    assert set(ours) - set(recorded) <= {"retriable", "job_id", "emitted_by", "emitted_at_ms"}
 
 
 def test_a_failure_is_an_error_event_rather_than_an_end() -> None:
@@ -272,7 +271,7 @@ def test_recorded_wrong_fields_are_named_as_before() -> None:
     }
     with pytest.raises(errors.InvalidParams) as refused:
         Infer().parse(body, LIMITS)
-    problem = legacy.legacy_problem(refused.value, body)
+    problem = legacy.problem(refused.value, body)
     assert problem["status"] == 400
     assert {item["field"].partition(".")[0] for item in problem["errors"]} == {item["field"] for item in recorded}
     for item in problem["errors"]:
@@ -312,7 +311,7 @@ RETRIABLE_DIFFERS = {
 )
 def test_errors_carry_the_recorded_codes(error: JobwireError, code: str) -> None:
     recorded = json.loads(vector("error", code))
-    ours = legacy.legacy_problem(error)
+    ours = legacy.problem(error)
     assert set(recorded) <= set(ours)
     assert ours["code"] == ours["error"]["code"] == recorded["code"]
     assert ours["message"] == ours["error"]["message"] == ours["detail"] == "x"
@@ -323,5 +322,5 @@ def test_errors_carry_the_recorded_codes(error: JobwireError, code: str) -> None
 
 def test_codes_of_hardware_that_is_not_told_apart_are_not_sent() -> None:
     """An engine that ran out of memory or broke on its device is INTERNAL: why is in the message."""
-    sent = {legacy.legacy_problem(JobwireError("x"))["code"], *legacy.ERROR_CODES.values(), legacy.ERROR_CODE_OTHER}
+    sent = {legacy.problem(JobwireError("x"))["code"], *legacy.ERROR_CODES.values(), legacy.ERROR_CODE_OTHER}
     assert set(names("error")) - sent == {"CUDA_ERROR", "INSUFFICIENT_VRAM"}

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
+from tests.jobs.scripted import LIMITS
 from tests.protocol.describe.renew import LIBRARY
 from tests.protocol.describe.validity import check, faults, references, resolved
 from worker.errors import JobwireError
@@ -72,7 +73,7 @@ def test_every_field_is_described(name: str) -> None:
 
 
 def test_create_has_the_fields_of_its_operations() -> None:
-    own = set(frames.Create.__struct_fields__) - {"body"}
+    own = set(frames.Create.__struct_fields__) - frames.Create.UNSENT
     assert set(DEFINITIONS["CreateFrame"]["properties"]) == {"type"} | own | set(FIELDS)
     assert set(DEFINITIONS["CreateBody"]["properties"]) == (own - {"window"}) | set(FIELDS)
 
@@ -96,7 +97,7 @@ def test_no_field_may_be_null() -> None:
 @pytest.mark.parametrize("example", corpus.CLIENT, ids=lambda example: example.name)
 def test_client_examples_fit_and_are_understood(example: corpus.Example[dict[str, Any]]) -> None:
     check("ClientFrame", example.frame)
-    decoded = decode(json.dumps(example.frame), FRAME_BYTES_MAX)
+    decoded = decode(json.dumps(example.frame), FRAME_BYTES_MAX, LIMITS)
     assert tag_of(type(decoded)) == example.frame["type"]
 
 
@@ -136,7 +137,7 @@ def test_every_frame_has_an_example() -> None:
 def test_what_the_schema_refuses_the_worker_refuses(frame: dict[str, Any]) -> None:
     assert faults("ClientFrame", frame)
     with pytest.raises(JobwireError):
-        decode(json.dumps(frame), FRAME_BYTES_MAX)
+        decode(json.dumps(frame), FRAME_BYTES_MAX, LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How the paths of the older worker go away, release by release: they work, then with notice, then no more. Pure."""
+"""How the paths of the older worker end, release by release: at first they work, then with a notice, then not. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUNSET_AT = datetime(2027, 11, 24, tzinfo=UTC)
 
 
 def headers(path: str, version: str) -> dict[str, str]:
-    """Return what every answer on a path must say in this version: `Deprecation` (RFC 9745), `Sunset` (RFC 8594)."""
+    """Return the headers of every answer on a path in this version: `Deprecation` (RFC 9745), `Sunset` (RFC 8594)."""
     if not _is_alias(path) or _release(version) < NOTICE_FROM:
         return {}
     return {
@@ -27,10 +27,10 @@ def headers(path: str, version: str) -> dict[str, str]:
     }
 
 
-def check(path: str, version: str) -> None:
-    """Raise Gone for a path that this version has no more."""
+def refuse_if_gone(path: str, version: str) -> None:
+    """Raise Gone for a path that this version no longer has."""
     if _is_alias(path) and _release(version) >= GONE_FROM:
-        raise Gone(f"{ALIAS} is gone. Use {SUCCESSOR}, which takes the same body.")
+        raise Gone(f"{ALIAS} is gone. Use {SUCCESSOR}, which accepts the same body.")
 
 
 def _is_alias(path: str) -> bool:
@@ -38,5 +38,5 @@ def _is_alias(path: str) -> bool:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """Return major and minor number; what comes after, like `rc1`, does not count."""
+    """Return major and minor number; anything after them, like `rc1`, does not count."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

@@ -1,7 +1,7 @@
-"""The dialect of the older worker: another encoder over the same log, and its shape of errors.
+"""The stream of the older worker: another encoder over the same log.
 
-Old clients look for markers in the text of a line, and split lines by bytes, not characters. So JSON is ASCII, `[` in
-it is escaped, every chunk is one whole line, and there is nothing but `data:` lines.
+Old clients search the text of a line for markers, and split lines by bytes, not characters. So JSON is ASCII, `[` in
+it is escaped, every chunk is one whole line, and there are no lines but `data:` lines.
 """
 
 from __future__ import annotations
@@ -9,14 +9,10 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
 
-import msgspec
-
-from worker.errors import FieldError, JobwireError, Unauthorized
-from worker.events import Cancelled, Expired, Failed, Finished, Record, Terminal, Token, Usage
+from worker.events import Cancelled, Finished, Record, Terminal, Token, Usage
 from worker.jobs.job import Job
-from worker.protocol.reading import Narrate
+from worker.jobs.narration import EMITTED_BY, Narrate
 
 STOP_REASONS = {"length": "MAX_TOKENS", "stop": "EOS", "grammar": "EOS", "stop_string": "STOP_SEQUENCE"}
 
@@ -28,35 +24,9 @@ STREAM_CODES = {
 }
 STREAM_CODE_OTHER = "GENERATION_ERROR"
 
-ERROR_CODES = {
-    "unauthorized": "INVALID_API_KEY",
-    "forbidden": "FORBIDDEN",
-    "job_not_found": "JOB_NOT_FOUND",
-    "job_lost": "JOB_NOT_FOUND",
-    "gone": "GONE",
-    "rate_limited": "INSUFFICIENT_RESOURCES",
-    "queue_full": "INSUFFICIENT_RESOURCES",
-    "too_many_jobs": "INSUFFICIENT_RESOURCES",
-    "draining": "WORKER_UNHEALTHY",
-    "overloaded": "INSUFFICIENT_RESOURCES",
-    "model_unavailable": "WORKER_UNHEALTHY",
-    "deadline_exceeded": "INFERENCE_TIMEOUT",
-    "engine_failed": "INTERNAL",
-    "internal": "INTERNAL",
-}
-ERROR_CODE_OTHER = "INVALID_REQUEST"
 
-STATUSES = {"invalid_params": 400}
-"""Where the old status differs."""
-
-NARRATION_FIELDS = (
-    "actor", "action", "target", "human", "cute", "story", "level", "correlation_id", "job_id", "emitted_by",
-    "emitted_at_ms", "duration_ms", "queue_position", "tokens_in", "tokens_out", "decode_time_ms",
-)  # fmt: skip
-
-
-class LegacyStream:
-    """One reader of a job, from its start: `next` gives one chunk per frame. Choices but the first are not shown."""
+class LegacyReader:
+    """One reader of a job, from its start: `next` returns one chunk per event. It shows the first choice only."""
 
     def __init__(self, job: Job, model: str, narrate: Narrate, vram_bytes: int = 0) -> None:
         self.job = job
@@ -66,15 +36,15 @@ class LegacyStream:
         self._tokens = 0
         started_at = str(job.created_at_ms // 1000)
         self._ahead = deque([_line({"type": "started", "job_id": job.id, "model": model, "started_at": started_at})])
-        self._ended = False
+        self._at_end = False
 
     @property
-    def done(self) -> bool:
-        """Whether the marker that ends the stream was taken."""
-        return self._ended and not self._ahead
+    def ended(self) -> bool:
+        """Whether the marker that ends the stream was read."""
+        return self._at_end and not self._ahead
 
     def next(self) -> bytes | None:
-        """Take the next chunk, or None if there is nothing to take yet."""
+        """Return the next chunk, or None if there is nothing to send yet."""
         records = self.job.log.records
         while not self._ahead and self._after < len(records):
             record = records[self._after]
@@ -87,12 +57,31 @@ class LegacyStream:
         if isinstance(event, Token):
             return self._token(event)
         if isinstance(event, Terminal):
-            self._ended = True
+            self._at_end = True
             return self._end(event)
-        fields = self._narrate(self.job.id, record)
-        assert fields is not None, f"no narration for {type(event).__name__}"
-        known = {name: fields[name] for name in NARRATION_FIELDS if name in fields}
-        return [_line({"type": "narration", **known, "job_id": self.job.id})]
+        return [_line(self._narration(record))]
+
+    def _narration(self, record: Record) -> dict[str, object]:
+        """Return a narration with its fields in the old order. Absent ones are left out."""
+        narration = self._narrate(record)
+        assert narration is not None, f"no narration for {type(record.event).__name__}"
+        fields: dict[str, object] = {
+            "type": "narration",
+            "actor": narration.actor,
+            "action": narration.action,
+            "target": self.job.id,
+            "human": narration.human,
+            "cute": narration.cute,
+            "level": narration.level,
+            "emitted_by": EMITTED_BY,
+            "emitted_at_ms": record.at_ms,
+            "duration_ms": narration.duration_ms,
+            "queue_position": narration.queue_position,
+            "tokens_in": narration.tokens_in,
+            "tokens_out": narration.tokens_out,
+            "job_id": self.job.id,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
 
     def _token(self, token: Token) -> list[bytes]:
         if token.index:
@@ -111,7 +100,8 @@ class LegacyStream:
                 return [*([_line(metrics)] if usage.tokens_per_s is not None else []), _line(end), _marker("[DONE]")]
             case Cancelled(usage=usage):
                 return [_line(_end(usage, "CANCELLED")), _marker("[CANCELLED]")]
-            case Failed(error=error) | Expired(error=error):
+            case _:
+                error = event.error
                 code = STREAM_CODES.get(error.code, STREAM_CODE_OTHER)
                 fields = {"type": "error", "code": code, "message": error.detail, "retriable": error.retriable}
                 return [_line(fields), _marker(f"[ERROR] {error.detail}")]
@@ -135,39 +125,3 @@ def _line(fields: Mapping[str, object]) -> bytes:
 def _marker(text: str) -> bytes:
     """Return a marker line: ASCII, and never more than one line."""
     return b"data: " + " ".join(text.split()).encode("ascii", "backslashreplace") + b"\n\n"
-
-
-def legacy_status(error: JobwireError) -> int:
-    """Return the HTTP status of an error in this dialect."""
-    return STATUSES.get(error.code, error.status)
-
-
-def legacy_problem(
-    error: JobwireError, body: Mapping[str, object] | None = None, *, has_key: bool = True
-) -> dict[str, Any]:
-    """Return the problem object with the keys that old clients read. `body` is the request, to quote wrong values from;
-    `has_key` says whether an API key was sent, right or wrong."""
-    code = ERROR_CODES.get(error.code, ERROR_CODE_OTHER)
-    if isinstance(error, Unauthorized) and not has_key:
-        code = "MISSING_API_KEY"
-    fields: dict[str, Any] = msgspec.to_builtins(error.problem())
-    fields |= {"status": legacy_status(error), "code": code, "message": error.detail}
-    fields["error"] = {"code": code, "message": error.detail}
-    if error.errors:
-        fields["errors"] = [_field_error(item, body or {}) for item in error.errors]
-    return fields
-
-
-def _field_error(error: FieldError, body: Mapping[str, object]) -> dict[str, object]:
-    field = error.pointer.removeprefix("/").replace("/", ".")
-    fields: dict[str, object] = {
-        "field": field,
-        "constraint": error.detail,
-        "message": f"{field}: {error.detail}",
-        "pointer": error.pointer,
-        "detail": error.detail,
-    }
-    value = body.get(field)
-    if isinstance(value, int | float | str) and error.pointer != "/prompt":
-        fields["value"] = str(value)[:80]
-    return fields

@@ -17,12 +17,12 @@ PATH = "#/components/schemas/"
 CHANNEL = "socket"
 
 DESCRIPTION = """\
-One socket carries any number of jobs. Frames are JSON objects, one per text message, told apart by `type`; ignore types
-and fields that you do not know, as the worker does. Every request gets one reply, `accepted` or `error`, unless success
-needs none; a job's events come after the reply.
+One socket carries any number of jobs. Frames are JSON objects, one per text message, distinguished by `type`; ignore
+types and fields that you do not know, as the worker does. Every request gets one reply, `accepted` or `error`, unless
+success needs none; a job's events come after the reply.
 
-Every event of a job has a `cursor`. After a cut, send the same `create` again with `after`: the job goes on where you
-were, and no event is missed or seen twice. The same jobs can be followed over HTTP (see `/docs`).
+Every event of a job has a `cursor`. After a cut, send the same `create` again with `after`: the job continues where
+you were, and no event is missed or seen twice. The same jobs can be followed over HTTP (see `/docs`).
 """
 
 CONNECTING = """\
@@ -153,7 +153,7 @@ def _message(struct: type[msgspec.Struct], schemas: dict[str, Schema]) -> Schema
     }
     if "ref" in schemas[name]["properties"]:
         made["correlationId"] = {
-            "description": "`ref` of a request comes back in its reply.",
+            "description": "The `ref` of a request is echoed in its reply.",
             "location": "$message.payload#/ref",
         }
     return made

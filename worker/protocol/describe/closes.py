@@ -6,14 +6,14 @@ from worker.protocol.closing import CloseCode
 
 CLOSES: dict[CloseCode, str] = {
     CloseCode.DONE: "Done. Nothing is wrong.",
-    CloseCode.GOING_AWAY: "The other side goes away. Connect again, and resume.",
+    CloseCode.GOING_AWAY: "The other side is going away. Connect again, and resume.",
     CloseCode.TOO_BIG: "A message was larger than `hello.limits.max_frame_bytes`. Connect again, and send less.",
     CloseCode.BUG: "The worker made an error. Connect again, and resume.",
     CloseCode.RESTART: "The worker has shut down. Connect again after a while, here or elsewhere, and resume.",
     CloseCode.ABUSE: "Too many bad frames, or too many replies that are not read. Fix the client.",
     CloseCode.UNAUTHORIZED: "The key is missing, wrong or has expired. Get another one.",
     CloseCode.FORBIDDEN: "The page's origin or the host is not allowed. Allow it in the worker's settings.",
-    CloseCode.VERSION: "None of the offered subprotocols is spoken here. Offer `jobwire.v1`.",
+    CloseCode.VERSION: "This worker speaks none of the offered subprotocols. Offer `jobwire.v1`.",
     CloseCode.AUTH_TIMEOUT: "An `auth` frame was required and did not come in time.",
     CloseCode.OVERLOADED: "Too many connections are open. Try again later.",
     CloseCode.STALLED: "The client did not read. Connect again, and resume: the job has gone on.",

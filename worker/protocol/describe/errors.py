@@ -21,7 +21,7 @@ def error_classes() -> list[type[JobwireError]]:
 
 
 def meaning(kind: type[JobwireError]) -> str:
-    """Return what an error says, in one sentence or two."""
+    """Return what an error means, in a sentence or two."""
     if kind is JobwireError:
         return "The worker made an error. It was logged."
     return " ".join((kind.__doc__ or "").split())

@@ -20,6 +20,7 @@ from worker.errors import (
 )
 from worker.protocol import corpus
 from worker.protocol.describe.route import EVENTS, Answer, Errors, Param, Route, Value
+from worker.protocol.sse import IGNORED_HEADER
 
 CURSOR: Value = {"type": "string", "maxLength": 64}
 JOB_ID = Param(
@@ -32,28 +33,28 @@ JOB_ID = Param(
 AFTER = Param(
     name="after",
     where="query",
-    text="The last cursor seen: the stream goes on after it.",
+    text="The last cursor seen: the stream continues after it.",
     schema=CURSOR,
     example=f"{corpus.EPOCH}-2",
 )
 LAST_EVENT_ID = Param(
     name="Last-Event-ID",
     where="header",
-    text="The same, as an EventSource sends it when it comes back. Wins over `after`.",
+    text="The same, as an EventSource sends it when it reconnects. Wins over `after`.",
     schema=CURSOR,
     example=f"{corpus.EPOCH}-2",
 )
 COALESCE_MS = Param(
     name="coalesce_ms",
     where="query",
-    text="Least time between two token events, in ms: they get fewer and larger.",
+    text="Least time between two token events, in ms: there are fewer and larger ones.",
     schema={"type": "integer", "minimum": 0, "maximum": 500},
     example=20,
 )
 ALL = Param(
     name="all",
     where="query",
-    text="With an admin's key: the jobs of everybody, each with its `principal`.",
+    text="With an admin's key: the jobs of all callers, each with its `principal`.",
     schema={"enum": ["0", "1"]},
     example="0",
 )
@@ -74,7 +75,7 @@ IDEMPOTENCY_KEY = Param(
 CORRELATION_ID = Param(
     name="X-Correlation-ID",
     where="header",
-    text="The caller's name for this request. It comes back in the answer, and stands in narration and logs.",
+    text="The caller's name for this request. It is echoed in the answer, and is in narration and logs.",
     schema={"type": "string", "maxLength": 128},
     example="order-4711",
 )
@@ -105,10 +106,10 @@ SSE_URL = f"/v1/jobs/{corpus.ID}/stream"
 STREAM_TEXT = (
     "Unnamed events, one frame each: `id` is the cursor, `data` the frame in JSON, in one line. After `end` the "
     "response ends. A comment breaks long silences. If the cursor is of a log that is gone, the stream begins with "
-    "`StreamReset` and tells the job from its start."
+    "`StreamReset`, and the job is replayed from its start."
 )
 LEGACY_TEXT = (
-    "A client whose `Accept` names neither JSON nor events is taken for one of the older worker, and gets that "
+    "A client whose `Accept` names neither JSON nor events is treated as one of the older worker, and gets that "
     "worker's dialect: see the deprecated routes."
 )
 
@@ -121,7 +122,9 @@ JOB_ROUTES: tuple[Route, ...] = (
         summary="Create a job",
         text="The body is what `create` is over a WebSocket, and the job can be followed there as well. With "
         "`Accept: text/event-stream` the answer is the stream itself, and every event has the `job_id`. After a cut, "
-        f"repeat the request with `after`, or get the job's stream. {LEGACY_TEXT}",
+        f"repeat the request with `after`, or get the job's stream. Fields that the worker does not know are ignored, "
+        "and named: in `ignored`, or for a stream in its first narration and in `X-Jobwire-Ignored`. "
+        f"{LEGACY_TEXT}",
         params=(IDEMPOTENCY_KEY, CORRELATION_ID),
         body="CreateBody",
         key=True,
@@ -138,8 +141,18 @@ JOB_ROUTES: tuple[Route, ...] = (
                     "queue": {"position": 2},
                 },
             ),
-            Answer(status=200, text=STREAM_TEXT, media=EVENTS, schema="JobStream"),
-            Answer(status=204, text="The job has ended, and `after` is its end: there is nothing to stream."),
+            Answer(
+                status=200,
+                text=STREAM_TEXT,
+                media=EVENTS,
+                schema="JobStream",
+                headers=(IGNORED_HEADER,),
+            ),
+            Answer(
+                status=204,
+                text="The job has ended, and `after` is its end: there is nothing to stream.",
+                headers=(IGNORED_HEADER,),
+            ),
         ),
         errors=CREATE_ERRORS,
     ),

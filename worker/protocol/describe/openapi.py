@@ -13,6 +13,7 @@ from worker.protocol.describe import errors
 from worker.protocol.describe.route import JSON, Answer, Param, Route
 from worker.protocol.describe.routes import EVERYWHERE, ROUTES, WITH_KEY
 from worker.protocol.describe.schemas import UNIONS, Schema, definitions, name_of, tag_of, used_by
+from worker.protocol.sse import IGNORED_HEADER
 
 PATH = "#/components/schemas/"
 PROBLEM = "application/problem+json"
@@ -54,8 +55,13 @@ HEADERS: Schema = {
     "Retry-After": {"description": "When to try again, in seconds.", "schema": {"type": "integer", "minimum": 0}},
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
     "Deprecation": {"description": "Since when the call is deprecated (RFC 9745).", "schema": {"type": "string"}},
-    "Sunset": {"description": "When the call goes away (RFC 8594).", "schema": {"type": "string"}},
+    "Sunset": {"description": "When the call will be gone (RFC 8594).", "schema": {"type": "string"}},
     "Link": {"description": "What to call instead.", "schema": {"type": "string"}},
+    IGNORED_HEADER: {
+        "description": "Fields of the body that the worker does not know: 8 names at most, percent-encoded, with "
+        "commas between them.",
+        "schema": {"type": "string"},
+    },
     "ETag": {"description": "Of this version of the document.", "schema": {"type": "string"}},
 }
 
@@ -186,6 +192,7 @@ def _responses(route: Route) -> Schema:
             response.setdefault("content", {})[answer.media] = _content(answer)
         names = ["ETag"] if route.tag == "Documents" and route.path != "/" else []
         names += ["Deprecation", "Sunset", "Link"] if route.deprecated else []
+        names += answer.headers
         if names:
             response["headers"] = _headers(names)
     for status, kinds in sorted(_by_status(route).items()):

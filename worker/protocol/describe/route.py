@@ -1,4 +1,4 @@
-"""What is told of one HTTP route: what it takes, what it answers, how it refuses."""
+"""The description of one HTTP route: what it accepts, what it answers, how it refuses."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ class Param(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a route answers when it works. `schema` names a body, or one event of a stream."""
+    """What a route answers when it works. `schema` names a body, or one event of a stream; `headers` may be there."""
 
     status: int
     text: str
     media: str = JSON
     schema: str | None = None
     example: Any = None
+    headers: tuple[str, ...] = ()
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

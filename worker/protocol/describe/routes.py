@@ -13,9 +13,9 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/tokens",
         tag="Access",
         name="createToken",
-        summary="Make a token that stands for your key for a while",
-        text="For a page or a program that must not have the key itself. Whoever has the key may name a `user`, whose "
-        "jobs are then its own. A token makes no others.",
+        summary="Make a token that stands for your key for a limited time",
+        text="For a page or a program that must not have the key itself. The key's holder may name a `user`, whose "
+        "jobs are kept apart. A token cannot make others.",
         body="TokenRequest",
         key=True,
         answers=(
@@ -34,7 +34,7 @@ ROUTES: tuple[Route, ...] = (
         tag="Worker",
         name="getHealth",
         summary="Whether the worker does its work",
-        text="For whoever restarts workers. A worker that loads its model is healthy.",
+        text="For programs that restart workers. A worker that loads its model is healthy.",
         answers=(
             Answer(
                 status=200,
@@ -56,7 +56,7 @@ ROUTES: tuple[Route, ...] = (
         tag="Worker",
         name="getReady",
         summary="Whether a job would start now",
-        text="For whoever sends jobs to workers.",
+        text="For programs that send jobs to workers.",
         answers=(
             Answer(
                 status=200,

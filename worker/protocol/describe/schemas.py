@@ -1,6 +1,6 @@
 """JSON Schema (2020-12) of everything on the wire, made of the structs that encode and check it.
 
-Objects are open: whoever reads one ignores what it does not know. Absent is the same as null, and is what the schemas
+Objects are open: a reader ignores fields that it does not know. Absent is the same as null, and is what the schemas
 say.
 """
 
@@ -23,7 +23,7 @@ PROTOCOL_ID = "urn:jobwire:protocol:v1"
 SCHEMA_PATH = "#/$defs/"
 CLIENT: tuple[type[msgspec.Struct], ...] = get_args(frames.ClientFrame)
 SERVER: tuple[type[msgspec.Struct], ...] = get_args(frames.ServerFrame)
-EVENTS: tuple[type[msgspec.Struct], ...] = (frames.Narration, frames.TokenFrame, frames.End)
+EVENTS: tuple[type[msgspec.Struct], ...] = (frames.NarrationFrame, frames.TokenFrame, frames.End)
 VIEWS: tuple[type[msgspec.Struct], ...] = (
     views.Created,
     views.JobList,
@@ -40,14 +40,14 @@ REQUESTS: tuple[type[msgspec.Struct], ...] = (tokens.TokenRequest,)
 
 UNIONS = {"ClientFrame": CLIENT, "ServerFrame": SERVER, "JobEvent": EVENTS}
 UNION_TEXTS = {
-    "ClientFrame": "Whatever a client may send.",
-    "ServerFrame": "Whatever the worker sends over a WebSocket.",
-    "JobEvent": "One entry of a job's log, or several merged: what a stream consists of.",
+    "ClientFrame": "Any frame that a client may send.",
+    "ServerFrame": "Any frame that the worker sends over a WebSocket.",
+    "JobEvent": "One entry of a job's log, or several merged: a stream consists of these.",
 }
 
 
 def name_of(struct: type[msgspec.Struct]) -> str:
-    """Return the public name of a struct: frames are told from everything else by their ending."""
+    """Return the public name of a struct: frames are distinguished by their ending."""
     name = struct.__name__
     return f"{name.removesuffix('Frame')}Frame" if struct in (*CLIENT, *SERVER) else name.removesuffix("View")
 
@@ -84,7 +84,8 @@ def definitions(operations: Iterable[Described], path: str) -> dict[str, Schema]
             made[name_of(struct)]["required"] = list(made[name_of(struct)]["properties"])
     offered = {operation.name: operation for operation in operations}
     create = made["CreateFrame"]
-    del create["properties"]["body"]
+    for name in frames.Create.UNSENT:
+        del create["properties"][name]
     create["description"] = create["description"].partition("\n")[0]
     made |= _add_operations(create, offered, path)
     made["CreateBody"] = _body(create)
@@ -93,7 +94,7 @@ def definitions(operations: Iterable[Described], path: str) -> dict[str, Schema]
     made["StreamReset"] = {
         "title": "StreamReset",
         "description": "How a stream of server-sent events begins when the cursor was of a log that is gone: "
-        "the job is told from its start. It has no id.",
+        "the job is replayed from its start. It has no id.",
         "type": "object",
         "properties": {"type": {"const": "accepted"}, "reset": {"const": True}},
         "required": ["type", "reset"],
@@ -102,7 +103,7 @@ def definitions(operations: Iterable[Described], path: str) -> dict[str, Schema]
 
 
 def _add_operations(create: Schema, operations: Mapping[str, Described], path: str) -> dict[str, Schema]:
-    """Put the operations' fields beside the frame's own, and say which of them must be there. Returns what they use."""
+    """Put the operations' fields beside the frame's own, with those required. Return the schemas that they use."""
     used: dict[str, Schema] = {}
     choices: list[Schema] = []
     for name, operation in operations.items():
@@ -160,7 +161,7 @@ def used_by(value: Any, schemas: Mapping[str, Schema]) -> set[str]:
 
 
 def refined(schema: Any, references: Mapping[str, str]) -> Any:
-    """Return a copy of a schema without what is Python's: null for absent, tags as lists of one, its own regex."""
+    """Return a copy of a schema without Python's own ways: null for absent, tags as lists of one, its own regex."""
     if isinstance(schema, list | tuple):
         return [refined(item, references) for item in schema]
     if not isinstance(schema, dict):
@@ -185,7 +186,7 @@ def refined(schema: Any, references: Mapping[str, str]) -> Any:
 
 
 def _without_null(schema: Schema) -> Schema:
-    """Take null out of a choice of types, and the choice itself away where one is left."""
+    """Remove null from a choice of types, and the choice itself where one type is left."""
     options = [option for option in schema["anyOf"] if option != {"type": "null"}]
     if {"type": "number"} in options:
         options = [option for option in options if option != {"type": "integer"}]

@@ -45,7 +45,7 @@ def _frames(structs: Iterable[type[msgspec.Struct]], schemas: dict[str, Schema],
         replies = [" or ".join(f"`{reply}`" for reply in REPLIES[tag])] if with_replies else []
         return [f"[`{tag}`](#{tag})", schemas[name_of(struct)]["description"], *replies]
 
-    head = ["Frame", "What it says", *(["Reply"] if with_replies else [])]
+    head = ["Frame", "What it means", *(["Reply"] if with_replies else [])]
     return _table(head, [row(struct) for struct in structs])
 
 

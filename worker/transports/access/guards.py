@@ -34,7 +34,7 @@ class Guards:
         host, origin = request.headers.get("Host"), request.headers.get("Origin")
         self._origins.check_host(host)
         self._origins.check_origin(origin, host)
-        deprecation.check(request.path, self._version)
+        deprecation.refuse_if_gone(request.path, self._version)
         if origin is None or not request.path.startswith(API) or not self._origins.is_listed(origin):
             return None
         g.cors = cors.allow(origin, credentials=self._credentials)

@@ -6,10 +6,10 @@ Each stream is an async generator that the server sends chunk by chunk. A client
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-from worker.dialects.legacy.stream import LegacyStream
+from worker.dialects.legacy.stream import LegacyReader
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Grant
 from worker.protocol import sse, views
@@ -26,7 +26,7 @@ class Reader(Protocol):
     """One reader of one job, in some dialect."""
 
     @property
-    def done(self) -> bool:
+    def ended(self) -> bool:
         """Whether the job has ended and every event was returned."""
         ...
 
@@ -40,24 +40,34 @@ class Reader(Protocol):
 
 
 def job_events(
-    gateway: Gateway, job: Job, grant: Grant, reader: LogReader, *, reset: bool, coalesce_ms: int = 0
+    gateway: Gateway,
+    job: Job,
+    grant: Grant,
+    reader: LogReader,
+    *,
+    reset: bool,
+    coalesce_ms: int = 0,
+    ignored: Sequence[str] = (),
 ) -> AsyncIterator[bytes]:
-    """Stream a job in the modern dialect while `grant` is valid, with `coalesce_ms` or more between token frames."""
+    """Stream a job in the modern dialect while `grant` is valid, with `coalesce_ms` or more between token frames.
+
+    `ignored` names fields of the request that the worker does not know.
+    """
     if reset:
         gateway.tally.resets += 1
     wake = Wake()
-    events = sse.SseStream(reader, coalesce_ms, wake.set, gateway.timer)
+    events = sse.SseReader(reader, coalesce_ms, wake.set, gateway.timer, ignored)
     return EventStreamConnection(gateway, grant, events, wake).follow(job, sse.prologue(reset=reset))
 
 
-def legacy_events(gateway: Gateway, job: Job, grant: Grant, stream: LegacyStream) -> AsyncIterator[bytes]:
+def legacy_events(gateway: Gateway, job: Job, grant: Grant, reader: LegacyReader) -> AsyncIterator[bytes]:
     """Stream a job in the legacy dialect while `grant` is valid.
 
     Old clients do not know comments, so there are no heartbeats, and expect every event in a chunk of its own.
     """
     wake = Wake()
-    reader = _LegacyReader(stream, wake.set)
-    return EventStreamConnection(gateway, grant, reader, wake, kind="legacy", heartbeat=b"", chunk_bytes=1).follow(job)
+    events = _LegacyEvents(reader, wake.set)
+    return EventStreamConnection(gateway, grant, events, wake, kind="legacy", heartbeat=b"", chunk_bytes=1).follow(job)
 
 
 def loading_events(gateway: Gateway) -> AsyncIterator[bytes]:
@@ -65,19 +75,19 @@ def loading_events(gateway: Gateway) -> AsyncIterator[bytes]:
     return LoadingConnection(gateway).follow()
 
 
-class _LegacyReader:
+class _LegacyEvents:
     """A reader in the legacy dialect, which has no pauses between events."""
 
-    def __init__(self, stream: LegacyStream, notify: Callable[[], None]) -> None:
-        self._stream = stream
+    def __init__(self, reader: LegacyReader, notify: Callable[[], None]) -> None:
+        self._reader = reader
         self.notify = notify
 
     @property
-    def done(self) -> bool:
-        return self._stream.done
+    def ended(self) -> bool:
+        return self._reader.ended
 
     def next(self, _: float) -> bytes | None:
-        return self._stream.next()
+        return self._reader.next()
 
 
 class EventStreamConnection:
@@ -129,7 +139,7 @@ class EventStreamConnection:
                             await asyncio.sleep(0)
                     elif self._finishing:
                         return
-                    if reader.done:
+                    if reader.ended:
                         return
                     if len(chunk) < self._chunk_bytes and not self._finishing:
                         await self._wake.wait_next()

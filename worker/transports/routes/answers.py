@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from quart import Response, request
 
@@ -28,9 +28,9 @@ def json_answer(body: bytes, status: int = 200) -> Response:
     return Response(body, status, content_type=JSON)
 
 
-def event_stream(events: AsyncIterator[bytes]) -> Response:
-    """Answer with a stream of events."""
-    response = Response(events, headers=EVENT_STREAM_HEADERS)
+def event_stream(events: AsyncIterator[bytes], headers: Mapping[str, str] | None = None) -> Response:
+    """Answer with a stream of events, and more headers."""
+    response = Response(events, headers=EVENT_STREAM_HEADERS | dict(headers or {}))
     # Quart ends a response after 60 s otherwise, silently.
     response.timeout = None
     return response

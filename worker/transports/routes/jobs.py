@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from quart import Blueprint, Response, g, request
 
 from worker.dialects.legacy.deprecation import ALIAS
 from worker.errors import Forbidden
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Grant
-from worker.protocol import creating as commands
 from worker.protocol import decoding, frames, sse, views
+from worker.protocol.creating import create
+from worker.protocol.host import Caller
 from worker.transports.front.eventstream import job_events
 from worker.transports.gateway import Gateway
 from worker.transports.routes import bodies
 from worker.transports.routes.answers import event_stream, grant_of_request, json_answer
-from worker.transports.routes.legacy import legacy_stream, wants_events
+from worker.transports.routes.legacy import is_legacy, legacy_stream, wants_events
 
 
 def blueprint(gateway: Gateway) -> Blueprint:
@@ -47,15 +50,13 @@ class _Calls:
             # Before there is a job that nobody could read.
             gateway.check_room()
         body = await bodies.read_object(gateway.settings.frame_bytes_max)
-        frame = decoding.create_of(body, request.headers.get("Idempotency-Key"))
-        sse.check(frame)
-        job, _ = commands.create(
-            gateway.jobs, gateway.operations, gateway.limits, grant.principal, frame, g.correlation
-        )
+        frame = decoding.create_of(body, gateway.limits, request.headers.get("Idempotency-Key"))
+        creation = create(gateway, Caller(grant.principal, g.correlation), sse.refuse_window(frame))
+        job, ignored = creation.job, () if is_legacy() else creation.ignored
         gateway.jobs.touch(job)
         if streams:
-            return self._job_stream(job, grant, frame.after, frame.channels, frame.coalesce_ms)
-        return json_answer(views.created(job, gateway.sse_url(job)))
+            return self._job_stream(job, grant, frame.after, frame.channels, frame.coalesce_ms, ignored)
+        return json_answer(views.created(job, gateway.sse_url(job), ignored))
 
     async def list(self) -> Response:
         """List the caller's jobs, or everybody's for an admin who asks for `all`."""
@@ -94,12 +95,15 @@ class _Calls:
         after: str | None,
         channels: frozenset[frames.Channel] = frames.CHANNELS,
         coalesce_ms: int = 0,
+        ignored: Sequence[str] = (),
     ) -> Response:
         gateway, start = self._gateway, sse.start(job, request.headers.get("Last-Event-ID"), after)
-        if start.over:
-            return Response(status=204)
-        reader = gateway.frame_source.stream(job, start.after, channels)
-        return event_stream(job_events(gateway, job, grant, reader, reset=start.reset, coalesce_ms=coalesce_ms))
+        named = sse.ignored_header(ignored)
+        if start.ended:
+            return Response(status=204, headers=named)
+        reader = gateway.frame_source.reader(job, start.after, channels)
+        events = job_events(gateway, job, grant, reader, reset=start.reset, coalesce_ms=coalesce_ms, ignored=ignored)
+        return event_stream(events, named)
 
     def _readable(self, job_id: str) -> tuple[Job, Grant]:
         """Return a job that the caller owns or has a ticket for, with the grant. The job counts as watched now.

@@ -11,7 +11,7 @@ import re
 from quart import Response, request
 
 from worker.dialects.legacy.deprecation import ALIAS
-from worker.dialects.legacy.stream import LegacyStream
+from worker.dialects.legacy.stream import LegacyReader
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Grant
 from worker.transports.front.eventstream import legacy_events
@@ -27,16 +27,16 @@ def wants_events() -> bool:
     return EVENT_STREAM in request.headers.get("Accept", "") and not _is_alias()
 
 
-def reads_problems() -> bool:
-    """Return whether the client reads problem objects in the modern dialect."""
-    return MODERN.search(request.headers.get("Accept", "")) is not None and not _is_alias()
+def is_legacy() -> bool:
+    """Return whether the request is answered in the legacy dialect."""
+    return _is_alias() or not MODERN.search(request.headers.get("Accept", ""))
 
 
 def legacy_stream(gateway: Gateway, job: Job, grant: Grant) -> Response:
     """Answer with the stream of a job in the legacy dialect."""
     info = gateway.jobs.engine.info
-    stream = LegacyStream(job, info.model if info else "", gateway.narrate, info.weights_bytes if info else 0)
-    return event_stream(legacy_events(gateway, job, grant, stream))
+    reader = LegacyReader(job, info.model if info else "", gateway.narrate, info.weights_bytes if info else 0)
+    return event_stream(legacy_events(gateway, job, grant, reader))
 
 
 def _is_alias() -> bool:

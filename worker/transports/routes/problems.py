@@ -11,11 +11,11 @@ import msgspec
 from quart import Quart, Response, g, has_request_context, request
 from werkzeug.exceptions import HTTPException
 
-from worker.dialects.legacy import stream as legacy
+from worker.dialects.legacy import problems as legacy
 from worker.errors import JobwireError
 from worker.protocol import frames
 from worker.transports.routes import bodies
-from worker.transports.routes.legacy import reads_problems
+from worker.transports.routes.legacy import is_legacy
 
 PROBLEM = "application/problem+json"
 
@@ -80,11 +80,11 @@ class Problems:
             headers["Retry-After"] = str(-(-error.retry_after_ms // 1000))
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if reads_problems():
+        if not is_legacy():
             return _answer(error.problem(), error.status, headers)
         has_key = "Authorization" in request.headers or "ticket" in request.args
-        fields = legacy.legacy_problem(error, g.get("body"), has_key=has_key)
-        return _answer(fields, legacy.legacy_status(error), headers)
+        fields = legacy.problem(error, g.get("body"), has_key=has_key)
+        return _answer(fields, legacy.status(error), headers)
 
 
 def _answer(problem: msgspec.Struct | dict[str, Any], status: int, headers: dict[str, str]) -> Response:
