@@ -13,8 +13,9 @@ Each folder is one stage of a job's life (numbered) or one plug-in point (its po
 8. ``engines`` turn a batch of sequences into tokens (port: ``engines.base``).
 
 ``observers`` fold events into sentences, metrics, log lines and spans. ``bundled`` is the bundled model and how it was
-made, ``deploy`` are files for operators. ``requests``, ``events`` and ``errors`` are the words that all of them share,
-``config`` the settings, ``app`` the one module that knows every part, ``cli`` the commands.
+made; ``deploy`` and ``docs`` are files and pages for operators and users. ``requests``, ``events`` and ``errors`` are
+the words that all of them share, ``config`` the settings, ``app`` the one module that knows every part, ``cli`` the
+commands.
 
 Imports go in one direction only: cli > app > transports > protocol | dialects | observers > jobs > operations >
 brokers > processes > scheduler > engines > config > requests > events > errors.
