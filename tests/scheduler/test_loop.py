@@ -182,6 +182,18 @@ def test_which_work_is_handled_is_sent_before_it_is_prepared_and_before_it_is_ad
     assert all(batch.stats.running + batch.stats.waiting == 2 for batch in sent)
 
 
+def test_a_work_that_was_handled_and_waits_is_not_named_while_the_engine_computes() -> None:
+    bench, sent = Bench(slots=1), list[Batch]()
+    bench.loop.submit(make_work("runs", max_tokens=9))
+    bench.step()
+    bench.loop.submit(make_work("waits"))
+    computing: list[str] = []
+    bench.engine.on_step = lambda _: computing.append(sent[-1].handling)
+    bench.loop.step(send=sent.append)
+    assert [batch.handling for batch in sent] == ["waits", ""]
+    assert computing == [""]
+
+
 # ---- cancel ----------------------------------------------------------------------------------------------------------
 
 

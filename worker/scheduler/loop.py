@@ -137,14 +137,19 @@ class Loop:
             return None
         events: list[WorkEvent] = []
 
+        handled = ""
+
         def send_all(handling: str = "") -> None:
+            nonlocal handled
             if send is not None:
+                handled = handling
                 send(self._batch(events, handling))
                 events.clear()
 
         self._prepare_arrived(events, send_all)
         self._admit(events, send_all)
-        if any(isinstance(event, Started) for event in events):
+        if handled:
+            # It is done with: the engine computes, and an end of it now is of those that run.
             send_all()
         self._advance(events)
         policy, now_s = self._policy, self._clock()
