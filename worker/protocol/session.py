@@ -131,7 +131,8 @@ class Session:
                 )
         elif self._grant.expires_at_ms is not None and now_ms >= self._grant.expires_at_ms:
             raise CloseConnection(
-                CloseCode.UNAUTHORIZED, "The token has expired. Send a new one in an auth frame before that."
+                CloseCode.UNAUTHORIZED,
+                "The credential has expired. Next time, send a new one in an `auth` frame before it does.",
             )
 
     def receive(self, data: str | bytes, now_ms: float) -> None:

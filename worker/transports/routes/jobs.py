@@ -50,8 +50,8 @@ class _Calls:
             # Before there is a job that nobody could read.
             gateway.check_room()
         body = await bodies.read_object(gateway.settings.frame_bytes_max)
-        frame = decoding.create_of(body, gateway.limits, request.headers.get("Idempotency-Key"))
-        creation = create(gateway, Caller(grant.principal, g.correlation), sse.refuse_window(frame))
+        frame = decoding.create_of_post(body, gateway.limits, request.headers.get("Idempotency-Key"))
+        creation = create(gateway, Caller(grant.principal, g.correlation), frame)
         job, ignored = creation.job, () if is_legacy() else creation.ignored
         gateway.jobs.touch(job)
         if streams:
@@ -83,7 +83,7 @@ class _Calls:
         """Stream a job, in the dialect that the client speaks."""
         gateway, (job, grant) = self._gateway, self._readable(job_id)
         gateway.check_room()
-        if not wants_events():
+        if is_legacy():
             return legacy_stream(gateway, job, grant)
         coalesce_ms = sse.coalesce_ms(request.args.get("coalesce_ms"), gateway.limits)
         return self._job_stream(job, grant, request.args.get("after"), coalesce_ms=coalesce_ms)
