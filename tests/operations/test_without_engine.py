@@ -13,7 +13,7 @@ from tests.protocol.wire import Wire, text, types
 from worker.brokers.base import EngineState
 from worker.errors import ModelError
 from worker.events import Admitted, Note, Token
-from worker.jobs.lifecycle import JobState, follow
+from worker.jobs.lifecycle import JobState, next_state
 from worker.operations.base import Operation
 from worker.operations.fields import WrongFields
 from worker.operations.status import Status
@@ -64,7 +64,7 @@ def test_status_is_asked_anew_for_every_job() -> None:
 def test_a_script_is_a_possible_life(operation: Operation) -> None:
     state: JobState = "queued"
     for event in operation.parse({}, LIMITS, WrongFields()).script:
-        state = follow(state, event)
+        state = next_state(state, event)
     assert state == "running"
 
 
