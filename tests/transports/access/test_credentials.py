@@ -32,7 +32,7 @@ def test_without_keys_everybody_is_local() -> None:
     access = House().access
     for token in (None, "", "anything"):
         assert access.authenticate(token) == Grant(principal=Principal(name="local"))
-    assert access.admit({"authorization": "Basic x", "cookie": "jobwire=x"}) is not None
+    assert access.identify({"authorization": "Basic x", "cookie": "jobwire=x"}) is not None
     assert not access.required
     with pytest.raises(Forbidden, match="no keys"):
         access.mint(access.authenticate(None), 60)
@@ -77,7 +77,7 @@ SAME = {"origin": "http://localhost"}
 
 
 def test_what_is_shown_first_decides(house: House) -> None:
-    admit, cookie = house.access.admit, {"cookie": f"a=b; jobwire={ROOT}", **SAME}
+    admit, cookie = house.access.identify, {"cookie": f"a=b; jobwire={ROOT}", **SAME}
 
     def name(headers: dict[str, str], bearer: str | None = None) -> str | None:
         grant = admit(headers, bearer)
@@ -94,23 +94,23 @@ def test_what_is_shown_first_decides(house: House) -> None:
 @pytest.mark.parametrize("wrong", ["", "Bearer", "Bearer wrong", f"Basic {ANN}", ANN])
 def test_what_is_wrong_is_not_passed_over(house: House, wrong: str) -> None:
     with pytest.raises(Unauthorized):
-        house.access.admit({"authorization": wrong, "cookie": f"jobwire={ANN}", **SAME}, ANN)
+        house.access.identify({"authorization": wrong, "cookie": f"jobwire={ANN}", **SAME}, ANN)
     with pytest.raises(Unauthorized):
-        house.access.admit({"cookie": f"jobwire={ANN}", **SAME}, "wrong")
+        house.access.identify({"cookie": f"jobwire={ANN}", **SAME}, "wrong")
 
 
 def test_a_cookie_is_taken_from_our_own_pages_only(house: House) -> None:
     cookie = {"cookie": f"jobwire={ANN}"}
-    assert house.access.admit({**cookie, **SAME}) is not None
+    assert house.access.identify({**cookie, **SAME}) is not None
     # Browsers send no Origin with a GET of the same origin, but where it came from.
-    assert house.access.admit({**cookie, "sec-fetch-site": "same-origin"}) is not None
+    assert house.access.identify({**cookie, "sec-fetch-site": "same-origin"}) is not None
     for headers in ({}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"sec-fetch-site": "none"}):
         with pytest.raises(Forbidden, match="no Origin"):
-            house.access.admit({**cookie, **headers})
+            house.access.identify({**cookie, **headers})
 
 
 def test_an_old_cookie_is_as_good_as_none(house: House) -> None:
-    assert house.access.admit({"cookie": "jobwire=old.token"}) is None
+    assert house.access.identify({"cookie": "jobwire=old.token"}) is None
     with pytest.raises(Unauthorized, match="Send the API key"):
         house.access.require({"cookie": "jobwire=old.token"})
 

@@ -65,7 +65,7 @@ class Access:
             raise Unauthorized("The key or token is not valid.")
         return self._checked(self._grant(key, token.user, token.expires_at_ms))
 
-    def admit(self, headers: Headers, bearer: str | None = None) -> Grant | None:
+    def identify(self, headers: Headers, bearer: str | None = None) -> Grant | None:
         """Return the grant of a request, or None if it has no credential. `bearer` is the one of a subprotocol.
 
         Raises Unauthorized, and Forbidden for a cookie that a page elsewhere may have sent.
@@ -92,7 +92,7 @@ class Access:
 
     def require(self, headers: Headers) -> Grant:
         """Return the grant of a request. Raises Unauthorized and Forbidden."""
-        return self.admit(headers) or self.authenticate(None)
+        return self.identify(headers) or self.authenticate(None)
 
     def current(self, grant: Grant) -> Grant | None:
         """Return a grant as it is since the keys were last read; None if its key was removed or has expired."""

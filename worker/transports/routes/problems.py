@@ -70,8 +70,8 @@ class Problems:
         self._refusals[code] += 1
         # A WebSocket at an unknown path is refused without being a request.
         about = {"method": request.method, "path": request.path} if has_request_context() else {}
-        names = {"correlation_id": g.correlation.correlation_id} if "correlation" in g else {}
-        logger.info("refused", extra={"code": code, "status": status, **about, **names})
+        log_ids = {"correlation_id": g.correlation.correlation_id} if "correlation" in g else {}
+        logger.info("refused", extra={"code": code, "status": status, **about, **log_ids})
 
     def _problem(self, error: JobwireError) -> Response:
         self._count(error.code, error.status)
