@@ -8,8 +8,6 @@ import pytest
 
 from tests.transports.keys import ANN, BOB, ROOT, House, create, make_running, refused
 
-EVENTS = {"Accept": "text/event-stream"}
-
 # ---- tickets ---------------------------------------------------------------------------------------------------------
 
 
@@ -42,7 +40,7 @@ async def test_a_ticket_that_was_changed_or_is_for_another_job(house: House) -> 
     ticket = second["sse_url"].partition("?")[2]
     stream = f"/v1/jobs/{first['job_id']}/stream"
     for query in (ticket, ticket[:-1], "ticket=", "ticket=x.y", "ticket=%ED%A0%80"):
-        response = await house.ask("GET", f"{stream}?{query}", headers=EVENTS)
+        response = await house.ask("GET", f"{stream}?{query}")
         problem = json.loads(await response.get_data())
         assert (problem["status"], problem["code"]) == (401, "unauthorized")
         assert "ticket" in problem["detail"]
@@ -50,7 +48,7 @@ async def test_a_ticket_that_was_changed_or_is_for_another_job(house: House) -> 
 
 async def test_a_key_in_the_header_goes_before_a_ticket(house: House) -> None:
     created = await create(house)
-    assert await refused(await house.ask("GET", created["sse_url"], BOB, EVENTS)) == (404, "job_not_found")
+    assert await refused(await house.ask("GET", created["sse_url"], BOB)) == (404, "job_not_found")
     assert (await house.ask("GET", f"/v1/jobs/{created['job_id']}?ticket=old", ANN)).status_code == 200
 
 

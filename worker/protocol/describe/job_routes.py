@@ -114,8 +114,8 @@ LEGACY_TEXT = (
     "worker's dialect: see the deprecated routes."
 )
 LEGACY_STREAM_TEXT = (
-    "A client whose `Accept` does not name `text/event-stream` is treated as one of the older worker, and gets that "
-    "worker's stream and errors: see the deprecated routes."
+    "A client whose `Accept` does not name `text/event-stream` gets the stream of the older worker, and if it does not "
+    "name JSON either, that worker's errors: see the deprecated routes."
 )
 
 JOB_ROUTES: tuple[Route, ...] = (

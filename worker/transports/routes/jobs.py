@@ -83,7 +83,7 @@ class _Calls:
         """Stream a job, in the dialect that the client speaks."""
         gateway, (job, grant) = self._gateway, self._readable(job_id)
         gateway.check_connections()
-        if is_legacy():
+        if not wants_events():
             return legacy_stream(gateway, job, grant)
         coalesce_ms = sse.coalesce_ms(request.args.get("coalesce_ms"), gateway.limits)
         return self._job_stream(job, grant, request.args.get("after"), coalesce_ms=coalesce_ms)

@@ -1,7 +1,8 @@
 """Which dialect the current request speaks, and the answer for those that speak the older one.
 
-A client that asks for `text/event-stream` or JSON speaks the modern dialect; for a job's stream only the former counts.
-Any other Accept (the `*/*` of curl and of older clients) and every call under /v1/inference speak the legacy one.
+A client that asks for `text/event-stream` or JSON speaks the modern dialect. Any other Accept (the `*/*` of curl and
+of older clients) and every call under /v1/inference speak the legacy one. A stream is modern only for
+`text/event-stream`: one who asks for JSON gets the legacy stream, but modern errors, which are JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from worker.transports.routes.answers import event_stream
 
 EVENT_STREAM = "text/event-stream"
 MODERN = re.compile(r"text/event-stream|application/(problem\+)?json")
-STREAM_SUFFIX = "/stream"
 
 
 def wants_events() -> bool:
@@ -29,10 +29,7 @@ def wants_events() -> bool:
 
 
 def is_legacy() -> bool:
-    """Return whether the request is answered in the legacy dialect."""
-    if request.path.endswith(STREAM_SUFFIX):
-        # A stream is no JSON, so its errors are in the dialect that the stream would have been in.
-        return not wants_events()
+    """Return whether errors, and all answers but streams, are in the legacy dialect."""
     return is_alias(request.path) or not MODERN.search(request.headers.get("Accept", ""))
 
 
