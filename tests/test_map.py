@@ -34,7 +34,7 @@ TOP_LEVEL = {
     "worker",
 }
 README_LINES_MAX = 200
-ROOM_MODULES_MAX = 12
+FOLDER_MODULES_MAX = 12
 MODULE_LINES_MAX, MODULE_LINES_MEDIAN_MAX, FUNCTION_LINES_MAX = 385, 150, 40
 # Words by which unfinished work is marked. Spelled in halves, so that this file does not hold them.
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|HA" + r"CK)\b|NotImplemented" + "Error")
@@ -113,15 +113,15 @@ def test_every_folder_of_the_worker_is_a_package() -> None:
     offending(f"{folder} has no __init__.py" for folder in folders if not (ROOT / folder / "__init__.py").is_file())
 
 
-def test_a_large_room_has_a_floor_plan() -> None:
-    """Of more than a dozen modules side by side, the docstring of the room names each."""
-    rooms = {path.parent for path in WORKER}
-    for room in sorted(rooms):
-        modules = {path.stem for path in WORKER if path.parent == room} - {"__init__", "__main__"}
-        plan = ast.get_docstring(tree(room / "__init__.py")) or ""
-        if len(modules) > ROOM_MODULES_MAX:
+def test_the_docstring_of_a_large_folder_names_its_modules() -> None:
+    """Large is more than a dozen modules side by side."""
+    folders = {path.parent for path in WORKER}
+    for folder in sorted(folders):
+        modules = {path.stem for path in WORKER if path.parent == folder} - {"__init__", "__main__"}
+        plan = ast.get_docstring(tree(folder / "__init__.py")) or ""
+        if len(modules) > FOLDER_MODULES_MAX:
             offending(
-                f"{room}/__init__.py does not name {name}" for name in sorted(modules) if f"``{name}``" not in plan
+                f"{folder}/__init__.py does not name {name}" for name in sorted(modules) if f"``{name}``" not in plan
             )
 
 

@@ -73,7 +73,7 @@ class Preempted(msgspec.Struct, frozen=True, tag="preempted"):
 
 
 class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
-    """The job was handed to an engine again, as `attempt`, with all tokens that it has."""
+    """The job was handed to an engine again, with all tokens that it has. `attempt` counts only what readers saw."""
 
     attempt: int
 

@@ -39,7 +39,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     frequency_penalty: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    # The output never contains these, in any case: tokens that led to one are withdrawn.
+    # Texts that the output must not contain, ignoring case: tokens that led to one are withdrawn.
     banned_strings: tuple[str, ...] = ()
     logit_bias: dict[int, float] = {}
     response_format: ResponseFormat = ResponseFormat()

@@ -23,7 +23,7 @@ export interface AcceptedFrame {
   reset?: boolean;
   /** The job has ended, and the cursor is that of its end: nothing follows. (default false) */
   over?: boolean;
-  /** Fields of the request that the worker does not know, misspelt ones perhaps: 8 names at most. */
+  /** Unknown fields of the request, perhaps misspelt; at most 8 names. */
   ignored?: string[];
   /** The `ref` of the request that this answers. */
   ref?: string;
@@ -90,9 +90,9 @@ export interface CreateBody {
   coalesce_ms?: number;
   /** Echoed in the reply. (at most 256 characters) */
   ref?: string;
-  /** What to answer, as one message of a user: this or `messages`. */
+  /** The prompt, as one user message. Give this or `messages`. */
   prompt?: string;
-  /** A conversation to answer: this or `prompt`. (at least one) */
+  /** A conversation to answer. Give this or `prompt`. (at least one) */
   messages?: Message[];
   /** Continue `prompt` as it stands, without the model's chat template. */
   raw?: boolean;
@@ -100,7 +100,7 @@ export interface CreateBody {
   model?: string;
   /** Most tokens per choice. The worker has a default and a limit. (integer; at least 1) */
   max_tokens?: number;
-  /** How freely to choose: 0 is greedy, 1 (default) the model's own way. (0 to 2) */
+  /** Sampling temperature: 0 is greedy, 1 (default) is the model's own distribution. (0 to 2) */
   temperature?: number;
   /** Choose among the likeliest tokens of this total probability. 1 is off. (above 0, at most 1) */
   top_p?: number;
@@ -118,7 +118,7 @@ export interface CreateBody {
   seed?: number;
   /** Text, or texts, that end the answer and are not part of it. */
   stop?: string | string[];
-  /** Texts, in any case, that the answer must not contain. ExLlamaV2 alone can do this. (at most 256) */
+  /** Texts that the answer must not contain, ignoring case. ExLlamaV2 alone can do this. (at most 256) */
   banned_strings?: string[];
   /** What to add to the logits, by token id. */
   logit_bias?: Record<string, number>;
@@ -169,9 +169,9 @@ export interface CreateFrame {
   coalesce_ms?: number;
   /** Echoed in the reply. (at most 256 characters) */
   ref?: string;
-  /** What to answer, as one message of a user: this or `messages`. */
+  /** The prompt, as one user message. Give this or `messages`. */
   prompt?: string;
-  /** A conversation to answer: this or `prompt`. (at least one) */
+  /** A conversation to answer. Give this or `prompt`. (at least one) */
   messages?: Message[];
   /** Continue `prompt` as it stands, without the model's chat template. */
   raw?: boolean;
@@ -179,7 +179,7 @@ export interface CreateFrame {
   model?: string;
   /** Most tokens per choice. The worker has a default and a limit. (integer; at least 1) */
   max_tokens?: number;
-  /** How freely to choose: 0 is greedy, 1 (default) the model's own way. (0 to 2) */
+  /** Sampling temperature: 0 is greedy, 1 (default) is the model's own distribution. (0 to 2) */
   temperature?: number;
   /** Choose among the likeliest tokens of this total probability. 1 is off. (above 0, at most 1) */
   top_p?: number;
@@ -197,7 +197,7 @@ export interface CreateFrame {
   seed?: number;
   /** Text, or texts, that end the answer and are not part of it. */
   stop?: string | string[];
-  /** Texts, in any case, that the answer must not contain. ExLlamaV2 alone can do this. (at most 256) */
+  /** Texts that the answer must not contain, ignoring case. ExLlamaV2 alone can do this. (at most 256) */
   banned_strings?: string[];
   /** What to add to the logits, by token id. */
   logit_bias?: Record<string, number>;
@@ -236,7 +236,7 @@ export interface Created {
   state: "ended" | "queued" | "running";
   /** Its place in the queue, while it waits. */
   queue?: QueuePlace;
-  /** Fields of the request that the worker does not know, misspelt ones perhaps: 8 names at most. */
+  /** Unknown fields of the request, perhaps misspelt; at most 8 names. */
   ignored?: string[];
 }
 
@@ -362,7 +362,7 @@ export interface JobDetail {
   created_at: string;
   /** The text so far, of the first choice. */
   text: string;
-  /** The `after` of a stream that continues behind `text`. */
+  /** The `after` of a stream that continues after `text`. */
   cursor: string;
   /** What it has consumed so far. */
   usage: Usage;
@@ -689,8 +689,8 @@ export interface TokenRequest {
   /** How long the token is valid, in seconds. (integer; at least 1) */
   ttl_s?: number;
   /**
-   * On whose behalf: the jobs of each user are its own, and the limits of the key hold for all. (at most 64 letters,
-   * digits, _ . @ or -; default "")
+   * The user it acts for. Each user sees only their own jobs; the key's limits cover all users together. (at most 64
+   * letters, digits, _ . @ or -; default "")
    */
   user?: string;
   /** Set it as a cookie too, for pages of the worker's own origin. (default false) */

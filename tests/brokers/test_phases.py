@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from worker.brokers.phases import PHASES, Happening, Phase, follow
+from worker.brokers.phases import PHASES, Happening, Phase, next_phase
 
 ALLOWED = [
     ("loading", "started", "loading"),
@@ -40,9 +40,9 @@ def test_every_phase_meets_every_happening(phase: Phase, happening: Happening) -
     target = next((to for before, what, to in ALLOWED if (before, what) == (phase, happening)), None)
     if target is None:
         with pytest.raises(AssertionError, match=f"cannot happen to an engine that is {phase}"):
-            follow(phase, happening)
+            next_phase(phase, happening)
     else:
-        assert follow(phase, happening) == target
+        assert next_phase(phase, happening) == target
 
 
 def test_the_table_speaks_of_every_phase_and_happening() -> None:

@@ -451,4 +451,4 @@ def test_only_one_way_to_guess_tokens() -> None:
 def test_another_engine_does_not_start_with_them(engine: list[str]) -> None:
     message = refusal([*engine, "--cache", "q4", "--ngram"])
     runs = engine[1] if engine else "numpy, which runs the bundled model"
-    assert message.startswith(f"Only ExLlamaV2 knows cache, ngram, but the engine is {runs}. Leave it out")
+    assert message.startswith(f"Only ExLlamaV2 has the settings cache, ngram, but the engine is {runs}. Leave them")

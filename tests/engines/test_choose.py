@@ -44,7 +44,7 @@ def test_an_engine_that_was_asked_for_is_taken(missing: str | None, name: str, m
     load, spec, why = choose(EngineSpec(engine=name, model=model))
     assert (spec.engine, spec.model) == (name, model or bundled_model())
     assert name in load.__module__
-    assert "asked for" in why
+    assert "requested" in why
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_folder_is_for_exllamav2_if_it_can_run(tmp_path: Path, monkeypatch: py
 def test_an_engine_refuses_settings_that_it_does_not_know(missing: str | None) -> None:
     choose(EngineSpec(options={"device": "1"}))
     name = "numpy" if missing else "llama_cpp"
-    with pytest.raises(ModelError, match=f"Only ExLlamaV2 knows cache, ngram, but the engine is {name}, because"):
+    with pytest.raises(ModelError, match=f"Only ExLlamaV2 has the settings cache, ngram, but the engine is {name}, be"):
         choose(EngineSpec(model="my.gguf", options={"device": "0", "ngram": "true", "cache": "q4"}))
 
 
@@ -75,7 +75,7 @@ def test_without_exllamav2_the_reason_is_reported(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(exllamav2, "missing", lambda: "torch is missing")
     with pytest.raises(ModelError, match=r"is a folder.*torch is missing"):
         choose(EngineSpec(model=str(tmp_path)))
-    with pytest.raises(ModelError, match=r"was asked for.*torch is missing"):
+    with pytest.raises(ModelError, match=r"was requested.*torch is missing"):
         choose(EngineSpec(engine="exllamav2"))
 
 

@@ -44,7 +44,7 @@ class CountingRunner:
             events += row.record(count)
             if not row.prefilling:
                 broken = ord("!") in sequence.tokens
-                event = sequence.broke(ValueError("!")) if broken else sequence.append(ord("."))
+                event = sequence.fail(ValueError("!")) if broken else sequence.append(ord("."))
                 assert event is not None
                 events.append(event)
         return events
@@ -73,7 +73,7 @@ def made(
         info,
         vocabulary,
         ChatTemplate(None),
-        follow=follow,
+        wait_for_leader=follow,
         reuse=reuse,
         step_prefill_tokens_max=step_prefill_tokens_max,
     )

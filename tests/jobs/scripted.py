@@ -15,6 +15,7 @@ from worker.jobs.job import Job
 from worker.jobs.limits.principals import Principal
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.scheduler.works import Batch, Placed, Refused, Started, Stats, Work, WorkEvent
 
@@ -127,7 +128,7 @@ class Stage:
 
     def create(self, job_id: str | None = None, owner_name: str = "ann", **body: Any) -> Job:
         """Create a job of this body (a prompt, if it names none)."""
-        request = Infer().parse(body or {"prompt": "Hi"}, LIMITS)
+        request = Infer().parse(body or {"prompt": "Hi"}, LIMITS, WrongFields())
         return self.jobs.create(Principal(name=owner_name), job_id, request)[0]
 
     def send(self, *events: WorkEvent) -> None:

@@ -24,7 +24,7 @@ from worker.events import (
     Token,
     Usage,
 )
-from worker.jobs.lifecycle import TRANSITIONS, JobState, follow, is_terminal
+from worker.jobs.lifecycle import TRANSITIONS, JobState, is_terminal, next_state
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=0, cached_tokens=0, queue_ms=0, total_ms=0)
 PROBLEM = EngineFailed("It broke.").problem()
@@ -71,9 +71,9 @@ def test_every_state_meets_every_event(state: JobState, name: str) -> None:
     target = next((to for before, event, to in ALLOWED if (before, event) == (state, name)), None)
     if target is None:
         with pytest.raises(AssertionError, match="cannot happen"):
-            follow(state, EVENTS[name])
+            next_state(state, EVENTS[name])
     else:
-        assert follow(state, EVENTS[name]) == target
+        assert next_state(state, EVENTS[name]) == target
 
 
 def test_the_table_speaks_of_every_state_and_event() -> None:

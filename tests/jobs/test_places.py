@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from worker.jobs.job import Choice
-from worker.jobs.places import MOVES, Move, Place, follow
+from worker.jobs.places import MOVES, Move, Place, next_place
 
 ALLOWED = [
     ("waiting", "wait", "waiting"),
@@ -28,9 +28,9 @@ def test_every_place_meets_every_move(place: Place, move: Move) -> None:
     target = next((to for before, made, to in ALLOWED if (before, made) == (place, move)), None)
     if target is None:
         with pytest.raises(AssertionError, match=f"{place} cannot {move}"):
-            follow(place, move)
+            next_place(place, move)
     else:
-        assert follow(place, move) == target
+        assert next_place(place, move) == target
 
 
 def test_the_table_speaks_of_every_place_and_move() -> None:

@@ -10,6 +10,7 @@ from worker.errors import Draining, IdempotencyMismatch, JobLost, JobNotFound
 from worker.errors import ModelError as ModelErrorRaised
 from worker.events import Admitted, Cancelled, Failed, Finished, FirstToken, Note, Progress, Queued, Token
 from worker.jobs.job import Job
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.operations.worker_check import WorkerCheck
 
@@ -46,7 +47,7 @@ def test_a_job_without_an_id_gets_one_of_its_own() -> None:
 
 def test_the_same_request_again_finds_the_job_in_every_state() -> None:
     stage = Stage()
-    request = Infer().parse({"prompt": "Hi", "seed": 1}, LIMITS)
+    request = Infer().parse({"prompt": "Hi", "seed": 1}, LIMITS, WrongFields())
     job, found = stage.jobs.create(ANN, ID, request)
     assert not found
     states = [job.state]
@@ -74,7 +75,7 @@ def test_ways_of_delivery_are_not_part_of_the_body() -> None:
 
 def test_a_resume_of_an_unknown_job_never_runs_it_again() -> None:
     stage = Stage()
-    request = Infer().parse({"prompt": "Hi"}, LIMITS)
+    request = Infer().parse({"prompt": "Hi"}, LIMITS, WrongFields())
     with pytest.raises(JobLost):
         stage.jobs.create(ANN, ID, request, resuming=True)
     assert stage.broker.submitted == []
@@ -107,7 +108,7 @@ def test_jobs_wait_while_a_model_is_loaded() -> None:
 def test_a_script_needs_no_engine_and_ends_at_once() -> None:
     stage = Stage()
     stage.broker.state = EngineState(phase="failed", info=INFO, error=ModelErrorRaised("gone").problem())
-    job, _ = stage.jobs.create(ANN, ID, WorkerCheck().parse({"operation": "worker_check"}, LIMITS))
+    job, _ = stage.jobs.create(ANN, ID, WorkerCheck().parse({"operation": "worker_check"}, LIMITS, WrongFields()))
     assert (job.state, stage.broker.submitted, stage.jobs.live) == ("completed", [], 0)
     assert job.text() == "Hello from the worker. Grüße, 你好, 👩‍🚀! [DONE] is only text."
     assert isinstance(job.log.records[-1].event, Finished)
@@ -116,7 +117,7 @@ def test_a_script_needs_no_engine_and_ends_at_once() -> None:
 
 def test_a_script_reports_no_rate_of_tokens() -> None:
     stage = Stage()
-    job, _ = stage.jobs.create(ANN, ID, WorkerCheck().parse({}, LIMITS))
+    job, _ = stage.jobs.create(ANN, ID, WorkerCheck().parse({}, LIMITS, WrongFields()))
     job.timing.last_token = (job.timing.first_token or 0) + 1
     assert job.usage(stage.clock.now_ms).tokens_per_s is None
 

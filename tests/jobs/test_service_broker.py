@@ -11,6 +11,7 @@ from worker.brokers.local import LocalBroker
 from worker.config import Settings
 from worker.jobs.job import Job
 from worker.jobs.service import Jobs
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.scheduler.works import Batch
 
@@ -35,7 +36,9 @@ class Worker(Recorder):
         super().on_lost(reason)
 
     def create(self, prompt: str) -> Job:
-        return self.jobs.create(ANN, None, Infer().parse({"prompt": prompt, "raw": True, "max_tokens": 300}, LIMITS))[0]
+        return self.jobs.create(
+            ANN, None, Infer().parse({"prompt": prompt, "raw": True, "max_tokens": 300}, LIMITS, WrongFields())
+        )[0]
 
 
 @pytest.mark.parametrize("prompt", ["crash early", "hang early", "crash", "hang", "explode"])

@@ -22,6 +22,7 @@ from worker.events import TERMINAL, Finished
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Allowance, Principal
 from worker.jobs.service import Jobs
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.scheduler.loop import Loop
 from worker.scheduler.works import Batch, Schedule, Work
@@ -107,7 +108,7 @@ class Simulation(RuleBasedStateMachine):
         self, n: int, prompt: int, tokens: int, priority: int, name: str, detach: bool, deadline: int | None
     ) -> None:
         body = {"prompt": "x" * prompt, "raw": True, "n": n, "max_tokens": tokens, "priority": priority}
-        request = Infer().parse({**body, "detach": detach, "deadline_ms": deadline}, LIMITS)
+        request = Infer().parse({**body, "detach": detach, "deadline_ms": deadline}, LIMITS, WrongFields())
         owner = Principal(name=name, allowance=Allowance(weight=2.0 if name == "a" else 0.5))
         try:
             self.all.append(self.jobs.create(owner, None, request)[0])

@@ -10,6 +10,7 @@ from tests.jobs.scripted import ANN, LIMITS, Stage
 from worker.engines.base import Delta
 from worker.errors import JobLost, JobNotFound
 from worker.events import Cancelled, Expired, TopLogprob
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 
 ID = "a-job-to-wait-for"
@@ -99,7 +100,7 @@ def test_an_ended_job_is_kept_for_its_retention_and_then_unknown() -> None:
     stage.jobs.sweep()
     with pytest.raises(JobNotFound):
         stage.jobs.get("ann", ID)
-    request = Infer().parse({"prompt": "Hi"}, LIMITS)
+    request = Infer().parse({"prompt": "Hi"}, LIMITS, WrongFields())
     with pytest.raises(JobLost):
         stage.jobs.create(ANN, ID, request, resuming=True)
     again, found = stage.jobs.create(ANN, ID, request)

@@ -15,6 +15,7 @@ from tests.observers.stage import watched
 from worker.config import Settings
 from worker.jobs.correlation import Correlation
 from worker.observers.logs import JobLines, JsonFormatter, PrettyFormatter, configure, given
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 
 
@@ -114,7 +115,7 @@ def ended(caplog: pytest.LogCaptureFixture, *, with_texts: bool = False, end: st
     """Run a job to its end, and return what its last line holds."""
     caplog.set_level(logging.INFO)
     stage = watched(lambda _: JobLines(with_texts=with_texts).observe)
-    request = Infer().parse({"messages": [{"role": "user", "content": "a secret"}]}, LIMITS)
+    request = Infer().parse({"messages": [{"role": "user", "content": "a secret"}]}, LIMITS, WrongFields())
     owner = stage.create().owner
     job, _ = stage.jobs.create(owner, "job-of-this-test", request, correlation=Correlation("corr-1"))
     stage.start(job, prompt_tokens=9)

@@ -13,6 +13,7 @@ from tests.jobs.scripted import INFO, STATS, Stage
 from tests.observers.stage import watched
 from worker.brokers.base import EngineState
 from worker.observers.metrics import BETWEEN_TOKENS_S, Exposition, Histogram, JobMetrics, Sources
+from worker.operations.fields import WrongFields
 from worker.operations.status import Status
 from worker.protocol.tally import Tally
 
@@ -145,7 +146,7 @@ def test_every_end_is_counted_but_only_answers_have_latencies(worker: Watched) -
 
 def test_a_job_without_engine_has_no_latency(worker: Watched) -> None:
     stage = worker.stage
-    request = Status(lambda: worker.engine).parse({}, None)  # type: ignore[arg-type]
+    request = Status(lambda: worker.engine).parse({}, None, WrongFields())  # type: ignore[arg-type]
     stage.jobs.create(stage.create().owner, None, request)
     seen = worker.scrape()
     assert seen["jobwire_jobs_ended_total{status=completed}"] == 1

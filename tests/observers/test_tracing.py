@@ -13,6 +13,7 @@ from tests.observers.stage import watched
 from worker.jobs.correlation import Correlation
 from worker.jobs.job import Job
 from worker.observers.tracing import Tracing
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -30,7 +31,7 @@ class Traced:
     def create(self, body: dict[str, Any], traceparent: str = "") -> Job:
         """Create a job with an origin."""
         owner = self.stage.create().owner
-        request = Infer().parse(body, LIMITS)
+        request = Infer().parse(body, LIMITS, WrongFields())
         return self.stage.jobs.create(owner, None, request, correlation=Correlation("corr-1", traceparent))[0]
 
     def spans(self, job: Job) -> tuple[Received, dict[str, Received]]:

@@ -13,19 +13,20 @@ from hypothesis import strategies as st
 from tests.jobs.scripted import LIMITS
 from worker.errors import InvalidParams
 from worker.operations.base import JobRequest, fingerprint
+from worker.operations.fields import WrongFields
 from worker.operations.infer import FIELDS, FORM_BYTES_MAX, Infer
 from worker.requests import Message, Prompt, ResponseFormat
 
 
 def parse(**body: Any) -> JobRequest:
     """Parse a body with a prompt."""
-    return Infer().parse({"prompt": "Hi", **body}, LIMITS)
+    return Infer().parse({"prompt": "Hi", **body}, LIMITS, WrongFields())
 
 
 def wrong(**body: Any) -> dict[str, str]:
     """Return what is wrong with a body, by pointer; each pointer once."""
     with pytest.raises(InvalidParams) as refused:
-        Infer().parse(body, LIMITS)
+        Infer().parse(body, LIMITS, WrongFields())
     found = {error.pointer: error.detail for error in refused.value.errors}
     assert len(found) == len(refused.value.errors)
     for pointer, detail in found.items():
@@ -119,7 +120,7 @@ def test_a_field_reaches_its_place_over_its_whole_range(
     field: str, value: object, where: str, expected: object
 ) -> None:
     body = {field: value} if field == "messages" else {"prompt": "Hi", field: value}
-    request = Infer().parse(body, LIMITS)
+    request = Infer().parse(body, LIMITS, WrongFields())
     assert attrgetter(where)(request) == expected
     # The engine's process can be sent all of it.
     msgspec.msgpack.encode(request.sampling.with_seed(request.seed or 0))
@@ -138,7 +139,7 @@ def test_a_raw_prompt_is_continued_as_it_stands() -> None:
 def test_null_is_the_same_as_absent(name: str) -> None:
     body: dict[str, Any] = {"prompt": "Hi"} if name == "messages" else {"messages": CONVERSATION}
     # The fingerprint is among what is compared.
-    assert Infer().parse({**body, name: None}, LIMITS) == Infer().parse(body, LIMITS)
+    assert Infer().parse({**body, name: None}, LIMITS, WrongFields()) == Infer().parse(body, LIMITS, WrongFields())
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_prompt_or_messages_and_not_both() -> None:
     assert list(wrong(messages=[message], raw=True)) == ["/raw"]
     assert list(wrong(messages=[])) == ["/messages"]
     assert list(wrong(messages=[{"role": "bot", "content": "Hi"}])) == ["/messages/0/role"]
-    assert list(wrong(messages=[message, {"role": "user"}])) == ["/messages/1"]
+    assert list(wrong(messages=[message, {"role": "user"}])) == ["/messages/1/content"]
 
 
 @pytest.mark.parametrize("content", ["x" * 10_001, "half \ud800"])

@@ -13,8 +13,9 @@ from tests.protocol.wire import Wire, text, types
 from worker.brokers.base import EngineState
 from worker.errors import ModelError
 from worker.events import Admitted, Note, Token
-from worker.jobs.lifecycle import JobState, follow
+from worker.jobs.lifecycle import JobState, next_state
 from worker.operations.base import Operation
+from worker.operations.fields import WrongFields
 from worker.operations.status import Status
 from worker.operations.worker_check import WORDS, WorkerCheck
 
@@ -23,7 +24,7 @@ BROKEN = EngineState(phase="failed", error=ModelError("The model file is broken.
 
 def told(state: EngineState) -> tuple[str, dict[str, Any]]:
     """Return the sentence and the facts of a status."""
-    request = Status(lambda: state).parse({"operation": "status"}, LIMITS)
+    request = Status(lambda: state).parse({"operation": "status"}, LIMITS, WrongFields())
     admitted, note, token = request.script
     assert isinstance(admitted, Admitted) and isinstance(note, Note) and isinstance(token, Token)
     return note.human, json.loads(token.text)
@@ -54,7 +55,7 @@ def test_status_of_a_worker_without_a_model() -> None:
 def test_status_is_asked_anew_for_every_job() -> None:
     states = iter([READY, BROKEN])
     operation = Status(lambda: next(states))
-    first, second = operation.parse({}, LIMITS), operation.parse({}, LIMITS)
+    first, second = operation.parse({}, LIMITS, WrongFields()), operation.parse({}, LIMITS, WrongFields())
     assert first.script != second.script
     assert first.fingerprint == second.fingerprint
 
@@ -62,8 +63,8 @@ def test_status_is_asked_anew_for_every_job() -> None:
 @pytest.mark.parametrize("operation", [Status(lambda: BROKEN), WorkerCheck()])
 def test_a_script_is_a_possible_life(operation: Operation) -> None:
     state: JobState = "queued"
-    for event in operation.parse({}, LIMITS).script:
-        state = follow(state, event)
+    for event in operation.parse({}, LIMITS, WrongFields()).script:
+        state = next_state(state, event)
     assert state == "running"
 
 

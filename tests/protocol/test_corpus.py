@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 from tests.jobs.scripted import LIMITS
-from tests.protocol.wire import parsed
+from tests.protocol.wire import decode, parsed
 from worker.errors import FieldError, Problem
 from worker.events import Usage
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
-from worker.protocol import corpus, decoding, frames
+from worker.protocol import corpus, frames
 from worker.protocol.frames import Create, ServerFrame
 
 SERVER_TYPES = {kind.__struct_config__.tag: kind for kind in typing.get_args(ServerFrame)}
@@ -30,12 +31,12 @@ def test_every_frame_has_an_example_of_its_name() -> None:
 
 @pytest.mark.parametrize("example", corpus.CLIENT, ids=lambda example: example.name)
 def test_a_client_example_is_understood(example: corpus.Example[dict[str, Any]]) -> None:
-    frame = decoding.decode(frames.encode(example.frame), 1 << 20, LIMITS)
+    frame = decode(frames.encode(example.frame), 1 << 20, LIMITS)
     assert isinstance(frame, frames.CLIENT_FRAMES[example.frame["type"]])
     assert example.summary.endswith(".")
     if isinstance(frame, Create):
         if frame.operation == "infer":
-            Infer().parse(frame.body, LIMITS)
+            Infer().parse(frame.body, LIMITS, WrongFields())
     else:
         # Nothing in it that means nothing.
         assert set(example.frame) - {"type"} <= set(frame.__struct_fields__)

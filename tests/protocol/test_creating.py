@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.jobs.scripted import ANN, LIMITS
 from tests.protocol.wire import ID, OTHER, Client, Sent, Wire
 from worker.errors import InvalidParams
-from worker.operations.worker_check import WorkerCheck
-from worker.protocol import creating, credentials, decoding, sse
+from worker.operations.base import DELIVERY_FIELDS
+from worker.protocol import creating, credentials, decoding
 from worker.protocol.creating import IGNORED_CHARS_MAX, IGNORED_MAX
 from worker.protocol.credentials import TTL_S, TokenRequest
 from worker.protocol.host import Caller
@@ -71,7 +71,7 @@ def test_any_wrong_fields_of_a_post_are_named_exactly(names: set[str]) -> None:
     client, good = connected(), {} if "messages" in names else {"prompt": "Hi"}
     body = {**good, **{name: (ENVELOPE | BODY)[name] for name in names}}
     with pytest.raises(InvalidParams) as refused:
-        creating.create(client, Caller(ANN), sse.refuse_window(decoding.create_of(body, LIMITS)))
+        creating.create(client, Caller(ANN), decoding.create_of_post(body, LIMITS))
     found = [error.pointer for error in refused.value.errors]
     assert (set(found), len(found)) == (pointed(names), len(names))
 
@@ -106,9 +106,9 @@ def test_a_token_request_has_defaults(body: dict[str, Any], asked: TokenRequest,
 @pytest.mark.parametrize(
     ("kind", "fields", "expected"),
     [
-        ("update", {"priority": 10}, ["/priority", ""]),
-        ("ack", {}, ["", ""]),
-        ("ack", {"job_id": "short", "ref": 7}, ["/job_id", "/ref", ""]),
+        ("update", {"priority": 10}, ["/priority", "/job_id"]),
+        ("ack", {}, ["/job_id", "/cursor"]),
+        ("ack", {"job_id": "short", "ref": 7}, ["/job_id", "/ref", "/cursor"]),
         ("subscribe", {"job_id": ID, "window": 9, "coalesce_ms": 501}, ["/window", "/coalesce_ms"]),
     ],
 )
@@ -131,15 +131,28 @@ def test_a_wrong_envelope_is_refused_whatever_the_operation(operation: str) -> N
     assert pointers(connected().ask("create", operation=operation, window=-1)["error"]) == ["/window"]
 
 
-def test_a_wrong_envelope_is_refused_although_an_operation_forgets_to() -> None:
-    class Careless(WorkerCheck):
-        def parse(self, body: Any, limits: Any, wrong: Any = None) -> Any:  # noqa: ARG002 - forgotten on purpose
-            return super().parse(body, limits)
-
+def test_an_upper_bound_is_named_at_the_first_try() -> None:
     client = connected()
-    client.operations["worker_check"] = Careless()
-    with pytest.raises(InvalidParams):
-        creating.create(client, Caller(ANN), decoding.create_of({"operation": "worker_check", "ref": 7}, LIMITS))
+    for value in (-1, 10**6, "x"):
+        error = client.ask("create", prompt="Hi", window=value, coalesce_ms=value, n=value, max_tokens=value)["error"]
+        assert {item["pointer"]: item["detail"] for item in error["errors"]} == {
+            "/window": f"Expected an integer from 0 to {LIMITS.window_frames_max}",
+            "/coalesce_ms": f"Expected an integer from 0 to {LIMITS.coalesce_ms_max}",
+            "/n": f"Expected an integer from 1 to {LIMITS.choices_max}",
+            "/max_tokens": f"Expected an integer from 1 to {LIMITS.max_tokens_max}",
+        }
+
+
+def test_over_http_there_is_no_window() -> None:
+    body: dict[str, Any] = {"prompt": "Hi", "window": 0, "coalesce_ms": 20}
+    assert decoding.create_of_post(body, LIMITS) == decoding.create_of(body, LIMITS)
+    for window in (1, -1, 10**6, "x", True):
+        [error] = decoding.create_of_post({"prompt": "Hi", "window": window}, LIMITS).wrong
+        assert (error.pointer, error.detail) == ("/window", "Not allowed here: only a WebSocket has a `window`")
+
+
+def test_the_fields_of_the_delivery_are_those_of_the_envelope() -> None:
+    assert creating.ENVELOPE - {"operation"} == DELIVERY_FIELDS
 
 
 def test_a_resume_of_a_wrong_id_is_one_error() -> None:

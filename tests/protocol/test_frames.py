@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.jobs.scripted import LIMITS
-from tests.protocol.wire import ID, parsed
+from tests.protocol.wire import ID, decode, parsed
 from worker.errors import (
     BadFrame,
     FrameTooLarge,
@@ -24,7 +24,7 @@ from worker.events import Usage
 from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.protocol import decoding, frames
-from worker.protocol.decoding import DEPTH_MAX, decode
+from worker.protocol.decoding import DEPTH_MAX
 from worker.protocol.frames import Ack, Auth, Cancel, Create, Ping, Subscribe, Unsubscribe, Update
 
 LIMIT = 1 << 20
@@ -79,13 +79,13 @@ def test_of_a_key_that_comes_twice_the_last_counts() -> None:
 
 
 def test_a_post_takes_its_idempotency_key_for_its_job_id() -> None:
-    assert decoding.create_of({"prompt": "Hi"}, LIMITS, ID).job_id == ID
-    assert decoding.create_of({"prompt": "Hi", "job_id": ID}, LIMITS, ID).job_id == ID
-    assert decoding.create_of({"prompt": "Hi", "job_id": ID}, LIMITS).job_id == ID
-    assert decoding.create_of({"prompt": "Hi", "job_id": None}, LIMITS, ID).job_id == ID
-    [other] = decoding.create_of({"prompt": "Hi", "job_id": ID}, LIMITS, "another-key-than-this").wrong
+    assert decoding.create_of_post({"prompt": "Hi"}, LIMITS, ID).job_id == ID
+    assert decoding.create_of_post({"prompt": "Hi", "job_id": ID}, LIMITS, ID).job_id == ID
+    assert decoding.create_of_post({"prompt": "Hi", "job_id": ID}, LIMITS).job_id == ID
+    assert decoding.create_of_post({"prompt": "Hi", "job_id": None}, LIMITS, ID).job_id == ID
+    [other] = decoding.create_of_post({"prompt": "Hi", "job_id": ID}, LIMITS, "another-key-than-this").wrong
     assert (other.pointer, "Idempotency-Key" in other.detail) == ("/job_id", True)
-    [short] = decoding.create_of({"prompt": "Hi"}, LIMITS, "short").wrong
+    [short] = decoding.create_of_post({"prompt": "Hi"}, LIMITS, "short").wrong
     assert short.pointer == "/job_id"
 
 
@@ -141,7 +141,7 @@ def test_bytes_that_are_no_text_are_a_bad_frame(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("sent", "pointer"),
     [
-        ({"type": "cancel"}, ""),
+        ({"type": "cancel"}, "/job_id"),
         ({"type": "cancel", "job_id": "short"}, "/job_id"),
         ({"type": "cancel", "job_id": "a" * 65}, "/job_id"),
         ({"type": "cancel", "job_id": "a" * 16 + "\n"}, "/job_id"),
@@ -159,9 +159,9 @@ def test_bytes_that_are_no_text_are_a_bad_frame(data: bytes) -> None:
         ({"type": "create", "job_id": ID, "operation": ["infer"]}, "/operation"),
         ({"type": "create", "job_id": ID, "coalesce_ms": "fast"}, "/coalesce_ms"),
         ({"type": "create", "job_id": ID, "window": -1}, "/window"),
-        ({"type": "ack", "job_id": ID}, ""),
+        ({"type": "ack", "job_id": ID}, "/cursor"),
         ({"type": "ack", "job_id": ID, "cursor": "x" * 65}, "/cursor"),
-        ({"type": "auth"}, ""),
+        ({"type": "auth"}, "/token"),
         ({"type": "auth", "token": 7}, "/token"),
         ({"type": "ping", "t": [1]}, "/t"),
         ({"type": "ping", "t": "x" * 257}, "/t"),
@@ -255,7 +255,7 @@ def understand(data: str | bytes) -> None:
         frame = decode(data, LIMIT, LIMITS)
         understood(frame)
         if isinstance(frame, Create):
-            msgspec.msgpack.encode(Infer().parse(frame.body, LIMITS))
+            msgspec.msgpack.encode(Infer().parse(frame.body, LIMITS, WrongFields()))
     except RequestError as error:
         sendable(error)
 

@@ -310,7 +310,7 @@ def test_the_memory_for_shared_frames_is_bounded() -> None:
         # A frame that grows takes the place of the smaller one.
         wire.source.reader(job, start).next()
         assert len(kept) <= CACHE_FRAMES_MAX
-        assert stream._frames._kept_bytes == sum(len(frame.data) for frame, _ in kept.values()) <= CACHE_BYTES_MAX
+        assert stream._frames._kept_bytes == sum(len(frame.data) for frame, _, _ in kept.values()) <= CACHE_BYTES_MAX
 
 
 def test_a_frame_too_large_to_keep_is_still_sent() -> None:

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from tests.jobs.scripted import LIMITS, Stage
 from tests.protocol.wire import ID, Wire, drain
-from worker.errors import FieldError, InvalidParams
+from worker.errors import InvalidParams
 from worker.protocol import sse
-from worker.protocol.frames import Create
 
 
 def read(body: bytes) -> tuple[list[tuple[str | None, str]], str]:
@@ -77,14 +76,6 @@ def test_a_floor_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(InvalidParams) as refused:
         sse.coalesce_ms(text, LIMITS)
     assert refused.value.errors[0].pointer == "/coalesce_ms"
-
-
-def test_an_event_stream_has_no_window() -> None:
-    frame = Create(window=0, coalesce_ms=20)
-    assert sse.refuse_window(frame) == frame
-    for asked in (Create(window=1), Create(wrong=(FieldError("/window", "Expected an integer"),))):
-        [error] = sse.refuse_window(asked).wrong
-        assert (error.pointer, "only a WebSocket" in error.detail) == ("/window", True)
 
 
 def test_the_first_narration_of_one_reader_names_ignored_fields() -> None:

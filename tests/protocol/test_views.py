@@ -14,6 +14,7 @@ from worker.brokers.base import EngineState
 from worker.engines.base import LoadProgress
 from worker.errors import ModelError, QueueFull
 from worker.protocol import views
+from worker.protocol.frames import encode
 
 STREAM = f"/v1/jobs/{ID}/stream?ticket=t"
 
@@ -101,7 +102,7 @@ def test_a_failed_job_says_why() -> None:
 
 def test_a_problem_is_the_rfc_9457_object() -> None:
     problem = QueueFull("Full.", retry_after_ms=10).problem()
-    assert body(views.problem(problem)) == {
+    assert body(encode(problem)) == {
         "type": "urn:jobwire:error:queue_full",
         "title": "Queue full",
         "status": 429,
@@ -171,7 +172,7 @@ def test_ready_is_idle_or_busy_or_draining() -> None:
         (EngineState(phase="closed"), {"stage": "closed"}, True),
         (
             BROKEN,
-            {"stage": "failed", "error": body(views.problem(ModelError("The model file is broken.").problem()))},
+            {"stage": "failed", "error": body(encode(ModelError("The model file is broken.").problem()))},
             True,
         ),
     ],

@@ -12,10 +12,12 @@ from worker.events import Note
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Grant, Principal
 from worker.observers.narration import narrate
-from worker.operations.base import Operation
+from worker.operations.base import Limits, Operation
 from worker.operations.infer import Infer
 from worker.operations.status import Status
 from worker.operations.worker_check import WorkerCheck
+from worker.protocol import decoding
+from worker.protocol.frames import ClientFrame
 from worker.protocol.reading import Frame, FrameSource, LogReader
 from worker.protocol.session import Session
 from worker.protocol.tally import Tally
@@ -72,7 +74,7 @@ class Client:
 
     def _authenticate(self, token: str) -> Grant:
         if token not in self.grants:
-            raise Unauthorized("The API key is wrong.")
+            raise Unauthorized("The key or token is not valid.")
         return self.grants[token]
 
     def _wake(self) -> None:
@@ -127,6 +129,11 @@ def following(**delivery: Any) -> tuple[Wire, Client, Job]:
 def remark(job: Job, action: str = "remark") -> None:
     """Write a remark into the log."""
     job.log.append(Note(actor="test", action=action, human="Something happened"), at_ms=0)
+
+
+def decode(data: str | bytes, frame_bytes_max: int, limits: Limits) -> ClientFrame:
+    """Return the client frame in a message."""
+    return decoding.interpret(decoding.load(data, frame_bytes_max), limits)
 
 
 def parsed(data: bytes) -> Sent:

@@ -11,6 +11,7 @@ from tests.jobs.scripted import Stage
 from worker.jobs.job import Job
 from worker.observers.narration import narrate
 from worker.operations.base import Limits
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.operations.worker_check import WorkerCheck
 from worker.protocol.reading import FrameSource
@@ -104,5 +105,5 @@ async def refused(response: Any) -> tuple[int, str]:
 
 def make_running(house: House) -> Job:
     """Return a job of ann that waits."""
-    request = house.gateway.operations["infer"].parse({"prompt": "Hi"}, house.gateway.limits)
+    request = house.gateway.operations["infer"].parse({"prompt": "Hi"}, house.gateway.limits, WrongFields())
     return house.stage.jobs.create(house.access.authenticate(ANN).principal, None, request)[0]

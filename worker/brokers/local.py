@@ -15,7 +15,7 @@ import msgspec
 
 from worker.brokers.base import EngineState, Sink
 from worker.brokers.engine_process import EngineProcess
-from worker.brokers.phases import Happening, follow
+from worker.brokers.phases import Happening, next_phase
 from worker.config import Settings
 from worker.engines.base import EngineInfo, LoadProgress
 from worker.errors import ModelError, Problem
@@ -67,18 +67,20 @@ class LocalBroker:
 
     async def run(self, sink: Sink) -> None:
         """Keep an engine process running until cancelled; then close it and leave no process behind."""
-        in_a_row = 0
+        starts_in_a_row = 0
         try:
             while True:
-                in_a_row += 1
+                starts_in_a_row += 1
                 try:
                     process = await self._serve(sink)
                 except OSError as error:
                     self._report_start_failed(sink, f"no engine process can be started ({error})", None)
                 else:
-                    in_a_row = 1 if process.ready_s > self._settings.engine_restart_backoff_max_s else in_a_row
+                    if process.ready_s > self._settings.engine_restart_backoff_max_s:
+                        # One that was ready for longer than the longest pause ends the row.
+                        starts_in_a_row = 1
                     self._report_end(sink, process)
-                await asyncio.sleep(self._pause_s(in_a_row))
+                await asyncio.sleep(self._pause_s(starts_in_a_row))
         finally:
             self._engine = None
             self._report(sink, "closed")
@@ -92,6 +94,7 @@ class LocalBroker:
         return process
 
     def _on_message(self, sink: Sink, process: EngineProcess, message: Up) -> None:
+        # LoadFailed is kept in `process.problem`, see `_report_end`.
         match message:
             case Batch():
                 self._state = msgspec.structs.replace(self._state, stats=message.stats)
@@ -111,14 +114,13 @@ class LocalBroker:
         if not process.ready:
             self._report_start_failed(sink, process.reason, process.problem)
             return
-        logger.error("engine process %d is lost: %s", process.child.pid, process.reason)
         self._report(sink, "lost")
         # Works that arrived since it died are submitted again with the rest.
         self._held.clear()
         sink.on_lost(process.reason)
 
     def _report_start_failed(self, sink: Sink, reason: str, problem: Problem | None) -> None:
-        logger.error("the engine could not be started: %s", reason if problem is None else problem.detail)
+        logger.error("engine_start_failed", extra={"reason": reason if problem is None else problem.detail})
         self._dead_starts += 1
         if problem is None and self._dead_starts >= DEAD_STARTS_MAX:
             problem = ModelError(f"Loading was tried {self._dead_starts} times: {reason}.").problem()
@@ -127,11 +129,11 @@ class LocalBroker:
         else:
             self._report(sink, "load_failed", error=problem)
 
-    def _pause_s(self, in_a_row: int) -> float:
+    def _pause_s(self, starts_in_a_row: int) -> float:
         longest_s = self._settings.engine_restart_backoff_max_s
         if self._state.phase == "failed":
             return longest_s
-        return min(self._settings.engine_restart_backoff_s * 2.0 ** min(in_a_row - 1, 32), longest_s)
+        return min(self._settings.engine_restart_backoff_s * 2.0 ** min(starts_in_a_row - 1, 32), longest_s)
 
     def _report(
         self,
@@ -144,7 +146,7 @@ class LocalBroker:
         error: Problem | None = None,
     ) -> None:
         """Move to the phase that the table names and report it. The last known `info` and `error` stay."""
-        before, phase = self._state, follow(self._state.phase, happening)
+        before, phase = self._state, next_phase(self._state.phase, happening)
         self._state = EngineState(
             phase=phase,
             info=info or before.info,

@@ -45,7 +45,7 @@ PHASES: dict[Phase, dict[Happening, Phase]] = {
 }
 
 
-def follow(phase: Phase, happening: Happening) -> Phase:
+def next_phase(phase: Phase, happening: Happening) -> Phase:
     """Return the phase after `happening`. Raises AssertionError for one that is not in the table: our bug."""
     target = PHASES[phase].get(happening)
     assert target is not None, f"{happening} cannot happen to an engine that is {phase}"

@@ -21,6 +21,7 @@ from worker.engines.base import Broke, Delta, Engine, Generation, LoadProgress, 
 from worker.engines.choose import choose
 from worker.errors import ConfigError, EngineFailed, FieldError, InvalidParams, Problem
 from worker.operations.base import JobRequest, Limits
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.processes.child import environment
 from worker.processes.messages import Open
@@ -88,7 +89,7 @@ def _parser() -> Parser:
 
 def _request(asked: argparse.Namespace, limits: Limits) -> JobRequest:
     try:
-        return Infer().parse(_body(asked), limits)
+        return Infer().parse(_body(asked), limits, WrongFields())
     except InvalidParams as error:
         raise ConfigError("; ".join(_in_flags(wrong) for wrong in error.errors) + ".") from None
 

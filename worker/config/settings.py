@@ -37,7 +37,7 @@ EXLLAMAV2_ALONE = (
     "cache", "cache_tokens", "slice_tokens", "chunk_tokens", "gpu_split", "tensor_parallel", "draft_model",
     "draft_tokens", "ngram", "loras",
 )  # fmt: skip
-"""Settings that other engines cannot use: they refuse to start with one."""
+"""Settings that other engines cannot use: they refuse to start with one that differs from its default."""
 
 
 def is_loopback(host: str) -> bool:
@@ -212,7 +212,12 @@ class Settings:
 
     # ---- Connections ----
     frame_bytes_max: Annotated[
-        int, Meta(ge=1024, le=GIB, description="Size of one WebSocket message or request body, in and out.")
+        int,
+        Meta(
+            ge=1024,
+            le=GIB,
+            description="Most bytes of a message or request body from a client. Token frames are merged up to it.",
+        ),
     ] = MIB
     connections_max: Annotated[int, Meta(ge=1, le=1 << 20, description="Open connections.")] = 4096
     subscriptions_per_connection_max: Annotated[
@@ -256,7 +261,7 @@ class Settings:
         float, Meta(ge=0, le=3600, description="Longest pause before a restart.")
     ] = 30.0
     engine_deaths_per_job_max: Annotated[
-        int, Meta(ge=0, le=1000, description="Engine deaths with the same job in a row, after which that job fails.")
+        int, Meta(ge=0, le=1000, description="Engine deaths in a row that a job survives; the next one fails it.")
     ] = 3
     drain_timeout_s: Annotated[
         float, Meta(ge=0, le=DAY_S, description="Time that running jobs have to finish after a signal to stop.")
@@ -319,11 +324,13 @@ class Settings:
     def _check_exllamav2(self) -> None:
         if self.ngram and self.draft_model:
             raise ConfigError("ngram and draft_model both guess tokens ahead. Choose one.")
-        given = ", ".join(self.exllamav2)
+        given = self.exllamav2
         runs = self.engine if self.model or self.engine != "auto" else "numpy, which runs the bundled model"
         if given and self.engine != "exllamav2" and runs != "auto":
+            what, them = ("setting", "it") if len(given) == 1 else ("settings", "them")
             raise ConfigError(
-                f"Only ExLlamaV2 knows {given}, but the engine is {runs}. Leave it out, or choose another engine."
+                f"Only ExLlamaV2 has the {what} {', '.join(given)}, but the engine is {runs}. "
+                f"Leave {them} out, or choose another engine."
             )
 
 

@@ -42,7 +42,11 @@ def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
     if module is None:
         raise ModelError(f"The engine {name!r} does not exist. There are: auto, {', '.join(MODULES)}.")
     if name != "exllamav2" and (foreign := sorted(spec.options.keys() - {"device"})):
-        raise ModelError(f"Only ExLlamaV2 knows {', '.join(foreign)}, but the engine is {name}, because {why}.")
+        what, them = ("setting", "it") if len(foreign) == 1 else ("settings", "them")
+        raise ModelError(
+            f"Only ExLlamaV2 has the {what} {', '.join(foreign)}, but the engine is {name}, because {why}. "
+            f"Leave {them} out."
+        )
     load = cast(Load, importlib.import_module(module).load)
     return load, msgspec.structs.replace(resolved, engine=name), why
 
@@ -56,9 +60,9 @@ def _read_template(path: str) -> str:
 
 def _pick(spec: EngineSpec) -> tuple[str, str]:
     if spec.engine == "exllamav2":
-        _require_exllamav2("The engine exllamav2 was asked for")
+        _require_exllamav2("The engine exllamav2 was requested")
     if spec.engine != "auto":
-        return spec.engine, "it was asked for"
+        return spec.engine, "it was requested"
     if spec.model is None:
         return "numpy", "the bundled model runs everywhere on numpy"
     if Path(spec.model).is_dir():

@@ -3,7 +3,7 @@
 An engine of this kind is a `Runner`, which computes, inside a `SlottedEngine`, which is the engine port. Sequences join
 and leave between any two steps. A step computes one token of each sequence in decode, and chunks of the prompts in
 order of admission, up to a limit. Prompts that begin alike are computed once: a slot keeps its keys and values when
-its sequence leaves, and with `follow` a prompt waits for one before it that is computing the same tokens.
+its sequence leaves, and with `wait_for_leader` a prompt waits for one before it that is computing the same tokens.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class SlotRow:
         """Whether tokens are left to compute before the next one can be chosen."""
         return self.cached < self.prefill_tokens
 
-    def record(self, tokens: int) -> list[Prefilled]:
-        """Record that the cache holds the next `tokens` too; return the progress of a prompt."""
+    def record(self, count: int) -> list[Prefilled]:
+        """Record that the cache holds the next `count` tokens too; return the progress of a prompt."""
         prefilling = self.prefilling
-        self.cached += tokens
+        self.cached += count
         return [Prefilled(self.sequence.lease, self.cached, self.prefill_tokens)] if prefilling else []
 
 
@@ -76,8 +76,8 @@ class Runner(Protocol[R]):
 class SlottedEngine(Generic[R]):
     """The engine port over a runner.
 
-    `follow`: prompts wait for others that compute the same tokens. Without `reuse` a slot keeps nothing of a sequence
-    that left. `step_prefill_tokens_max` bounds the prompt tokens of a step below what the scheduler allows.
+    `wait_for_leader`: prompts wait for others that compute the same tokens. Without `reuse` a slot keeps nothing of a
+    sequence that left. `step_prefill_tokens_max` bounds the prompt tokens of a step below what the scheduler allows.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class SlottedEngine(Generic[R]):
         vocabulary: Vocabulary,
         chat: ChatTemplate,
         *,
-        follow: bool = False,
+        wait_for_leader: bool = False,
         reuse: bool = True,
         step_prefill_tokens_max: int | None = None,
     ) -> None:
@@ -97,7 +97,7 @@ class SlottedEngine(Generic[R]):
         self._chat = chat
         self._guides = Guides(vocabulary)
         self._slots = Slots(info.slots)
-        self._follow = follow and reuse
+        self._wait_for_leader = wait_for_leader and reuse
         self._reuse = reuse
         self._step_prefill_tokens_max = step_prefill_tokens_max
         self._running: dict[str, R] = {}  # in order of admission
@@ -127,7 +127,7 @@ class SlottedEngine(Generic[R]):
         placement = self._slots.place(sequence.tokens, {row.slot: self._kept(row) for row in self._running.values()})
         cached = self._runner.share(placement)
         row = self._running[sequence.lease] = self._runner.row(sequence, placement.slot, cached)
-        if self._follow:
+        if self._wait_for_leader:
             self._find_leader(row)
         return cached
 
@@ -141,7 +141,7 @@ class SlottedEngine(Generic[R]):
         if not work:
             return []
         events = self._runner.run(work)
-        if self._follow:
+        if self._wait_for_leader:
             self._catch_up()
         for row, _ in work:
             if row.sequence.finished:

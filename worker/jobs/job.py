@@ -12,7 +12,7 @@ from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.lifecycle import JobState, is_terminal
 from worker.jobs.limits.principals import Principal
 from worker.jobs.log import JobLog
-from worker.jobs.places import Place, follow
+from worker.jobs.places import Place, next_place
 from worker.operations.base import JobRequest
 from worker.requests import Prompt, Sampling
 
@@ -44,12 +44,12 @@ class Choice:
 
     def wait(self, lease: str) -> None:
         """Wait for a slot under a new lease."""
-        self.place = follow(self.place, "wait")
+        self.place = next_place(self.place, "wait")
         self.lease, self.prefilled = lease, None
 
     def start(self, prompt_tokens: int, cached_tokens: int) -> None:
         """Hold a slot. A paused choice finds only its own tokens in the cache: that saved it nothing."""
-        before, self.place = self.place, follow(self.place, "start")
+        before, self.place = self.place, next_place(self.place, "start")
         if before != "paused":
             self.prompt_tokens, self.cached_tokens = prompt_tokens, cached_tokens
 
@@ -68,12 +68,12 @@ class Choice:
 
     def pause(self) -> None:
         """Give the slot back for a while; its prefill starts over."""
-        self.place = follow(self.place, "pause")
+        self.place = next_place(self.place, "pause")
         self.prefilled = None
 
     def end(self, finish: FinishReason, stop_sequence: str | None = None) -> None:
         """End for a reason."""
-        self.place = follow(self.place, "end")
+        self.place = next_place(self.place, "end")
         self.finish, self.stop_sequence = finish, stop_sequence
 
 

@@ -52,7 +52,7 @@ TRANSITIONS: dict[JobState, dict[type[Event], JobState]] = {
 }
 
 
-def follow(state: JobState, event: Event) -> JobState:
+def next_state(state: JobState, event: Event) -> JobState:
     """Return the state after `event`. Raises AssertionError for a transition that is not in the table: our bug."""
     target = TRANSITIONS[state].get(type(event))
     assert target is not None, f"{type(event).__name__} cannot happen to a job that is {state}"

@@ -16,7 +16,7 @@ MOVES: dict[Place, dict[Move, Place]] = {
 """A choice waits again from every place but the last, because an engine may die at any moment."""
 
 
-def follow(place: Place, move: Move) -> Place:
+def next_place(place: Place, move: Move) -> Place:
     """Return the place after `move`. Raises AssertionError for a move that is not in the table: our bug."""
     target = MOVES[place].get(move)
     assert target is not None, f"a choice that is {place} cannot {move}"

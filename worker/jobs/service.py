@@ -45,7 +45,7 @@ from worker.jobs.clock import Clock
 from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.handing import Handing, is_blamed
 from worker.jobs.job import Choice, Job, Timing
-from worker.jobs.lifecycle import follow
+from worker.jobs.lifecycle import next_state
 from worker.jobs.limits.admission import Admission
 from worker.jobs.limits.principals import Principal
 from worker.jobs.limits.retention import JobKey, Retention
@@ -141,6 +141,7 @@ class Jobs:
         """
         job = self.get(owner_name, job_id)
         if not job.ended:
+            # A terminal event withdraws the job from the engine, see `_retire`.
             self._append(job, Cancelled(reason, job.usage(self._clock.monotonic_ms())))
         return job
 
@@ -205,7 +206,10 @@ class Jobs:
                 self._on_event(*held, event)
 
     def on_lost(self, reason: str) -> None:
-        """Hand unfinished jobs over again, each at its next token: the engine died with everything in it."""
+        """Hand unfinished jobs over again, each at its next token: the engine died with everything in it.
+
+        A job that only waited shows nothing of it.
+        """
         suspect = self._handing.pop_suspect()
         for job in list(self._live.values()):
             if is_blamed(job, suspect):
@@ -324,7 +328,7 @@ class Jobs:
     def _append(self, job: Job, event: Event) -> None:
         """Append an event: the one place where a log grows, a state changes and observers are called."""
         now = self._clock.monotonic_ms()
-        before, job.state = job.state, follow(job.state, event)
+        before, job.state = job.state, next_state(job.state, event)
         is_first_token = job.timing.record(event, now)
         if (before == "queued") != (job.state == "queued"):
             job.position = job.eta_ms = None
@@ -338,10 +342,10 @@ class Jobs:
             self._append(job, FirstToken(round(now - job.timing.created)))
         if log.ended:
             assert isinstance(event, TERMINAL)
-            self._leave(job, event.usage, now)
+            self._retire(job, event.usage, now)
 
-    def _leave(self, job: Job, usage: Usage, now_ms: float) -> None:
-        """Let go of a job that has ended: withdraw it from the engine, and start its retention."""
+    def _retire(self, job: Job, usage: Usage, now_ms: float) -> None:
+        """Withdraw an ended job from the engine and start its retention."""
         self._handing.withdraw(job)
         key = (job.owner_name, job.id)
         del self._live[key]

@@ -67,7 +67,7 @@ def _admitted(event: Admitted) -> Narration:
 
 def _progress(event: Progress) -> Narration:
     share = event.done / event.total if event.total else 1.0
-    human = f"Prefill {share:.0%}".replace("%", " %")
+    human = f"Prefill {share:.0%}"
     metrics = {"prefilled_tokens": event.done, "total_tokens": event.total}
     return Narration("engine", "prefill", human, "prefill", progress=round(share, 4), metrics=metrics)
 

@@ -101,10 +101,11 @@ class Described(Protocol):
 class Operation(Described, Protocol):
     """An operation that creates jobs: turns a request's body into a checked JobRequest."""
 
-    def parse(self, body: Mapping[str, object], limits: Limits, wrong: WrongFields | None = None) -> JobRequest:
-        """Check a body. Raises InvalidParams that names every wrong field, and those that are in `wrong` already.
+    def parse(self, body: Mapping[str, object], limits: Limits, wrong: WrongFields) -> JobRequest:
+        """Check a body: record what is wrong in `wrong`, and call `wrong.refuse()` before there is a request.
 
-        Fields that are not among `params` are ignored.
+        That raises InvalidParams, which names every wrong field of the body, and those of the envelope, which are in
+        `wrong` already. Fields that are not among `params` are ignored.
         """
         ...
 

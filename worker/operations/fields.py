@@ -1,6 +1,6 @@
 """Checks the fields of a JSON object one by one, so that one answer names everything that is wrong with a request.
 
-Every way in shares this: the envelope of a frame, its delivery, the body of an operation, the request for a token.
+Every transport shares this: the envelope of a frame, its delivery, the body of an operation, the request for a token.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -28,6 +28,11 @@ PARTS_MAX = 4096
 DETAIL_CHARS_MAX = 120
 """A detail may quote a value of the client."""
 
+KEY_CHARS_MAX = 20
+"""Characters that are quoted of a key."""
+
+KEYS = "keys"
+"""In the `extra` of a type that is a mapping's key: what such keys are called."""
 
 Kinds: TypeAlias = Mapping[str, tuple[Any, type[msgspec.Struct]]]
 """What each field of an object may be, by name, as `compiled` returns it."""
@@ -94,7 +99,7 @@ class WrongFields:
         if more > 0:
             parts.append(f"and {'at least ' if len(self._found) == FOUND_MAX else ''}{more} more")
         which = "this field" if len(self._found) == 1 else "these fields"
-        return InvalidParams(f"Fix {which} and send it again: {'; '.join(parts)}.", errors=tuple(named))
+        return InvalidParams(f"Fix {which} and try again: {'; '.join(parts)}.", errors=tuple(named))
 
 
 def compiled(kinds: Mapping[str, Any]) -> Kinds:
@@ -114,7 +119,12 @@ def field_error(error: msgspec.ValidationError, pointer: str = "") -> FieldError
 
 def missing(pointer: str, name: str) -> FieldError:
     """Return the error for the object at `pointer` that lacks a field."""
-    return FieldError(pointer, f"Object missing required field `{name}`")
+    return FieldError(f"{pointer}/{name}", "Required")
+
+
+def integers(least: int, most: int) -> str:
+    """Return the detail for a field that must be an integer within these bounds."""
+    return f"Expected an integer from {least} to {most}"
 
 
 # ---- inside a value --------------------------------------------------------------------------------------------------
@@ -125,7 +135,8 @@ def _search(value: object, kind: Any, pointer: str, error: msgspec.ValidationErr
     inside = _inside(value, kind, pointer)
     first = next(inside, None)
     if first is None:
-        yield _held_error(error, pointer)
+        wrong = _held_error(error, pointer)
+        yield FieldError(wrong.pointer, _allowed(value, kind, str(error)) or wrong.detail)
     else:
         yield first
         yield from inside
@@ -166,6 +177,30 @@ def _converted(value: object, holder: type[msgspec.Struct]) -> Any:
 def _held_error(error: msgspec.ValidationError, pointer: str) -> FieldError:
     inside = field_error(error)
     return FieldError(pointer + inside.pointer.removeprefix("/at"), inside.detail)
+
+
+def _allowed(value: object, kind: Any, reason: str) -> str | None:
+    """Return what is allowed, where msgspec's `reason` does not contain it: one of several strings, and keys."""
+    if reason.startswith("Invalid enum value"):
+        return f"Expected one of {', '.join(map(str, _choices(kind)))}"[:DETAIL_CHARS_MAX]
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is dict and isinstance(value, dict):
+        key_kind = get_args(kind)[0]
+        name = next((meta.extra[KEYS] for meta in get_args(key_kind)[1:] if meta.extra), None)
+        for key in itertools.islice(value, PARTS_MAX):
+            if name is not None and _refused({key: None}, dict[key_kind, Any]) is not None:  # type: ignore[valid-type]
+                return f"Expected {name} as keys, got {str(key)[:KEY_CHARS_MAX]!r}"
+    return None
+
+
+@cache
+def _choices(kind: Any) -> tuple[object, ...]:
+    """Return the values of the first Literal within a type."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return arguments
+    return next(filter(None, map(_choices, arguments)), ())
 
 
 @cache

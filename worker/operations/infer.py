@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, cast, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from worker.operations.base import JobRequest, Limits, fingerprint
-from worker.operations.fields import WrongFields, compiled
+from worker.operations.fields import KEYS, WrongFields, compiled, integers
 from worker.requests import Message, Prompt, ResponseFormat, Sampling
 
 TOP_LOGPROBS_DEFAULT = 5
@@ -25,22 +26,32 @@ INT_MAX = (1 << 31) - 1
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
 Stops: TypeAlias = Annotated[list[Stop], Meta(max_length=STOPS_MAX)]
 Bans: TypeAlias = Annotated[list[Stop], Meta(max_length=BANS_MAX)]
-TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=INT_MAX)]
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=INT_MAX, extra={KEYS: "token ids"})]
 Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
 
 
 class Params(TypedDict, total=False):
-    """What a client may ask of the model. null is the same as absent. Other fields are ignored, and named."""
+    """What a client may ask of the model. null is the same as absent. Other fields are ignored.
 
-    prompt: Annotated[str, Meta(description="What to answer, as one message of a user: this or `messages`.")]
-    messages: Annotated[list[Message], Meta(min_length=1, description="A conversation to answer: this or `prompt`.")]
+    The reply names them, but not in the legacy dialect.
+    """
+
+    prompt: Annotated[str, Meta(description="The prompt, as one user message. Give this or `messages`.")]
+    messages: Annotated[
+        list[Message], Meta(min_length=1, description="A conversation to answer. Give this or `prompt`.")
+    ]
     raw: Annotated[bool, Meta(description="Continue `prompt` as it stands, without the model's chat template.")]
     model: Annotated[
         str, Meta(description="The model that the caller expects. Not checked: a worker serves one model.")
     ]
     max_tokens: Annotated[int, Meta(ge=1, description="Most tokens per choice. The worker has a default and a limit.")]
     temperature: Annotated[
-        float, Meta(ge=0, le=2, description="How freely to choose: 0 is greedy, 1 (default) the model's own way.")
+        float,
+        Meta(
+            ge=0,
+            le=2,
+            description="Sampling temperature: 0 is greedy, 1 (default) is the model's own distribution.",
+        ),
     ]
     top_p: Annotated[
         float, Meta(gt=0, le=1, description="Choose among the likeliest tokens of this total probability. 1 is off.")
@@ -68,7 +79,8 @@ class Params(TypedDict, total=False):
     seed: Annotated[int, Meta(description="The same request with the same seed gives the same text. Random if absent.")]
     stop: Annotated[Stop | Stops, Meta(description="Text, or texts, that end the answer and are not part of it.")]
     banned_strings: Annotated[
-        Bans, Meta(description="Texts, in any case, that the answer must not contain. ExLlamaV2 alone can do this.")
+        Bans,
+        Meta(description="Texts that the answer must not contain, ignoring case. ExLlamaV2 alone can do this."),
     ]
     logit_bias: Annotated[dict[TokenId, Bias], Meta(description="What to add to the logits, by token id.")]
     response_format: Annotated[ResponseFormat, Meta(description="The form that the answer must have. At most 16 KiB.")]
@@ -113,10 +125,9 @@ class Infer:
     params = Params
     one_of = ("prompt", "messages")
 
-    def parse(self, body: Mapping[str, object], limits: Limits, wrong: WrongFields | None = None) -> JobRequest:
+    def parse(self, body: Mapping[str, object], limits: Limits, wrong: WrongFields) -> JobRequest:
         """Check a body against FIELDS and the limits. Raises InvalidParams that names every wrong field."""
-        wrong = WrongFields() if wrong is None else wrong
-        values = cast("Params", wrong.convert(_with_whole_numbers(body), _KINDS))
+        values = cast("Params", wrong.convert(_with_whole_numbers(body), _KINDS, _words(limits)))
         _check_limits(values, limits, wrong)
         wrong.refuse()
         return JobRequest(
@@ -142,6 +153,12 @@ def _with_whole_numbers(body: Mapping[str, object]) -> dict[str, object]:
     }
 
 
+@cache
+def _words(limits: Limits) -> dict[str, str]:
+    """Return what is allowed, where a setting is the upper bound."""
+    return {"max_tokens": integers(1, limits.max_tokens_max), "n": integers(1, limits.choices_max)}
+
+
 def _check_limits(values: Params, limits: Limits, wrong: WrongFields) -> None:
     """Record errors beyond the type of one field. A field with an error gets no second one."""
     named = wrong.names
@@ -154,8 +171,9 @@ def _check_limits(values: Params, limits: Limits, wrong: WrongFields) -> None:
             wrong.add(pointer, detail)
 
     _check_prompt(values, limits, check)
+    words = _words(limits)
     for name, most in (("max_tokens", limits.max_tokens_max), ("n", limits.choices_max)):
-        check(cast("int", values.get(name, 0)) <= most, f"/{name}", f"Expected an integer, at most {most}")
+        check(cast("int", values.get(name, 0)) <= most, f"/{name}", words[name])
     check(
         len(values.get("logit_bias", ())) <= LOGIT_BIASES_MAX,
         "/logit_bias",
@@ -164,7 +182,8 @@ def _check_limits(values: Params, limits: Limits, wrong: WrongFields) -> None:
     needs = {"json_schema": "schema", "regex": "pattern", "grammar": "grammar"}
     wanted = values.get("response_format", ResponseFormat())
     field = needs.get(wanted.type)
-    check(field is None or getattr(wanted, field) is not None, "/response_format", f"Expected `{field}` with this type")
+    given = field is None or getattr(wanted, field) is not None
+    check(given, "/response_format", f"Expected `{field}`, which this `type` requires")
     packed = _packed(wanted)
     check(packed is not None, "/response_format", "Expected integers of at most 64 bits")
     check(len(packed or b"") <= FORM_BYTES_MAX, "/response_format", f"Expected at most {FORM_BYTES_MAX} bytes")

@@ -40,11 +40,10 @@ class Status:
         self,
         body: Mapping[str, object],
         limits: Limits,  # noqa: ARG002 - the port's signature
-        wrong: WrongFields | None = None,
+        wrong: WrongFields,
     ) -> JobRequest:
         """Accept any body: there is nothing to choose."""
-        if wrong is not None:
-            wrong.refuse()
+        wrong.refuse()
         status = _status(self._state())
         script = (
             Admitted(prompt_tokens=0),

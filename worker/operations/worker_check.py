@@ -34,9 +34,8 @@ class WorkerCheck:
         self,
         body: Mapping[str, object],
         limits: Limits,  # noqa: ARG002 - the port's signature
-        wrong: WrongFields | None = None,
+        wrong: WrongFields,
     ) -> JobRequest:
         """Accept any body: there is nothing to choose."""
-        if wrong is not None:
-            wrong.refuse()
+        wrong.refuse()
         return scripted(self.name, body, SCRIPT)

@@ -57,7 +57,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Forget this work, wherever it is, before the next step."""
+    """Forget this work, wherever it is, before the next step (a lease; the client's frame of the same name cancels a
+    job)."""
 
     lease: str
 

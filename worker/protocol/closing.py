@@ -9,7 +9,10 @@ REASON_BYTES_MAX = 123
 
 
 class CloseCode(IntEnum):
-    """Why a connection ends: 1000 is done, 44xx means fix something first, anything else reconnect and resume."""
+    """Why a connection ends: 1000 is done, 44xx and 1009 mean fix something first, anything else reconnect and resume.
+
+    Clients may reconnect after 1009 as after any other, but need a smaller message.
+    """
 
     DONE = 1000
     GOING_AWAY = 1001

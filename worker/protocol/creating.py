@@ -47,8 +47,6 @@ def create(host: SessionHost, caller: Caller, frame: Create) -> Creation:
         detail = f"This worker has no operation {frame.operation!r}. It has: {offered}."
         raise UnsupportedOperation(detail, errors=wrong.error().errors)
     request = operation.parse(frame.body, host.limits, wrong)
-    # For an operation that forgot to.
-    wrong.refuse()
     job, existing = host.jobs.create(
         caller.owner, frame.job_id, request, resuming=resuming, correlation=caller.correlation
     )

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from worker.config import Settings
-from worker.operations.fields import WrongFields, compiled
+from worker.operations.fields import WrongFields, compiled, integers
 
 TTL_S = 600
 """How long a token is valid by default."""
@@ -23,7 +23,8 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(
             pattern=r"^[A-Za-z0-9_.@-]{0,64}$(?!\n)",
-            description="On whose behalf: the jobs of each user are its own, and the limits of the key hold for all.",
+            description="The user it acts for. Each user sees only their own jobs; the key's limits cover all users "
+            "together.",
         ),
     ] = ""
     cookie: Annotated[bool, Meta(description="Set it as a cookie too, for pages of the worker's own origin.")] = False
@@ -37,18 +38,17 @@ class TokenView(msgspec.Struct, frozen=True, kw_only=True):
     principal: Annotated[str, Meta(description="Whose jobs its holder creates and sees: the key, or key/user.")]
 
 
-WORDS = {"user": "Expected at most 64 letters, digits, `_`, `.`, `@` or `-`"}
-"""What is allowed, where the words of the type are hard to read."""
+USER_ALLOWED = "Expected at most 64 letters, digits, `_`, `.`, `@` or `-`"
 
 _KINDS = compiled(get_type_hints(TokenRequest, include_extras=True))
 
 
 def parse(body: Mapping[str, object], settings: Settings) -> tuple[TokenRequest, int]:
     """Return the request in a body, and for how many seconds the token is to be valid. Raises InvalidParams."""
-    wrong = WrongFields()
-    asked = TokenRequest(**wrong.convert(body, _KINDS, WORDS))
+    wrong, ttl_allowed = WrongFields(), integers(1, settings.token_ttl_max_s)
+    asked = TokenRequest(**wrong.convert(body, _KINDS, {"user": USER_ALLOWED, "ttl_s": ttl_allowed}))
     ttl_s = min(TTL_S, settings.token_ttl_max_s) if asked.ttl_s is None else asked.ttl_s
     if ttl_s > settings.token_ttl_max_s:
-        wrong.add("/ttl_s", f"Expected an integer, at most {settings.token_ttl_max_s}")
+        wrong.add("/ttl_s", ttl_allowed)
     wrong.refuse()
     return asked, ttl_s

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
 from worker.errors import BadFrame, FieldError, FrameTooLarge, InvalidParams
 from worker.operations.base import Limits
-from worker.operations.fields import Kinds, WrongFields, compiled, missing
+from worker.operations.fields import Kinds, WrongFields, compiled, integers, missing
 from worker.protocol.frames import CLIENT_FRAMES, JOB_ID_ALLOWED, ClientFrame, Create
 
 DEPTH_MAX = 64
 """Nesting of a client's JSON. Deeper values could exhaust the stack of code that walks them."""
 
-WORDS = {"job_id": JOB_ID_ALLOWED}
-"""What is allowed, where the words of the type are hard to read."""
 
 F = TypeVar("F", bound=ClientFrame)
-
-
-def decode(data: str | bytes, frame_bytes_max: int, limits: Limits) -> ClientFrame:
-    """Return the client frame in a message.
-
-    Raises FrameTooLarge, BadFrame if it is no JSON object with a known type, InvalidParams with a pointer to each field
-    that is missing or wrong. What is wrong with a Create is in the frame, since its body is not checked yet.
-    """
-    return interpret(load(data, frame_bytes_max), limits)
 
 
 def load(data: str | bytes, frame_bytes_max: int) -> dict[str, Any]:
@@ -52,7 +42,11 @@ def load(data: str | bytes, frame_bytes_max: int) -> dict[str, Any]:
 
 
 def interpret(fields: dict[str, Any], limits: Limits) -> ClientFrame:
-    """Return the client frame in a JSON object. null is the same as absent. Raises like `decode`."""
+    """Return the client frame in a JSON object. null is the same as absent.
+
+    Raises BadFrame if its type is unknown, InvalidParams with a pointer to each field that is missing or wrong. What is
+    wrong with a Create is in the frame, since its body is not checked yet.
+    """
     name = fields.get("type")
     kind = CLIENT_FRAMES.get(name) if isinstance(name, str) else None
     if kind is Create:
@@ -64,19 +58,28 @@ def interpret(fields: dict[str, Any], limits: Limits) -> ClientFrame:
     raise BadFrame(f"{found}. {expected}.", errors=(FieldError("/type", expected),))
 
 
-def create_of(body: dict[str, Any], limits: Limits, idempotency_key: str | None = None) -> Create:
-    """Return the Create in a JSON object, with what is wrong with its envelope in `wrong`.
+def create_of(body: dict[str, Any], limits: Limits) -> Create:
+    """Return the Create in a JSON object, with what is wrong with its envelope in `wrong`."""
+    wrong = WrongFields()
+    return Create(**_values(body, Create, limits, wrong), body=body, wrong=wrong.found)
 
-    The Idempotency-Key of a POST is the job id.
+
+def create_of_post(body: dict[str, Any], limits: Limits, idempotency_key: str | None = None) -> Create:
+    """Return the Create in the body of a POST, with what is wrong with its envelope in `wrong`.
+
+    The Idempotency-Key is the job id. A window is wrong: what is read over HTTP cannot be acknowledged. Programs need
+    none, since TCP holds back whatever they do not read; pages may ask for `coalesce_ms`.
     """
-    wrong, fields = WrongFields(), body
+    wrong, fields = WrongFields(), {**body, "window": None}
     job_id = body.get("job_id")
     if idempotency_key is not None and job_id is None:
-        fields = {**body, "job_id": idempotency_key}
+        fields["job_id"] = idempotency_key
     elif idempotency_key is not None and job_id != idempotency_key:
         wrong.add("/job_id", "Expected the same as the Idempotency-Key, or none")
-        fields = {**body, "job_id": None}
+        fields["job_id"] = None
     values = _values(fields, Create, limits, wrong)
+    if body.get("window") not in (None, 0):
+        wrong.add("/window", "Not allowed here: only a WebSocket has a `window`")
     return Create(**values, body=body, wrong=wrong.found)
 
 
@@ -96,11 +99,22 @@ def _convert(fields: dict[str, Any], kind: type[F], limits: Limits) -> F:
 
 def _values(fields: dict[str, Any], kind: type[msgspec.Struct], limits: Limits, wrong: WrongFields) -> dict[str, Any]:
     """Return the right ones of a frame's fields, and record the wrong ones: by type, and beyond what may be asked."""
-    values = wrong.convert(fields, _KINDS[kind], WORDS)
+    words = _words(limits)
+    values = wrong.convert(fields, _KINDS[kind], words)
     for name, most in (("window", limits.window_frames_max), ("coalesce_ms", limits.coalesce_ms_max)):
         if values.get(name, 0) > most:
-            wrong.add(f"/{name}", f"Expected an integer, at most {most}")
+            wrong.add(f"/{name}", words[name])
     return values
+
+
+@cache
+def _words(limits: Limits) -> dict[str, str]:
+    """Return what is allowed, where the words of the type are hard to read or do not have the upper bound."""
+    return {
+        "job_id": JOB_ID_ALLOWED,
+        "window": integers(0, limits.window_frames_max),
+        "coalesce_ms": integers(0, limits.coalesce_ms_max),
+    }
 
 
 _KINDS: dict[type[msgspec.Struct], Kinds] = {

@@ -151,7 +151,7 @@ Cursor: TypeAlias = Annotated[
 ]
 Ignored: TypeAlias = Annotated[
     tuple[str, ...],
-    Meta(description="Fields of the request that the worker does not know, misspelt ones perhaps: 8 names at most."),
+    Meta(description="Unknown fields of the request, perhaps misspelt; at most 8 names."),
 ]
 EchoedRef: TypeAlias = Annotated[str, Meta(description="The `ref` of the request that this answers.")]
 

@@ -1,4 +1,4 @@
-"""What may hold the frames of a subscription back, where a client asks for it: a window, and a floor.
+"""What may hold the frames of a subscription back, where a client asks for it: a window, and `coalesce_ms`.
 
 Nothing is stored for either: what is held back stays in the log, and the next frame is the larger for it.
 """
@@ -13,8 +13,8 @@ from typing import Protocol
 
 from worker.protocol.reading import Frame, LogReader
 
-FLOOR_PARTS = 4
-"""A floor ends at a multiple of this part of itself: those of many jobs end together, and share a wake-up."""
+PAUSE_PARTS = 4
+"""A pause ends at a multiple of this part of itself: those of many jobs end together, and share a wake-up."""
 
 
 class Timer(Protocol):
@@ -30,7 +30,7 @@ class Timer(Protocol):
 
 
 class Window:
-    """At most `frames` frames of a job are in flight without an `ack`.
+    """At most `frames_max` frames of a job are in flight without an `ack`.
 
     So a client that cannot push back on its socket decides when the worker sends more. Every frame counts, the end
     too: it waits like any other, until the job is forgotten.
@@ -38,8 +38,8 @@ class Window:
 
     __slots__ = ("_acked", "_frames_max", "_unacked")
 
-    def __init__(self, frames: int, after: int) -> None:
-        self._frames_max = frames
+    def __init__(self, frames_max: int, after: int) -> None:
+        self._frames_max = frames_max
         self._acked = after
         self._unacked: deque[int] = deque()
 
@@ -65,7 +65,7 @@ class Window:
         self._frames_max = sys.maxsize
 
 
-class Floor:
+class Coalescing:
     """At least `coalesce_ms` between two frames of tokens of a job.
 
     A job's first token is never held back, and narration and the end release held tokens at once.
@@ -75,7 +75,7 @@ class Floor:
 
     def __init__(self, coalesce_ms: int, reader: LogReader, timer: Timer) -> None:
         self._coalesce_ms = coalesce_ms
-        self._part_ms = max(coalesce_ms // FLOOR_PARTS, 1)
+        self._part_ms = max(coalesce_ms // PAUSE_PARTS, 1)
         self._reader = reader
         self._timer = timer
         # From when on tokens may be sent, and up to which log number they may be before that.

@@ -7,6 +7,7 @@ A reader is a position in the log and nothing more. Frames are encoded once per 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -149,6 +150,17 @@ class LogReader:
         return ("token" if isinstance(record.event, Token) else "narration") in self._channels
 
 
+class _Kept(NamedTuple):
+    """A frame that is kept for other readers, and the log's `tail` when it was encoded.
+
+    A `final` one can no longer grow: it ended before the tail, or is not of tokens.
+    """
+
+    frame: Frame
+    tail: int
+    final: bool
+
+
 class JobFrames:
     """Encodes one job's log and keeps the latest frames, by the log number they follow."""
 
@@ -158,8 +170,7 @@ class JobFrames:
         self._frame_bytes_max = frame_bytes_max
         self._cursor_head = f"{job.log.epoch}-"
         self._include_ids = job.request.include_ids
-        # Each with the log's tail when it was encoded: a frame that ended before the tail can no longer grow.
-        self._kept: dict[int, tuple[Frame, int]] = {}
+        self._kept: dict[int, _Kept] = {}
         self._kept_bytes = 0
 
     def following(self, after: int) -> Frame:
@@ -167,32 +178,31 @@ class JobFrames:
         records = self.job.log.records
         tail = len(records)
         kept = self._kept.get(after)
-        if kept is not None and (kept[0].number < kept[1] or kept[1] == tail):
-            return kept[0]
+        if kept is not None and (kept.final or kept.tail == tail):
+            return kept.frame
         event = records[after].event
         if isinstance(event, Token):
             number = self._end_of_tokens(event, after, tail) if after + 1 < tail else tail
             cursor = self._cursor_head + str(number)
             frame = Frame(number, cursor, encode(self._tokens(event, records[after:number], cursor)))
+            final = number < tail
         else:
-            # Only tokens grow; this frame stays as it is.
-            number, tail = after + 1, tail + 1
+            number, final = after + 1, True
             cursor = self._cursor_head + str(number)
             frame = Frame(number, cursor, encode(self._other(records[after], cursor)))
         if self.job.watchers != 1:
             # A lone reader shares nothing.
-            self._keep(after, frame, tail)
+            self._keep(after, _Kept(frame, tail, final))
         return frame
 
-    def _keep(self, after: int, frame: Frame, tail: int) -> None:
-        kept = self._kept
+    def _keep(self, after: int, new: _Kept) -> None:
+        kept, frame = self._kept, new.frame
         if after in kept:
-            self._kept_bytes -= len(kept.pop(after)[0].data)
-        kept[after] = (frame, tail)
+            self._kept_bytes -= len(kept.pop(after).frame.data)
+        kept[after] = new
         self._kept_bytes += len(frame.data)
         while len(kept) > CACHE_FRAMES_MAX or self._kept_bytes > CACHE_BYTES_MAX:
-            evicted, _ = kept.pop(next(iter(kept)))
-            self._kept_bytes -= len(evicted.data)
+            self._kept_bytes -= len(kept.pop(next(iter(kept))).frame.data)
 
     def _end_of_tokens(self, first: Token, after: int, tail: int) -> int:
         """Return the number of the last record that joins the token after `after`: same choice, same kind, and room."""

@@ -131,7 +131,8 @@ class Session:
                 )
         elif self._grant.expires_at_ms is not None and now_ms >= self._grant.expires_at_ms:
             raise CloseConnection(
-                CloseCode.UNAUTHORIZED, "The token has expired. Send a new one in an auth frame before that."
+                CloseCode.UNAUTHORIZED,
+                "The credential has expired. Next time, send a new one in an `auth` frame before it does.",
             )
 
     def receive(self, data: str | bytes, now_ms: float) -> None:
@@ -153,8 +154,8 @@ class Session:
             if isinstance(error, BAD):
                 self._count_bad_frame(now_ms)
             job_id = _short(fields.get("job_id"))
-            names = {"job_id": job_id, "correlation_id": self._correlation.correlation_id}
-            logger.info("refused", extra={"code": error.code, "frame": _short(fields.get("type")), **names})
+            log_ids = {"job_id": job_id, "correlation_id": self._correlation.correlation_id}
+            logger.info("refused", extra={"code": error.code, "frame": _short(fields.get("type")), **log_ids})
             reply = Error(error=error.problem(), job_id=job_id, ref=_short(fields.get("ref")))
         if reply is not None:
             self._reply(reply)
@@ -167,12 +168,12 @@ class Session:
         jobs, owner_name = self._host.jobs, self._grant.principal.name
         match frame:
             case frames.Create():
-                self._check_room(frame.job_id)
+                self._check_subscriptions(frame.job_id)
                 creation = creating.create(self._host, Caller(self._grant.principal, self._correlation), frame)
                 return self._follow(creation.job, frame, replayed=creation.existing, ignored=creation.ignored)
             case frames.Subscribe():
                 job = jobs.get(owner_name, frame.job_id)
-                self._check_room(frame.job_id)
+                self._check_subscriptions(frame.job_id)
                 return self._follow(job, frame)
             case frames.Unsubscribe():
                 # A job that has just ended is dropped already: that is not worth an error.
@@ -233,7 +234,7 @@ class Session:
         reply = self._accepted(job, frame.ref)
         return msgspec.structs.replace(reply, replayed=replayed, reset=start.reset, over=start.ended, ignored=ignored)
 
-    def _check_room(self, job_id: str | None) -> None:
+    def _check_subscriptions(self, job_id: str | None) -> None:
         """Refuse before anything is created. Raises TooManyJobs."""
         most = self._settings.subscriptions_per_connection_max
         if len(self._subscriptions) >= most and job_id not in self._subscriptions:

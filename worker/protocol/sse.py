@@ -10,9 +10,9 @@ import msgspec
 from worker.errors import FieldError
 from worker.jobs.job import Job
 from worker.operations.base import Limits
+from worker.operations.fields import integers
 from worker.protocol import frames
 from worker.protocol.decoding import invalid
-from worker.protocol.frames import Create
 from worker.protocol.pacing import Timer
 from worker.protocol.reading import Frame, LogReader, Start, locate
 from worker.protocol.subscriptions import subscribe
@@ -30,25 +30,13 @@ def start(job: Job, last_event_id: str | None, after: str | None) -> Start:
     return locate(job, last_event_id or after)
 
 
-def refuse_window(frame: Create) -> Create:
-    """Return a frame in which a window counts as wrong: an event stream cannot be acknowledged.
-
-    Programs need none, since TCP holds back whatever they do not read; pages may ask for `coalesce_ms`.
-    """
-    others = tuple(error for error in frame.wrong if error.pointer != "/window")
-    if not frame.window and others == frame.wrong:
-        return frame
-    wrong = FieldError("/window", "Expected no `window`: only a WebSocket has one")
-    return msgspec.structs.replace(frame, wrong=(*others, wrong))
-
-
 def coalesce_ms(text: str | None, limits: Limits) -> int:
     """Return the `coalesce_ms` in a query, 0 if there is none. Raises InvalidParams."""
     most = limits.coalesce_ms_max
     if not text:
         return 0
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= most):
-        raise invalid(FieldError("/coalesce_ms", f"Expected an integer from 0 to {most}"))
+        raise invalid(FieldError("/coalesce_ms", integers(0, most)))
     return int(text)
 
 

@@ -6,40 +6,40 @@ from collections import deque
 from collections.abc import Callable
 
 from worker.jobs.service import Jobs
-from worker.protocol.pacing import Floor, Timer, Window
+from worker.protocol.pacing import Coalescing, Timer, Window
 from worker.protocol.reading import Frame, LogReader
 
 
 class Subscription:
     """A position in a job's log. `mark_ready` is called when it has something to send, unless it is `ready` already.
 
-    A `window` or a `floor` may hold its frames back.
+    A `window` and `coalescing` may hold its frames back.
     """
 
-    __slots__ = ("_floor", "_mark_ready", "_paced", "_window", "reader", "ready")
+    __slots__ = ("_coalescing", "_mark_ready", "_paced", "_window", "reader", "ready")
 
     def __init__(
         self,
         reader: LogReader,
         mark_ready: Callable[[Subscription], None],
         window: Window | None = None,
-        floor: Floor | None = None,
+        coalescing: Coalescing | None = None,
     ) -> None:
         self.reader = reader
         self.ready = False
         self._mark_ready = mark_ready
         self._window = window
-        self._floor = floor
+        self._coalescing = coalescing
         # Most subscriptions have neither, and every token passes here.
-        self._paced = window is not None or floor is not None
+        self._paced = window is not None or coalescing is not None
 
     def notify(self) -> None:
         """Get ready to send what was appended to the log, unless an ack or the timer must come first."""
         if self._paced and not self.reader.job.log.forgotten:
             if self._window is not None and self._window.full:
                 return
-            if self._floor is not None and self._floor.holds_newest():
-                self._floor.wait(self._end_wait)
+            if self._coalescing is not None and self._coalescing.holds_newest():
+                self._coalescing.wait(self._end_wait)
                 return
         if not self.ready:
             self._mark_ready(self)
@@ -49,20 +49,20 @@ class Subscription:
         self.ready = False
         if not self._paced:
             return self.reader.next()
-        window, floor = self._window, self._floor
+        window, coalescing = self._window, self._coalescing
         if window is not None and window.full:
             return None
-        if floor is not None:
-            floor.release(now_ms)
-            if floor.holds_next():
-                floor.wait(self._end_wait)
+        if coalescing is not None:
+            coalescing.release(now_ms)
+            if coalescing.holds_next():
+                coalescing.wait(self._end_wait)
                 return None
         frame = self.reader.next()
         if frame is not None:
             if window is not None:
                 window.add(frame)
-            if floor is not None:
-                floor.add(frame, now_ms)
+            if coalescing is not None:
+                coalescing.add(frame, now_ms)
         return frame
 
     def ack(self, cursor: str) -> bool:
@@ -77,14 +77,14 @@ class Subscription:
         return known
 
     def release(self) -> None:
-        """Let the window hold nothing back from now on. A floor never holds an end."""
+        """Let the window hold nothing back from now on. Coalescing never holds an end."""
         if self._window is not None:
             self._window.open()
             self._go_on()
 
     def _end_wait(self) -> None:
-        assert self._floor is not None
-        self._floor.end_wait()
+        assert self._coalescing is not None
+        self._coalescing.end_wait()
         if self._window is None or not self._window.full:
             self._go_on()
 
@@ -97,12 +97,12 @@ class Subscription:
 def subscribe(
     reader: LogReader, mark_ready: Callable[[Subscription], None], window: int, coalesce_ms: int, timer: Timer
 ) -> Subscription:
-    """Return a subscription with a window of frames and a floor of ms between token frames; 0 is none."""
+    """Return a subscription with a window of frames, and `coalesce_ms` between token frames; 0 is none."""
     return Subscription(
         reader,
         mark_ready,
         Window(window, reader.after) if window else None,
-        Floor(coalesce_ms, reader, timer) if coalesce_ms else None,
+        Coalescing(coalesce_ms, reader, timer) if coalesce_ms else None,
     )
 
 

@@ -56,7 +56,7 @@ class JobDetail(JobItem, frozen=True, omit_defaults=True, kw_only=True):
     """The answer to GET /v1/jobs/{id}. A stream after `cursor` continues `text`; several choices are in `texts`."""
 
     text: Annotated[str, Meta(description="The text so far, of the first choice.")]
-    cursor: Annotated[str, Meta(description="The `after` of a stream that continues behind `text`.")]
+    cursor: Annotated[str, Meta(description="The `after` of a stream that continues after `text`.")]
     usage: Annotated[Usage, Meta(description="What it has consumed so far.")]
     sse_url: Annotated[str, Meta(description="Where it can be read as server-sent events.")]
     texts: Annotated[tuple[str, ...], Meta(description="With several choices: the text of each.")] = ()
@@ -182,11 +182,6 @@ def _item(job: Job) -> dict[str, Any]:
         "queue": wire_queue(job),
         "status": job.state if job.ended else None,
     }
-
-
-def problem(error: Problem) -> bytes:
-    """Return the body of an error."""
-    return encode(error)
 
 
 def health(state: EngineState) -> tuple[HTTPStatus, bytes]:

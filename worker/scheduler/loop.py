@@ -36,7 +36,7 @@ PREPARE_S_PER_STEP = 0.005
 BARREN_STEPS_MAX = 100
 """An empty engine without room for any work has lost track of its memory. Some need steps to tidy up first."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class _Place(Enum):
@@ -181,7 +181,7 @@ class Loop:
             return error.problem()
         except Exception as error:
             # Preparing touches no other sequence, so only this work has failed.
-            log.exception("preparing work %s failed", work.generation.lease)
+            logger.exception("preparing work %s failed", work.generation.lease)
             return EngineFailed(f"The prompt could not be prepared: {error}").problem()
         self._policy.add(work, prepared, self._clock())
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 YIELD_EVERY = 64
-"""After this many sends a reader that is far behind lets the others run: a send to an idle socket does not wait."""
+"""After this many sends a connection that is far behind lets the others run: a send to an idle socket does not wait."""
 
 
 class Connection(Protocol):

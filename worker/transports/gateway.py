@@ -1,4 +1,4 @@
-"""The parts of the worker that every way in shares, and the set of open connections.
+"""The parts of the worker that all transports share, and the set of open connections.
 
 The app composes one `Gateway` and hands it to each transport.
 """
@@ -83,7 +83,7 @@ class Gateway:
         ticket = self.access.ticket(job)
         return sse_url(job.id) if ticket is None else f"{sse_url(job.id)}?ticket={ticket}"
 
-    def check_room(self) -> None:
+    def check_connections(self) -> None:
         """Raise Overloaded if the limit of open connections is reached."""
         if len(self.connections) >= self.settings.connections_max:
             raise Overloaded("Too many connections are open. Try again later.", retry_after_ms=CONNECTIONS_RETRY_MS)

@@ -22,6 +22,7 @@ from worker.events import FinishReason
 from worker.jobs.job import Job
 from worker.jobs.narration import Narration
 from worker.observers.narration import narrate
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.protocol import creating, decoding, frames, views
 from worker.protocol.host import Caller
@@ -270,7 +271,7 @@ def test_recorded_wrong_fields_are_named_as_before() -> None:
         "min_p": -1,
     }
     with pytest.raises(errors.InvalidParams) as refused:
-        Infer().parse(body, LIMITS)
+        Infer().parse(body, LIMITS, WrongFields())
     problem = legacy.problem(refused.value, body)
     assert problem["status"] == 400
     assert {item["field"].partition(".")[0] for item in problem["errors"]} == {item["field"] for item in recorded}

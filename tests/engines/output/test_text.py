@@ -66,10 +66,10 @@ def test_the_tokens_handed_out_are_those_whose_text_was_shown(pieces: list[bytes
     out = run(TextAssembler(stops), pieces)
     count = 0
     for number, piece in enumerate(out[:-1]):
-        count += piece.tokens
+        count += piece.released
         assert decoded(b"".join(pieces[:count])) == (text_of(out[: number + 1]), b"")
-        assert piece.tokens or not piece.text
-    total = count + out[-1].tokens
+        assert piece.released or not piece.text
+    total = count + out[-1].released
     if out[-1].stop is None:
         assert total == len(pieces)
         return
@@ -91,13 +91,13 @@ def test_a_new_assembler_after_any_piece_gives_the_same_rest(pieces: list[bytes]
     out = run(TextAssembler(stops), pieces)
     count = 0
     for number, piece in enumerate(out[:-1]):
-        count += piece.tokens
-        if piece.tokens:
+        count += piece.released
+        if piece.released:
             shown = b"".join(pieces[:count])
             for resumed in (TextAssembler(stops), TextAssembler(stops, shown)):
                 rest = run(resumed, pieces[count:])
                 assert (text_of(rest), rest[-1].stop) == (text_of(out[number + 1 :]), out[-1].stop)
-                assert sum(p.tokens for p in rest) == sum(p.tokens for p in out[number + 1 :])
+                assert sum(p.released for p in rest) == sum(p.released for p in out[number + 1 :])
 
 
 def test_half_a_character_is_withheld_with_its_tokens() -> None:
@@ -150,11 +150,11 @@ def test_the_work_per_token_does_not_grow_with_what_is_withheld() -> None:
     # 100,000 tokens against a stop string of 20,000 characters would take hours if each looked at all of it.
     assembler = TextAssembler(("a" * 20_000 + "b",))
     shown = [assembler.push(b"a") for _ in range(100_000)]
-    assert sum(piece.tokens for piece in shown) == 80_000
+    assert sum(piece.released for piece in shown) == 80_000
     # Characters that never end where a token does are withheld too.
     crossing = TextAssembler()
-    assert crossing.push(b"\xe2\x82").tokens == 0
-    assert all(crossing.push(b"\xac\xe2\x82").tokens == 0 for _ in range(50_000))
+    assert crossing.push(b"\xe2\x82").released == 0
+    assert all(crossing.push(b"\xac\xe2\x82").released == 0 for _ in range(50_000))
     assert crossing.push(b"\xac") == Piece(50_002, "€" * 50_001)
 
 
@@ -170,7 +170,7 @@ def keep(assembler: TextAssembler, tokens: list[bytes]) -> tuple[list[bytes], st
         piece = assembler.push(token)
         text += piece.text
         if piece.rewound:
-            assert (piece.tokens, piece.text, piece.stop) == (0, "", None)
+            assert (piece.released, piece.text, piece.stop) == (0, "", None)
             del kept[-piece.rewound :]
         stop = piece.stop
         if stop is not None:

@@ -9,13 +9,14 @@ from worker.config import Settings
 from worker.errors import BusyError, QueueFull, TooManyJobs
 from worker.jobs.limits.admission import Admission
 from worker.operations.base import JobRequest
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.scheduler.works import Stats
 
 
 def request(max_tokens: int = 10, prompt: str = "1234") -> JobRequest:
     """Return a request whose estimate is max_tokens and a quarter of the prompt."""
-    return Infer().parse({"prompt": prompt, "max_tokens": max_tokens}, LIMITS)
+    return Infer().parse({"prompt": prompt, "max_tokens": max_tokens}, LIMITS, WrongFields())
 
 
 def stats(decode_tokens_per_s: float) -> Stats:
@@ -25,7 +26,7 @@ def stats(decode_tokens_per_s: float) -> Stats:
 
 def test_the_estimate_counts_all_choices_and_a_quarter_of_the_prompt() -> None:
     assert request(max_tokens=10, prompt="x" * 40).tokens_estimate == 20
-    assert Infer().parse({"prompt": "x" * 40, "max_tokens": 10, "n": 3}, LIMITS).tokens_estimate == 40
+    assert Infer().parse({"prompt": "x" * 40, "max_tokens": 10, "n": 3}, LIMITS, WrongFields()).tokens_estimate == 40
 
 
 def test_one_owner_has_a_limit_of_live_jobs() -> None:

@@ -11,6 +11,7 @@ from worker.errors import RateLimited, TooManyJobs
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Allowance, Principal
 from worker.jobs.limits.quota import MINUTE_MS, Bucket, Quotas
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.operations.worker_check import WorkerCheck
 
@@ -123,7 +124,7 @@ def test_accounts_do_not_know_each_other_and_no_limit_is_none() -> None:
 
 def create(stage: Stage, owner: Principal, job_id: str | None = None, **body: object) -> Job:
     """Create a job of a principal."""
-    return stage.jobs.create(owner, job_id, Infer().parse({"prompt": "1234", **body}, LIMITS))[0]
+    return stage.jobs.create(owner, job_id, Infer().parse({"prompt": "1234", **body}, LIMITS, WrongFields()))[0]
 
 
 def web(name: str = "web", **allowance: int) -> Principal:
@@ -186,7 +187,7 @@ def test_repeats_and_scripts_cost_nothing() -> None:
     job = create(stage, owner, job_id, max_tokens=9)
     for _ in range(5):
         assert create(stage, owner, job_id, max_tokens=9) is job
-        stage.jobs.create(owner, None, WorkerCheck().parse({}, LIMITS))
+        stage.jobs.create(owner, None, WorkerCheck().parse({}, LIMITS, WrongFields()))
     with pytest.raises(RateLimited):
         create(stage, owner)
 

@@ -123,7 +123,7 @@ def test_every_close_code_is_explained() -> None:
     [
         (CloseCode.DONE, "done"),
         (CloseCode.RESTART, "reconnect and resume"),
-        (CloseCode.TOO_BIG, "reconnect and resume"),
+        (CloseCode.TOO_BIG, "fix it first"),
         (CloseCode.ABUSE, "fix it first"),
         (CloseCode.AUTH_TIMEOUT, "fix it first"),
         (CloseCode.STALLED, "reconnect and resume"),

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from tests.jobs.scripted import LIMITS
 from tests.protocol.describe.renew import LIBRARY
 from tests.protocol.describe.validity import check, faults
+from tests.protocol.wire import decode
 from worker.errors import InvalidParams
+from worker.operations.fields import WrongFields
 from worker.operations.infer import FIELDS, Infer
-from worker.protocol.decoding import decode
 from worker.protocol.describe.schemas import CLIENT, name_of, tag_of
 
 DEFINITIONS: dict[str, Any] = LIBRARY.json_schema["$defs"]
@@ -99,7 +100,7 @@ def test_the_worker_understands_whatever_fits(struct: type[Any], data: st.DataOb
 def test_infer_takes_whatever_fits_but_for_what_is_beyond_one_field(body: dict[str, Any]) -> None:
     body["operation"] = "infer"
     try:
-        Infer().parse(json.loads(json.dumps(body)), LIMITS)
+        Infer().parse(json.loads(json.dumps(body)), LIMITS, WrongFields())
     except InvalidParams as refused:
         assert {error.pointer for error in refused.errors} <= BEYOND_ONE_FIELD
 
@@ -113,7 +114,7 @@ def test_a_field_takes_what_its_schema_says_and_nothing_else(name: str, value: A
     prompt = {} if name in ("prompt", "messages") else {"prompt": "Hi"}
     refused: set[str] = set()
     try:
-        Infer().parse({**prompt, name: value}, LIMITS)
+        Infer().parse({**prompt, name: value}, LIMITS, WrongFields())
     except InvalidParams as error:
         refused = {wrong.pointer.split("/")[1] for wrong in error.errors}
     fits = not faults("CreateBody", {"prompt": "Hi", name: value})

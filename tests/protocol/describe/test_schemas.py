@@ -12,10 +12,10 @@ from jsonschema import Draft202012Validator
 from tests.jobs.scripted import LIMITS
 from tests.protocol.describe.renew import LIBRARY
 from tests.protocol.describe.validity import check, faults, references, resolved
+from tests.protocol.wire import decode
 from worker.errors import JobwireError
 from worker.operations.infer import FIELDS
 from worker.protocol import corpus, frames
-from worker.protocol.decoding import decode
 from worker.protocol.describe.schemas import CLIENT, SERVER, name_of, refined, tag_of
 
 DOCUMENT = LIBRARY.json_schema

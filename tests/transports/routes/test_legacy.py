@@ -5,9 +5,32 @@ from __future__ import annotations
 import pytest
 
 from tests.transports.keys import House
+from worker.operations.fields import WrongFields
 from worker.operations.worker_check import WorkerCheck
 
 ID = "3f2c9a7e-5b1d-4c8e-9f00-aa12bb34cc56"
+
+
+@pytest.mark.parametrize(
+    ("accept", "stream_is_modern", "errors_are_modern"),
+    [("text/event-stream", True, True), ("application/json", False, True), ("*/*", False, False)],
+)
+async def test_the_dialects_of_a_stream_and_its_errors(
+    accept: str, stream_is_modern: bool, errors_are_modern: bool
+) -> None:
+    """A stream is no JSON, but an error is."""
+    house = House()
+    created = await (await house.ask("POST", "/v1/jobs", json={"operation": "worker_check"})).get_json()
+    stream = await (await house.ask("GET", created["sse_url"], headers={"Accept": accept})).get_data()
+    error = await (await house.ask("GET", f"/v1/jobs/{ID}/stream", headers={"Accept": accept})).get_json()
+    assert (b"id: " in stream, b"[DONE]" not in stream.splitlines()[-2]) == (stream_is_modern, stream_is_modern)
+    assert error["code"] == ("job_not_found" if errors_are_modern else "JOB_NOT_FOUND")
+
+
+async def test_a_path_that_only_begins_like_the_old_one_is_not_it() -> None:
+    house = House()
+    answer = await house.ask("GET", "/v1/inferencex/stream", headers={"Accept": "text/event-stream"})
+    assert (answer.status_code, (await answer.get_json())["code"]) == (404, "not_found")
 
 
 NOTICE = {
@@ -33,7 +56,7 @@ NOTICE = {
 async def test_the_old_paths_go_away_release_by_release(version: str, notice: bool, gone: bool) -> None:
     house = House(version=version)
     job, _ = house.stage.jobs.create(
-        house.access.authenticate(None).principal, None, WorkerCheck().parse({}, house.gateway.limits)
+        house.access.authenticate(None).principal, None, WorkerCheck().parse({}, house.gateway.limits, WrongFields())
     )
     old = [
         await house.ask("POST", "/v1/inference", json={"operation": "worker_check"}),

@@ -16,6 +16,7 @@ from worker.config import load
 from worker.engines.base import Delta, Generation
 from worker.engines.choose import choose
 from worker.operations.base import Limits
+from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.processes.messages import Open
 from worker.scheduler.loop import Loop
@@ -47,7 +48,9 @@ def main() -> None:
     print(json.dumps({"ready": engine.info.engine}), flush=True)
     for line in sys.stdin:
         bodies = enumerate(json.loads(line))
-        generations = [infer.parse(body, limits).generation(str(number), seed=0) for number, body in bodies]
+        generations = [
+            infer.parse(body, limits, WrongFields()).generation(str(number), seed=0) for number, body in bodies
+        ]
         before = time.process_time()
         gathered = generate(loop, generations)
         print(json.dumps({**asdict(gathered), "cpu_s": time.process_time() - before}), flush=True)

@@ -8,7 +8,7 @@ lives elsewhere, and why:
 - `observers.heartbeat`: the sign of life that it posts to the fleet's queen; a client of HTTP, not a translation.
 - `protocol.views`, `LoadingItem` and the shapes of /health and /v1/ready: old probes and new ones read the same bodies.
 - `transports.front.eventstream`: how this stream's chunks are sent, one per event and without comments.
-- `transports.access.guards`: which request speaks this dialect, for errors and answers; `transports.routes.jobs`
-  asks the same of streams.
+- `transports.routes.legacy`: which request speaks this dialect, and its stream; `transports.access.guards`: the
+  headers that announce its end.
 - `protocol.describe`: the deprecated routes and their schemas, beside all others in the documents.
 """

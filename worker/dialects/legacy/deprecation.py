@@ -18,7 +18,7 @@ SUNSET_AT = datetime(2027, 11, 24, tzinfo=UTC)
 
 def headers(path: str, version: str) -> dict[str, str]:
     """Return the headers of every answer on a path in this version: `Deprecation` (RFC 9745), `Sunset` (RFC 8594)."""
-    if not _is_alias(path) or _release(version) < NOTICE_FROM:
+    if not is_alias(path) or _release(version) < NOTICE_FROM:
         return {}
     return {
         "Deprecation": f"@{int(DEPRECATED_AT.timestamp())}",
@@ -29,11 +29,12 @@ def headers(path: str, version: str) -> dict[str, str]:
 
 def refuse_if_gone(path: str, version: str) -> None:
     """Raise Gone for a path that this version no longer has."""
-    if _is_alias(path) and _release(version) >= GONE_FROM:
+    if is_alias(path) and _release(version) >= GONE_FROM:
         raise Gone(f"{ALIAS} is gone. Use {SUCCESSOR}, which accepts the same body.")
 
 
-def _is_alias(path: str) -> bool:
+def is_alias(path: str) -> bool:
+    """Return whether a path is one that only clients of the older worker know."""
     return path == ALIAS or path.startswith(ALIAS + "/")
 
 

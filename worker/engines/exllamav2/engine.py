@@ -38,7 +38,7 @@ from worker.engines.output.sequence import Sequence
 from worker.engines.prompt.chat import ChatTemplate
 from worker.engines.prompt.prepare import prepare
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def load_engine(spec: EngineSpec, on_load: OnLoad) -> ExLlamaV2Engine:
@@ -93,7 +93,7 @@ class ExLlamaV2Engine:
                 "speculation": "draft model" if options.draft_model else "n-gram" if options.ngram else "none",
             },
         )
-        log.info("attention: %s, cache: %s, %d tokens", loaded.attention, options.cache, loaded.cache_tokens)
+        logger.info("attention: %s, cache: %s, %d tokens", loaded.attention, options.cache, loaded.cache_tokens)
 
     @property
     def info(self) -> EngineInfo:
@@ -197,11 +197,11 @@ class ExLlamaV2Engine:
         rows = [row for row in self._running.values() if not row.job.sequence.finished and row.job is not culprit]
         if culprit is None and any(row.replayed for row in rows):
             raise error
-        log.error("a step failed, %d sequences are replayed", len(rows), exc_info=error)
+        logger.error("a step failed, %d sequences are replayed", len(rows), exc_info=error)
         if isinstance(error, torch.cuda.OutOfMemoryError):
             torch.cuda.empty_cache()
         if culprit is not None:
-            self._step.events.append(culprit.sequence.broke(error))
+            self._step.events.append(culprit.sequence.fail(error))
         generator = self._generator
         generator.active_jobs.clear()
         generator.pending_jobs.clear()

@@ -242,7 +242,7 @@ class SequenceJob(ExLlamaV2DynamicJob):
             except Exception as error:
                 self._failure = error
         if self._failure is not None:
-            self._step.events.append(self.sequence.broke(self._failure))
+            self._step.events.append(self.sequence.fail(self._failure))
             return True, next_token
         final = _token(token)
         try:

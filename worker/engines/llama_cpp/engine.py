@@ -166,7 +166,7 @@ class LlamaCppRunner:
             wanted = sequence.sampling.logprobs is not None
             return sequence.append(token, log_softmax(self._logits(row)[None])[0] if wanted else None)
         except Exception as error:
-            return sequence.broke(error)
+            return sequence.fail(error)
 
     def _logits(self, row: LlamaCppRow) -> Logits:
         """Return a copy of the logits (vocab,). Slow for large vocabularies: they come as a list of numbers."""

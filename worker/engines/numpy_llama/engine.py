@@ -59,7 +59,7 @@ def load(spec: EngineSpec, on_load: OnLoad) -> SlottedEngine[SlotRow]:
         has_chat_template=template is not None,
         details={"weights": "float32", "kv_bytes_max": str(cache.nbytes), "slots_asked": str(spec.slots)},
     )
-    return SlottedEngine(NumpyRunner(weights, cache, context_tokens), info, vocabulary, chat, follow=True)
+    return SlottedEngine(NumpyRunner(weights, cache, context_tokens), info, vocabulary, chat, wait_for_leader=True)
 
 
 class NumpyRunner:
@@ -83,31 +83,32 @@ class NumpyRunner:
     def run(self, work: list[tuple[SlotRow, int]]) -> list[StepEvent]:
         """Compute the next tokens of all rows in one pass, and choose the next token of those in decode."""
         hidden = self._forward([_chunk(row, count) for row, count in work])
-        sound = np.all(np.isfinite(hidden), axis=1)
+        finite = np.all(np.isfinite(hidden), axis=1)
         events: list[StepEvent] = []
-        ready: list[int] = []
-        for number, (row, count) in enumerate(work):
-            if not sound[number]:
-                events.append(self._broke(row, count))
+        decoding: list[int] = []
+        for index, (row, count) in enumerate(work):
+            if not finite[index]:
+                events.append(self._fail(row, count))
                 continue
             events += row.record(count)
             if not row.prefilling:
-                ready.append(number)
-        if ready:
-            events += advance([work[number][0].sequence for number in ready], self._forward.logits(hidden[ready]))
+                decoding.append(index)
+        if decoding:
+            sequences = [work[index][0].sequence for index in decoding]
+            events += advance(sequences, self._forward.logits(hidden[decoding]))
         return events
 
     def close(self) -> None:
         """Do nothing: memory is freed with the object."""
 
-    def _broke(self, row: SlotRow, count: int) -> Broke:
+    def _fail(self, row: SlotRow, count: int) -> Broke:
         """End a sequence whose last `count` tokens gave no numbers, and clear its slot.
 
         The next sequence in the slot may read past its own end, and what is not a number stays so even if masked.
         """
         self._cache.clear(row.slot, row.cached + count)
         row.cached = 0
-        return row.sequence.broke(ArithmeticError("the model's output is not a number"))
+        return row.sequence.fail(ArithmeticError("the model's output is not a number"))
 
 
 def _chunk(row: SlotRow, count: int) -> Chunk:

@@ -72,9 +72,9 @@ class Sequence:
         if self.position in self._blocked:
             row[list(self._blocked[self.position])] = -np.inf
 
-    def draw(self, number: int = 0) -> float:
-        """Return the random number in [0, 1) for the next token; `number` 1 is for a second try."""
-        return uniform(self.sampling.seed, self.position, number)
+    def draw(self, attempt: int = 0) -> float:
+        """Return the random number in [0, 1) for the next token; `attempt` 1 is the second."""
+        return uniform(self.sampling.seed, self.position, attempt)
 
     def accepts(self, token: int) -> bool:
         """Return whether this token may come next: if a guide accepts it, or if it heals the prompt; else always."""
@@ -89,27 +89,27 @@ class Sequence:
         """
         masked = np.where(self._allowed(), row, np.float32(-np.inf))
         if not np.isfinite(masked.max()):
-            raise RuntimeError("no token of the model can go on as the output has to")
+            raise RuntimeError("no token of the model can continue the required format")
         token = int(choose(masked[None], [self.sampling], [self.draw(1)])[0])
         if not self.accepts(token):
             raise RuntimeError(f"token {token} was allowed and then refused")
         return token
 
-    def append(self, token: int, logprobs: Logits | None = None) -> Delta | None:
+    def append(self, token_id: int, logprobs: Logits | None = None) -> Delta | None:
         """Append the chosen token. Return what may be shown now or how the sequence ended, None if text is withheld.
 
         If the text completes a banned string, `tokens` becomes shorter instead: the last ones are removed again.
         `logprobs` are the model's own log-probabilities (vocab,), needed where the settings ask for them.
         """
-        if token in self._vocabulary.eos_ids:
+        if token_id in self._vocabulary.eos_ids:
             return self._finish("stop" if self._guide is None else "grammar", self._text.finish())
-        data = self._vocabulary.token_bytes(token)
+        data = self._vocabulary.token_bytes(token_id)
         if self._heals:
             data = data.removeprefix(self._healed)
-        self.tokens.append(token)
-        self._withheld.append((token, None) if logprobs is None else (token, self._rank(token, logprobs)))
+        self.tokens.append(token_id)
+        self._withheld.append((token_id, None if logprobs is None else self._rank(token_id, logprobs)))
         if self._shaping is not None:
-            self._shaping.observe(token)
+            self._shaping.observe(token_id)
         piece = self._text.push(data)
         if piece.rewound:
             self._rewind(piece.rewound)
@@ -119,11 +119,11 @@ class Sequence:
         complete = self._guide is not None and self._guide.complete
         if complete or len(self.tokens) >= self._tokens_max:
             rest = self._text.finish()
-            piece = Piece(piece.tokens + rest.tokens, piece.text + rest.text, rest.stop)
+            piece = Piece(piece.released + rest.released, piece.text + rest.text, rest.stop)
             return self._finish("grammar" if complete else "length", piece)
-        return self._delta(piece) if piece.tokens else None
+        return self._delta(piece) if piece.released else None
 
-    def broke(self, error: Exception) -> Broke:
+    def fail(self, error: Exception) -> Broke:
         """End the sequence because of an error in its part of a step."""
         self.finished = True
         return Broke(self.lease, f"{type(error).__name__}: {error}")
@@ -160,8 +160,8 @@ class Sequence:
         return self._delta(piece, "stop_string" if piece.stop is not None else reason)
 
     def _delta(self, piece: Piece, finish: FinishReason | None = None) -> Delta:
-        released = self._withheld[: piece.tokens]
-        del self._withheld[: piece.tokens]
+        released = self._withheld[: piece.released]
+        del self._withheld[: piece.released]
         ids = tuple([token for token, _ in released])
         if self.sampling.logprobs is None:
             return Delta(self.lease, ids=ids, text=piece.text, finish=finish, stop_sequence=piece.stop)
@@ -225,4 +225,4 @@ def _append_next(
             raise ArithmeticError("the model's output is not a number")
         return sequence.append(pick if sequence.accepts(pick) else sequence.choose_allowed(row), logprobs)
     except Exception as error:
-        return sequence.broke(error)
+        return sequence.fail(error)

@@ -16,7 +16,9 @@ _decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Piece(NamedTuple):
-    """Text that may be shown now; the oldest `tokens` of those withheld go with it. `stop` is the match that ended it.
+    """`text` may be shown now; it releases the oldest `released` withheld tokens.
+
+    `stop` is the stop string that ended it.
 
     When the newest text completes a banned string, nothing is shown, and the caller must remove the newest `rewound`
     tokens: the assembler has forgotten them.
@@ -25,7 +27,7 @@ class Piece(NamedTuple):
     reaches into the stop string gives its text but is not released: a sequence must not be resumed from it.
     """
 
-    tokens: int
+    released: int
     text: str
     stop: str | None = None
     rewound: int = 0
@@ -89,10 +91,10 @@ class TextAssembler:
         if piece.stop is not None:
             return piece
         # The tail is no token of its own: it belongs to the last one.
-        tokens = piece.tokens + len(self._held) - bool(tail)
+        released = piece.released + len(self._held) - bool(tail)
         text = piece.text + "".join(held.text for held in self._held)
         self._held.clear()
-        return Piece(tokens, text)
+        return Piece(released, text)
 
     def _add(self, held: _Held) -> Piece:
         self._held.append(held)
@@ -136,9 +138,9 @@ class TextAssembler:
         """End before the stop string that begins at character `begin`."""
         text = "".join(held.text for held in self._held)
         start = self._end - len(text)
-        tokens = max((i + 1 for i, held in enumerate(self._held) if held.whole and held.end <= begin), default=0)
+        released = max((i + 1 for i, held in enumerate(self._held) if held.whole and held.end <= begin), default=0)
         self._held.clear()
-        return Piece(tokens, text[: max(begin - start, 0)], stop)
+        return Piece(released, text[: max(begin - start, 0)], stop)
 
 
 def _folded(text: str) -> str:

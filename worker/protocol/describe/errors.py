@@ -23,7 +23,7 @@ def error_classes() -> list[type[JobwireError]]:
 def meaning(kind: type[JobwireError]) -> str:
     """Return what an error means, in a sentence or two."""
     if kind is JobwireError:
-        return "The worker made an error. It was logged."
+        return "Something went wrong in the worker. The error was logged."
     return " ".join((kind.__doc__ or "").split())
 
 
@@ -31,5 +31,5 @@ def example(kind: type[JobwireError]) -> JobwireError:
     """Return an error of a kind as a client might meet it."""
     if kind is InvalidParams:
         wrong = FieldError("/temperature", "Expected a number, at most 2")
-        return kind("Fix this field and send it again: temperature: Expected a number, at most 2.", errors=(wrong,))
+        return kind("Fix this field and try again: temperature: Expected a number, at most 2.", errors=(wrong,))
     return kind(meaning(kind), retry_after_ms=2000 if issubclass(kind, BusyError) else None)

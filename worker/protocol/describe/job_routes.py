@@ -47,8 +47,9 @@ LAST_EVENT_ID = Param(
 COALESCE_MS = Param(
     name="coalesce_ms",
     where="query",
-    text="Least time between two token events, in ms: there are fewer and larger ones.",
-    schema={"type": "integer", "minimum": 0, "maximum": 500},
+    text="Least time between two token events, in ms: there are fewer and larger ones. "
+    "At most `coalesce_ms_max` of the worker.",
+    schema={"type": "integer", "minimum": 0},
     example=20,
 )
 ALL = Param(
@@ -112,6 +113,10 @@ LEGACY_TEXT = (
     "A client whose `Accept` names neither JSON nor events is treated as one of the older worker, and gets that "
     "worker's dialect: see the deprecated routes."
 )
+LEGACY_STREAM_TEXT = (
+    "A client whose `Accept` does not name `text/event-stream` gets the stream of the older worker, and if it does not "
+    "name JSON either, that worker's errors: see the deprecated routes."
+)
 
 JOB_ROUTES: tuple[Route, ...] = (
     Route(
@@ -173,7 +178,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         tag="Jobs",
         name="getJob",
         summary="Look at a job",
-        text="Its state, its text so far, and the cursor from which a stream goes on behind that text.",
+        text="Its state, its text so far, and the cursor from which a stream goes on after that text.",
         params=(JOB_ID,),
         key=True,
         ticket=True,
@@ -193,7 +198,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         tag="Jobs",
         name="cancelJob",
         summary="Cancel a job",
-        text="Idempotent: also a job that has ended is a success. The `end` event confirms it to all readers.",
+        text="Idempotent: cancelling a job that has ended succeeds too. The `end` event confirms it to all readers.",
         params=(JOB_ID, PRINCIPAL),
         key=True,
         answers=(
@@ -213,7 +218,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         name="streamJob",
         summary="Stream a job as server-sent events",
         text="From its start, or from a cursor of any transport. Any number of readers may follow a job. "
-        f"An EventSource resumes by itself. {LEGACY_TEXT}",
+        f"An EventSource resumes by itself. {LEGACY_STREAM_TEXT}",
         params=(JOB_ID, AFTER, LAST_EVENT_ID, COALESCE_MS),
         key=True,
         ticket=True,

@@ -152,7 +152,7 @@ def _creations() -> Schema:
     }
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me a story about a fox"}]
     value = {"messages": messages, "max_tokens": 256, "temperature": 0.7, "seed": 7, "detach": True}
-    return {**made, "conversation": {"summary": "A conversation, for a job that nobody need watch.", "value": value}}
+    return {**made, "conversation": {"summary": "A conversation, for a detached job.", "value": value}}
 
 
 def _token_requests() -> Schema:

@@ -15,7 +15,7 @@ ROUTES: tuple[Route, ...] = (
         name="createToken",
         summary="Make a token that stands for your key for a limited time",
         text="For a page or a program that must not have the key itself. The key's holder may name a `user`, whose "
-        "jobs are kept apart. A token cannot make others.",
+        "jobs are kept apart. A token cannot create other tokens.",
         body="TokenRequest",
         key=True,
         answers=(
@@ -33,12 +33,12 @@ ROUTES: tuple[Route, ...] = (
         path="/health",
         tag="Worker",
         name="getHealth",
-        summary="Whether the worker does its work",
+        summary="Health check",
         text="For programs that restart workers. A worker that loads its model is healthy.",
         answers=(
             Answer(
                 status=200,
-                text="It does, or will.",
+                text="It works, or is loading its model.",
                 schema="Health",
                 example={"status": "healthy", "version": "0.2.0", "engine_phase": "ready"},
             ),
@@ -77,7 +77,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/stats",
         tag="Worker",
         name="getStats",
-        summary="Where the worker stands now",
+        summary="Current load",
         text="For pages and people. For monitoring there is /metrics.",
         key=True,
         answers=(
@@ -141,7 +141,7 @@ ROUTES: tuple[Route, ...] = (
             tag="Documents",
             name=name,
             summary=summary,
-            text="Made of the code that it describes. Has an `ETag`.",
+            text="Generated from the code. Has an `ETag`.",
             answers=(
                 Answer(status=200, text="The document.", media=media, schema=None if media == HTML else "Document"),
             ),

@@ -62,10 +62,10 @@ class Access:
         token = self._signer.read(credential, AccessToken)
         key = self._keys.by_name.get(token.key) if token is not None else None
         if token is None or key is None or not self._signer.verifies(credential, AccessToken, key.digest):
-            raise Unauthorized("The API key is wrong.")
+            raise Unauthorized("The key or token is not valid.")
         return self._checked(self._grant(key, token.user, token.expires_at_ms))
 
-    def admit(self, headers: Headers, bearer: str | None = None) -> Grant | None:
+    def identify(self, headers: Headers, bearer: str | None = None) -> Grant | None:
         """Return the grant of a request, or None if it has no credential. `bearer` is the one of a subprotocol.
 
         Raises Unauthorized, and Forbidden for a cookie that a page elsewhere may have sent.
@@ -87,12 +87,12 @@ class Access:
             # An old cookie, which no page can see or remove: ask for a key as if there were none.
             return None
         if headers.get("origin") is None and headers.get("sec-fetch-site") != "same-origin":
-            raise Forbidden("A cookie counts only on this worker's own pages, and the request has no Origin.")
+            raise Forbidden("The cookie is accepted only from this worker's own pages, and this request has no Origin.")
         return grant
 
     def require(self, headers: Headers) -> Grant:
         """Return the grant of a request. Raises Unauthorized and Forbidden."""
-        return self.admit(headers) or self.authenticate(None)
+        return self.identify(headers) or self.authenticate(None)
 
     def current(self, grant: Grant) -> Grant | None:
         """Return a grant as it is since the keys were last read; None if its key was removed or has expired."""
@@ -114,7 +114,7 @@ class Access:
         if not grant.proof:
             raise Forbidden("This worker has no keys, so it needs no tokens.")
         if grant.derived:
-            raise Forbidden("A token cannot make others. Use the key.")
+            raise Forbidden("A token cannot create other tokens. Use the key.")
         expires_at_ms = int(self._clock.monotonic_ms()) + ttl_s * 1000
         return self._signer.sign(AccessToken(grant.principal.key, user, expires_at_ms), grant.proof)
 
@@ -132,7 +132,7 @@ class Access:
         ticket = self._signer.read(text, Ticket)
         key = self._keys.by_name.get(ticket.key) if ticket is not None else None
         if ticket is None or key is None:
-            raise Unauthorized("The ticket in the URL was not issued by this worker, or its key is gone.")
+            raise Unauthorized("The ticket in the URL was not issued by this worker, or its key was removed.")
         if not self._signer.verifies(text, Ticket, job_id.encode(), key.digest):
             raise Unauthorized("The ticket in the URL is not for this job, or was changed.")
         grant = self._checked(self._grant(key))

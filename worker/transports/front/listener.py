@@ -52,6 +52,7 @@ def _config(listening: socket.socket, settings: Settings) -> RememberingConfig:
     config.accesslog = None
     config.errorlog = server_logger
     config.include_server_header = False
+    # Hypercorn counts text in characters and closes with 1009; `decoding.load` counts bytes and answers with an error.
     config.websocket_max_message_size = settings.frame_bytes_max
     config.websocket_ping_interval = PING_EVERY_S
     config.graceful_timeout = GRACEFUL_TIMEOUT_S

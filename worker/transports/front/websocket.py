@@ -1,7 +1,7 @@
-"""`/v1/ws`: one WebSocket connection, one session, one reader and one writer.
+"""`/v1/ws`: one WebSocket connection, one session, one task that receives and one that sends.
 
 A plain ASGI application in front of Quart: Quart's own route costs 8 us more per frame and its receive queue has no
-bound. The reader never waits for the writer, so a client that does not read can still cancel.
+bound. Receiving never waits for sending, so a client that does not read can still cancel.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ async def _serve(gateway: Gateway, scope: AsgiMessage, receive: Receive, send: S
     echo = [(ANSWER_HEADER.lower().encode(), correlation.correlation_id.encode())]
     await send({"type": "websocket.accept", "subprotocol": _pick_subprotocol(offered), "headers": echo})
     try:
-        grant = _admit(gateway, headers, offered)
+        grant = _identify(gateway, headers, offered)
     except CloseConnection as close:
-        names = {"correlation_id": correlation.correlation_id}
-        logger.info("refused", extra={"close_code": int(close.code), "path": PATH, **names})
+        log_ids = {"correlation_id": correlation.correlation_id}
+        logger.info("refused", extra={"close_code": int(close.code), "path": PATH, **log_ids})
         await send(_close_message(close))
         return
     connection = WebSocketConnection(gateway, grant, correlation, receive, send)
@@ -85,15 +85,15 @@ def _pick_subprotocol(offered: list[str]) -> str | None:
     return next((name for name in offered if name.startswith("jobwire.")), None)
 
 
-def _admit(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> Grant | None:
+def _identify(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> Grant | None:
     """Return the grant of a connection, or None if an auth frame must bring it. Raises CloseConnection to refuse it."""
     versions = [name for name in offered if name.startswith("jobwire.")]
     try:
         gateway.origins.check_host(headers.get("host"))
         gateway.origins.check_origin(headers.get("origin"), headers.get("host"))
         # A page cannot set headers: without any credential it may send one in its first frame.
-        grant = gateway.access.admit(headers, _offered_credential(offered))
-        gateway.check_room()
+        grant = gateway.access.identify(headers, _offered_credential(offered))
+        gateway.check_connections()
     except JobwireError as error:
         gateway.tally.refusals[error.code] += 1
         raise CloseConnection(CLOSE_CODES.get(type(error), CloseCode.UNAUTHORIZED), error.detail) from None
@@ -140,15 +140,15 @@ class WebSocketConnection:
             self.drain()
         try:
             async with asyncio.TaskGroup() as tasks:
-                reader = tasks.create_task(self._read())
-                self._writer = tasks.create_task(self._write())
+                reader = tasks.create_task(self._receive_all())
+                self._writer = tasks.create_task(self._send_all())
                 self._writer.add_done_callback(lambda _: reader.cancel())
         finally:
             self._session.close()
         if self._stalled:
             await self._send_stalled()
 
-    async def _read(self) -> None:
+    async def _receive_all(self) -> None:
         """Hand every message to the session. Never wait for the socket's write side."""
         while self._closing is None:
             message = await self._receive()
@@ -161,8 +161,11 @@ class WebSocketConnection:
             except CloseConnection as close:
                 self._close(close)
 
-    async def _write(self) -> None:
-        """Send the session's frames as fast as the socket accepts them; they grow by themselves when it is slow."""
+    async def _send_all(self) -> None:
+        """Send the session's frames as fast as the socket accepts them.
+
+        When it is slow, `pull` merges what has collected into larger frames.
+        """
         monotonic_ms, session, sent = self._gateway.clock.monotonic_ms, self._session, 0
         while self._closing is None:
             now_ms = monotonic_ms()
@@ -173,6 +176,7 @@ class WebSocketConnection:
                     break
                 await self._wake.wait_next()
                 continue
+            # `frames` is ours: see StrictStream.app_send, which writes them past Hypercorn.
             await self._timed_send({"type": "websocket.send", "frames": self._gather(data, now_ms)}, now_ms)
             sent += 1
             if sent % YIELD_EVERY == 0:

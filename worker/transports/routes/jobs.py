@@ -48,10 +48,10 @@ class _Calls:
         streams = wants_events()
         if streams:
             # Before there is a job that nobody could read.
-            gateway.check_room()
+            gateway.check_connections()
         body = await bodies.read_object(gateway.settings.frame_bytes_max)
-        frame = decoding.create_of(body, gateway.limits, request.headers.get("Idempotency-Key"))
-        creation = create(gateway, Caller(grant.principal, g.correlation), sse.refuse_window(frame))
+        frame = decoding.create_of_post(body, gateway.limits, request.headers.get("Idempotency-Key"))
+        creation = create(gateway, Caller(grant.principal, g.correlation), frame)
         job, ignored = creation.job, () if is_legacy() else creation.ignored
         gateway.jobs.touch(job)
         if streams:
@@ -82,7 +82,7 @@ class _Calls:
     async def stream(self, job_id: str) -> Response:
         """Stream a job, in the dialect that the client speaks."""
         gateway, (job, grant) = self._gateway, self._readable(job_id)
-        gateway.check_room()
+        gateway.check_connections()
         if not wants_events():
             return legacy_stream(gateway, job, grant)
         coalesce_ms = sse.coalesce_ms(request.args.get("coalesce_ms"), gateway.limits)

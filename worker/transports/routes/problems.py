@@ -20,8 +20,8 @@ from worker.transports.routes.legacy import is_legacy
 PROBLEM = "application/problem+json"
 
 DETAILS = {
-    404: "Nothing at this path answers such a request. /docs lists all paths.",
-    405: "This path does not have this method. /docs lists the methods of each path.",
+    404: "There is nothing at this path. /docs lists all paths.",
+    405: "This path does not support this method. /docs lists the methods of each path.",
 }
 """Replaces the framework's own sentences, which are written for readers of pages."""
 
@@ -63,15 +63,15 @@ class Problems:
     async def _on_bug(self, error: Exception) -> Response:
         """Log a bug of ours, and tell the client no details."""
         logger.exception("error while answering %s %s", request.method, request.path, exc_info=error)
-        return self._problem(JobwireError("The worker made an error. It was logged."))
+        return self._problem(JobwireError("Something went wrong in the worker. The error was logged."))
 
     def _count(self, code: str, status: int) -> None:
         """Count a refusal, and log it."""
         self._refusals[code] += 1
         # A WebSocket at an unknown path is refused without being a request.
         about = {"method": request.method, "path": request.path} if has_request_context() else {}
-        names = {"correlation_id": g.correlation.correlation_id} if "correlation" in g else {}
-        logger.info("refused", extra={"code": code, "status": status, **about, **names})
+        log_ids = {"correlation_id": g.correlation.correlation_id} if "correlation" in g else {}
+        logger.info("refused", extra={"code": code, "status": status, **about, **log_ids})
 
     def _problem(self, error: JobwireError) -> Response:
         self._count(error.code, error.status)
