@@ -15,6 +15,7 @@ import msgspec
 from worker.brokers.phases import Phase
 from worker.engines.base import EngineInfo, LoadProgress
 from worker.errors import Problem
+from worker.requests import Prompt, ResponseFormat
 from worker.scheduler.works import Batch, Stats, Work
 
 
@@ -41,6 +42,17 @@ class Sink(Protocol):
         """Receive the events of one engine step, or its events so far."""
         ...
 
+    def on_prepared(self, lease: str, prompt_tokens: int, ids: bytes) -> None:
+        """Learn that the prompt of a work is read: its token ids, packed as int32. Once per submission, before events.
+
+        `ids` is empty for a work that was submitted with ids.
+        """
+        ...
+
+    def on_refused(self, lease: str, error: Problem) -> None:
+        """Learn that a work can never run, and why. It is gone."""
+        ...
+
     def on_lost(self, reason: str) -> None:
         """Learn that an engine that was ready died. All work is gone; submit again what is unfinished."""
         ...
@@ -60,6 +72,10 @@ class Broker(Protocol):
 
     def submit(self, work: Work) -> None:
         """Hand over work; kept here in order until an engine is ready."""
+        ...
+
+    def refusal(self, prompt: Prompt, wanted: ResponseFormat) -> Problem | None:
+        """Return why this very prompt or form was refused a moment ago, for what reading it does; None if it was not."""
         ...
 
     def cancel(self, lease: str) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from worker.events import FinishReason, TopLogprob
-from worker.requests import Prompt, Sampling
+from worker.requests import Prompt, ResponseFormat, Sampling
 
 
 class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -22,6 +22,7 @@ class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     `lease` is unique among live sequences. `generated` are the ids produced by earlier attempts: the engine prefills
     them after the prompt and samples on at position `len(generated)`. `max_tokens` is the whole budget, including
     `generated`. `index` is the number of the choice in its job, for the reader's eyes only.
+    `prompt_ids`: the prompt's token ids, packed as int32, where it was read before; then `prompt` is empty.
     """
 
     lease: str
@@ -30,6 +31,20 @@ class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     max_tokens: int
     index: int = 0
     generated: tuple[int, ...] = ()
+    prompt_ids: bytes = b""
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """The facts about a loaded engine that a `Reader` needs, which has only read the model's file.
+
+    A context holds `context_tokens`, the whole KV cache `kv_tokens_total`; rows of logits have `vocab_size` entries.
+    `rewinds`: the engine can take tokens back, as banned strings need.
+    """
+
+    context_tokens: int
+    kv_tokens_total: int
+    vocab_size: int
+    rewinds: bool = False
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -177,6 +192,30 @@ class LoadProgress(msgspec.Struct, frozen=True, array_like=True):
 
 
 OnLoad: TypeAlias = Callable[[LoadProgress], None]
+
+
+class Reader(Protocol):
+    """Vocabulary, chat template and grammar compiler of a model, read from its file: no weights, no KV cache.
+
+    It reads what strangers wrote, so it is called in a process that may die (`processes.hand`), or in `jobwire run`.
+    """
+
+    def prepare(self, generation: Generation, bounds: Bounds) -> Prepared:
+        """Render, tokenize and check a generation. The prompt of the result's generation is empty: its ids are there.
+
+        A generation with `prompt_ids` is not rendered and tokenized again. Raises InvalidParams for a prompt that is
+        empty or too long for the context, a token id out of range, a bad schema or grammar, a need of more KV cache
+        than there is, or a setting that the engine cannot honour.
+        """
+        ...
+
+    def try_form(self, wanted: ResponseFormat, compile_ms_max: float, mask_ms_max: float) -> None:
+        """Compile a form and compute a mask. Raises InvalidParams for one that is wrong, or takes longer than that."""
+        ...
+
+    def try_template(self) -> None:
+        """Render a small conversation. Raises ModelError for a chat template that cannot be compiled, or fails."""
+        ...
 
 
 class Engine(Protocol):

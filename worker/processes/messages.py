@@ -13,7 +13,7 @@ import msgspec
 from worker.config import Settings
 from worker.engines.base import EngineInfo, EngineSpec, LoadProgress
 from worker.errors import Problem
-from worker.scheduler.works import Batch, Schedule, Work
+from worker.scheduler.works import Batch, PreparedWork, Schedule
 
 PROTOCOL_VERSION = 1
 """Both sides must be of the same version. They differ only if the installation is upgraded while it runs."""
@@ -53,7 +53,7 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
     """Queue this work."""
 
-    work: Work
+    work: PreparedWork
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

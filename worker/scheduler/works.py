@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from worker.engines.base import Broke, Delta, Generation, Paused, Prefilled
+from worker.engines.base import Broke, Delta, Generation, Paused, Prefilled, Prepared
 from worker.errors import Problem
 
 
@@ -19,6 +19,16 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     generation: Generation
+    account: str = ""
+    weight: float = 1.0
+    priority: int = 5
+    solo: bool = False
+
+
+class PreparedWork(msgspec.Struct, frozen=True, kw_only=True):
+    """A work whose prompt is read: what the scheduler is given. The rest is as in `Work`."""
+
+    prepared: Prepared
     account: str = ""
     weight: float = 1.0
     priority: int = 5
