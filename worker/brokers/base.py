@@ -19,11 +19,25 @@ from worker.requests import Prompt, ResponseFormat
 from worker.scheduler.works import Batch, Stats, Work
 
 
+class PreparerState(msgspec.Struct, frozen=True, kw_only=True):
+    """The process that prompts are read in (see `processes.preparer`), and the hands that it has forked.
+
+    `memory_bytes` is that of all of them, measured every few seconds. `restarts` counts deaths of preparers that were
+    loaded, `hand_deaths` hands that were replaced.
+    """
+
+    pid: int | None = None
+    hands: tuple[int, ...] = ()
+    memory_bytes: int | None = None
+    restarts: int = 0
+    hand_deaths: int = 0
+
+
 class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     """Where the engine stands: its phase (see `phases`) and what is known of it.
 
     `error` is why loading failed. `restarts` counts deaths of engines that were ready. `progress` is that of the
-    current load, `stats` are those of the last step.
+    current load, `stats` are those of the last step. `preparer` changes without notice.
     """
 
     phase: Phase
@@ -33,6 +47,7 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     stats: Stats | None = None
     restarts: int = 0
     pid: int | None = None
+    preparer: PreparerState = PreparerState()
 
 
 class Sink(Protocol):
