@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, cast
 
 from worker.brokers.child_output import READ_BYTES, connect, log_output
@@ -92,7 +92,7 @@ class HandConnection(asyncio.Protocol):
             preparer_logger.exception("hand %d cannot be understood", self.pid)
             self.abort()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
         """Report the end."""
         self.open = False
         self._owner.on_hand_closed(self)

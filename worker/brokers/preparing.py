@@ -47,6 +47,9 @@ DEAD_STARTS_MAX = 5
 SHORT_FORM_MS_MAX = 25.0
 """A form that takes longer to try keeps its works in the long lane: other hands have to compile it as well."""
 
+KILLS_FORGIVEN = 1
+"""A work is tried again after this many hands were killed from outside while they had it."""
+
 MEMORY_EVERY_S = 5.0
 """How often the memory of the preparer and its hands is measured."""
 
@@ -216,7 +219,7 @@ class Preparing:
         memory_short = self._oom_kills > kills
         if number == exit_code == 0 or (number in OUTSIDE and not memory_short):
             entry.kills += number != 0
-            if entry.kills < 2:  # noqa: PLR2004  (tried once more)
+            if entry.kills <= KILLS_FORGIVEN:
                 self._try_again(lane, entry)
                 return
         error = blame(_pointer(entry), number, exit_code, self._opening.limits, memory_short=memory_short).problem()

@@ -6,6 +6,7 @@ import hashlib
 import signal
 from collections import OrderedDict
 from collections.abc import Callable
+
 import msgspec
 
 from worker.errors import FieldError, InvalidParams, Problem

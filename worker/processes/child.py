@@ -32,8 +32,8 @@ THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 class Child:
     """A child process. It leads its own session and group, so that it is killed with all that it starts.
 
-    `name` is what sentences call it. `socket` is this side of its socket pair; `process.stdout` has its output and errors in one. Raises OSError when the
-    system starts no process.
+    `name` is what sentences call it. `socket` is this side of its socket pair; `process.stdout` has its output and
+    errors in one. Raises OSError when the system starts no process.
     """
 
     def __init__(self, command: Sequence[str], threads: int, name: str = "engine process") -> None:

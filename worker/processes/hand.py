@@ -1,8 +1,8 @@
 """A hand: the process that reads what strangers wrote, one work after the other, and that may die of one.
 
-Its limits are those of the kernel, so that they end native code as well, and nobody has to watch: a timer for the whole
-work (`prepare_timeout_s`, SIGALRM), one of CPU time for the trial of a form (SIGPROF), and a limit of memory relative to
-the size after loading (`prepare_memory_bytes_max`): Python raises MemoryError there, native code aborts (SIGABRT). The
+Its limits are those of the kernel, so they end native code as well, and nobody has to watch: a timer for the whole work
+(`prepare_timeout_s`, SIGALRM), one of CPU time for the trial of a form (SIGPROF), and a limit of memory relative to the
+size after loading (`prepare_memory_bytes_max`), where Python raises MemoryError and native code aborts (SIGABRT). The
 gateway reads the cause from the signal. A hand that has grown leaves by itself: the next one is a fork away.
 """
 

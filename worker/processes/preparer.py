@@ -54,7 +54,7 @@ QUICK_DEATH_S, QUICK_DEATHS_MAX, PAUSE_S = 0.05, 10, 0.1
 FORKS = hasattr(os, "fork")
 
 Choose: TypeAlias = Callable[[EngineSpec], tuple[Callable[[EngineSpec], Reader], EngineSpec, str]]
-"""Turns the wanted engine into the function that reads its vocabulary, the exact engine, and a sentence why that one."""
+"""Turns the wanted engine into the function that reads its vocabulary, the exact engine, and the reason for it."""
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def template_problem(reader: Reader, memory_bytes_max: int) -> Problem | None:
     if pid == 0:
         _try_and_exit(reader, memory_bytes_max, sending)
     os.close(sending)
-    with open(receiving, "rb") as pipe:
+    with os.fdopen(receiving, "rb") as pipe:
         detail = pipe.read().decode(errors="replace")
     _, status = os.waitpid(pid, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:

@@ -1,4 +1,4 @@
-"""Frames between the gateway and the processes beside it: a 4-byte big-endian length, then one msgpack message. No I/O."""
+"""Frames between the gateway and the processes beside it: a 4-byte big-endian length, one msgpack message. No I/O."""
 
 from __future__ import annotations
 
