@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -97,7 +98,7 @@ def test_nobody_waits_for_two_works_of_another_between_two_turns(drawn: list[tup
     order = [lease[0] for lease in drain(lanes)]
     assert Counter(order) == Counter(account for account, _, _ in drawn)
     left = Counter(order)
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in pairwise(order):
         left[before] -= 1
         assert before != after or not any(count for account, count in left.items() if account != before)
 

@@ -248,7 +248,7 @@ class Settings:
         Meta(ge=0.01, le=3600, description="Time to read one prompt and its response format. Then the job fails."),
     ] = 10.0
     prepare_memory_bytes_max: Annotated[
-        int, Meta(ge=16 * MIB, le=1 << 40, description="Memory to read one prompt and its response format.")
+        int, Meta(ge=128 * MIB, le=1 << 40, description="Memory to read one prompt and its response format.")
     ] = 256 * MIB
     form_compile_ms_max: Annotated[
         int, Meta(ge=1, le=3_600_000, description="CPU time to compile a response format. Slower ones are refused.")
