@@ -24,7 +24,7 @@ from quart import Quart
 from worker.brokers.base import EngineState
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
-from worker.errors import ConfigError
+from worker.errors import ConfigError, Problem
 from worker.jobs.service import Jobs
 from worker.observers.heartbeat import Heartbeats
 from worker.observers.logs import JobLines
@@ -111,6 +111,14 @@ class Worker:
     def on_batch(self, batch: Batch) -> None:
         """Pass an engine step on to the jobs."""
         self.jobs.on_batch(batch)
+
+    def on_prepared(self, lease: str, prompt_tokens: int, ids: bytes) -> None:
+        """Pass the ids of a prompt on to the jobs."""
+        self.jobs.on_prepared(lease, prompt_tokens, ids)
+
+    def on_refused(self, lease: str, error: Problem) -> None:
+        """Pass the refusal of a work on to the jobs."""
+        self.jobs.on_refused(lease, error)
 
     def on_lost(self, reason: str) -> None:
         """Pass an engine's death on to the jobs."""

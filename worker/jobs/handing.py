@@ -39,6 +39,17 @@ class Handing:
             )
         )
 
+    def submit_open(self, job: Job) -> None:
+        """Hand over the choices that have not ended. While the prompt is unread only the first: it is read once."""
+        for choice in job.choices if job.prompt_ids else job.choices[:1]:
+            if not choice.ended:
+                self.submit(job, choice)
+
+    def submit_siblings(self, job: Job) -> None:
+        """Hand over the choices that waited until the prompt was read for the first one."""
+        for choice in job.choices[1:]:
+            self.submit(job, choice)
+
     def prioritize(self, job: Job) -> None:
         """Report the job's priority to the broker."""
         for choice in job.choices:
