@@ -88,7 +88,7 @@ class ScriptedBroker:
         self.submitted: list[Work] = []
         self.cancelled: list[str] = []
         self.updated: list[tuple[str, int]] = []
-        self.refused: dict[Prompt, Problem] = {}
+        self.refused: list[tuple[Prompt | ResponseFormat, Problem]] = []
 
     def submit(self, work: Work) -> None:
         """Note the work."""
@@ -96,7 +96,7 @@ class ScriptedBroker:
 
     def refusal(self, prompt: Prompt, wanted: ResponseFormat) -> Problem | None:
         """Return what the test has put there."""
-        return self.refused.get(prompt)
+        return next((problem for refused, problem in self.refused if refused in (prompt, wanted)), None)
 
     def cancel(self, lease: str) -> None:
         """Note the cancel."""

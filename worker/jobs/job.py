@@ -176,8 +176,8 @@ class Job:
         return any(choice.place == "running" for choice in self.choices)
 
     def holds(self, lease: str) -> bool:
-        """Return whether this is the latest lease of one of its choices."""
-        return any(choice.lease == lease for choice in self.choices)
+        """Return whether this is the latest lease of one of its choices; nothing is the lease of none."""
+        return lease != "" and any(choice.lease == lease for choice in self.choices)
 
     def is_read_late(self, now_ms: float, ready_at_ms: float) -> bool:
         """Return whether the prompt is still unread, and no remark says so. Reading waits until an engine is ready."""
