@@ -53,6 +53,7 @@ def test_the_other_choices_wait_for_the_ids_of_the_first() -> None:
     job = stage.create(prompt="Hi", n=3)
     stage.jobs.prioritize(job.owner_name, job.id, 9)
     assert [work.generation.index for work in stage.broker.submitted] == [0]
+    assert stage.broker.updated == [(job.choices[0].lease, 9)]
     stage.prepare(job)
     rest = stage.broker.submitted[1:]
     assert [(work.generation.index, work.priority) for work in rest] == [(1, 9), (2, 9)]

@@ -51,9 +51,10 @@ class Handing:
             self.submit(job, choice)
 
     def prioritize(self, job: Job) -> None:
-        """Report the job's priority to the broker."""
+        """Report the priority of a job to the broker, for the choices that it has."""
         for choice in job.choices:
-            self._broker.prioritize(choice.lease, job.priority)
+            if choice.lease in self.leases:
+                self._broker.prioritize(choice.lease, job.priority)
 
     def release(self, choice: Choice) -> None:
         """End the lease of a choice that the engine has ended."""
