@@ -448,7 +448,7 @@ export interface NarrationFrame {
   cursor: string;
   /** The part that acts: scheduler, engine, worker... */
   actor: string;
-  /** What happens: queued, admitted, prefill, first_token, completed... */
+  /** What happens: queued, prepared, admitted, prefill, first_token, completed... */
   action: string;
   /** The job's id again. */
   target: string;

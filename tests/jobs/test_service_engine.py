@@ -88,6 +88,7 @@ def test_a_job_that_kills_the_engine_before_it_has_started_fails_alone() -> None
     """Its prompt cannot even be prepared, or it cannot be let in: else it would kill one engine after the other."""
     stage = Stage(engine_deaths_per_job_max=2)
     waiting, running, guilty = stage.create(), stage.create(), stage.create(prompt="Hi", n=2)
+    stage.prepare(guilty)
     for _ in range(3):
         stage.start(running)
         stage.jobs.on_batch(Batch((), STATS, handling=guilty.choices[1].lease))
@@ -115,6 +116,7 @@ def test_a_job_of_which_nothing_is_in_the_engine_any_more_is_blamed_for_nothing(
     """Of two choices one has ended, and the other waits."""
     stage = Stage(engine_deaths_per_job_max=1)
     job = stage.create(prompt="Hi", n=2)
+    stage.prepare(job)
     stage.send(Started(job.choices[0].lease, 3, 0))
     stage.tokens(job, "a")
     stage.finish(job)
