@@ -102,7 +102,6 @@ def _load(opening: OpenPreparer, choose: Choose) -> Reader | LoadFailed | Templa
     # Compiled here, all hands share it; that it ends within limits is known by now.
     with contextlib.suppress(JobwireError):
         reader.try_template()
-    reader.warm_up()
     return reader
 
 
