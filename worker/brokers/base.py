@@ -75,7 +75,7 @@ class Broker(Protocol):
         ...
 
     def refusal(self, prompt: Prompt, wanted: ResponseFormat) -> Problem | None:
-        """Return why this very prompt or form was refused a moment ago, for what reading it does; None if it was not."""
+        """Return why this very prompt or form was refused a moment ago, for its cost; None if it was not."""
         ...
 
     def cancel(self, lease: str) -> None:
