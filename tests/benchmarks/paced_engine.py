@@ -14,13 +14,13 @@ from pathlib import Path
 
 import msgspec
 
+from tests.scheduler.engine import CountingForms, CountingReader, text_of
 from worker.engines.base import (
     Capacity,
     Delta,
     Engine,
     EngineInfo,
     EngineSpec,
-    Generation,
     OnLoad,
     Prefilled,
     Prepared,
@@ -48,6 +48,8 @@ class PacedEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
+        self.reader = CountingReader()
+        self.forms = CountingForms()
         self._new: dict[str, Prepared] = {}
         self._live: dict[str, tuple[Prepared, int]] = {}
         self._next_s = 0.0
@@ -65,11 +67,12 @@ class PacedEngine:
             slots=self._spec.slots,
             weights_bytes=0,
             has_chat_template=False,
+            kv_tokens_total=KV_TOKENS,
         )
 
-    def prepare(self, generation: Generation) -> Prepared:
-        """Take any prompt."""
-        return Prepared(generation, (0,), generation.max_tokens)
+    def adopt(self, prepared: Prepared) -> Prepared:
+        """Accept any prompt."""
+        return prepared
 
     def capacity(self) -> Capacity:
         """Slots alone decide."""
@@ -123,7 +126,7 @@ class PacedEngine:
 
 
 def _per_s(prepared: Prepared) -> float:
-    return float(prepared.generation.prompt.text.split()[0])
+    return float(text_of(prepared).split()[0])
 
 
 def load(spec: EngineSpec, on_load: OnLoad) -> Engine:

@@ -132,7 +132,7 @@ async def test_what_the_engine_prints_is_logged(caplog: pytest.LogCaptureFixture
         await sink.until_phase("ready")
         broker.submit(make_work("a"))
         await sink.until_finished("a")
-    assert ("worker.engine", 20, "preparing a") in caplog.record_tuples
+    assert ("worker.engine", 20, "admitting a") in caplog.record_tuples
 
 
 # ---- engines that die ------------------------------------------------------------------------------------------------

@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from tests.engines.reading import prepare
 from tests.gpu.machine import load_engine
 from worker.cli.bench.bare import generate
 from worker.engines.base import Broke, EngineSpec, Generation
 from worker.requests import Prompt, Sampling
 from worker.scheduler.loop import Loop
-from worker.scheduler.works import Refused, Schedule, Work
+from worker.scheduler.works import PreparedWork, Refused, Schedule
 
 WORDS = "Tell me a story about a fox, a lighthouse and the sea. "
 
@@ -67,7 +68,7 @@ def of_generator(engine: Any, streams: int, tokens: int) -> float:
     from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler
 
     generator = engine._loaded.generator
-    ids = [engine.prepare(wanted(number, tokens)).prompt_ids for number in range(streams)]
+    ids = [prepare(engine, wanted(number, tokens)).prompt_ids for number in range(streams)]
     settings = [
         ExLlamaV2Sampler.Settings(token_repetition_penalty=1.0, temperature=1.0, top_k=1, top_p=1.0) for _ in ids
     ]
@@ -102,7 +103,12 @@ def soak(engine: Any, seconds: float, seed: int = 0) -> dict[str, float]:
             sampling = Sampling(temperature=dice.choice([0.0, 1.0]), ignore_eos=dice.random() < 0.5)
             budget = dice.choice([1, 20, 200, context])
             generation = Generation(lease=name, prompt=Prompt(text=text), sampling=sampling, max_tokens=budget)
-            loop.submit(Work(generation=generation, account=dice.choice("abc"), priority=dice.randrange(10)))
+            work = PreparedWork(
+                prepared=engine.reader.prepare(generation, engine.info.bounds),
+                account=dice.choice("abc"),
+                priority=dice.randrange(10),
+            )
+            loop.submit(work)
             live.add(name)
         if live and dice.random() < 0.1:
             name = dice.choice(sorted(live))

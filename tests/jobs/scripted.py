@@ -30,6 +30,7 @@ INFO = EngineInfo(
     slots=4,
     weights_bytes=4000,
     has_chat_template=True,
+    kv_tokens_total=1000,
 )
 STATS = Stats(1, 2, 4, 10, 100, 5.0, 200.0, 1000.0)
 READY = EngineState(phase="ready", info=INFO)

@@ -299,10 +299,8 @@ class Jobs:
                 choice.pause()
                 if not job.runs:
                     self._append(job, Preempted("its next tokens have no room in the KV cache now"))
-            case Refused():
+            case Refused() | Broke():
                 self._fail(job, event.error)
-            case Broke():
-                self._fail(job, EngineFailed(f"The engine failed on this job: {event.reason}.").problem())
 
     def _on_placed(self, job: Job, choice: Choice, event: Placed) -> None:
         """Record a new position; a new estimate alone is not worth a record."""

@@ -60,7 +60,7 @@ def serve(sock: socket.socket, choose: Choose) -> int:
 
     Ends the process at once when the gateway is gone. An engine that breaks raises its own exception.
     """
-    commands: SimpleQueue[Down] = SimpleQueue()
+    commands: SimpleQueue[Down | None] = SimpleQueue()  # None wakes it up: a form is compiled
     threading.Thread(target=_read, args=(sock, commands), name="commands", daemon=True).start()
     opening = commands.get()
     assert isinstance(opening, Open), f"the first message was {type(opening).__name__}, not Open"
@@ -68,7 +68,7 @@ def serve(sock: socket.socket, choose: Choose) -> int:
     if engine is None:
         return EXIT_LOAD_FAILED
     calm_gc()
-    loop = Loop(engine, opening.schedule)
+    loop = Loop(engine, opening.schedule, wake=partial(commands.put, None))
     while _carry_out(commands, loop):
         batch = loop.step(send=partial(_send, sock))
         if batch is not None:
@@ -98,11 +98,11 @@ def _load(sock: socket.socket, opening: Open, choose: Choose) -> Engine | None:
     return engine
 
 
-def _carry_out(commands: SimpleQueue[Down], loop: Loop) -> bool:
-    """Carry out all commands that have arrived, waiting for one when idle. Returns whether to go on."""
+def _carry_out(commands: SimpleQueue[Down | None], loop: Loop) -> bool:
+    """Carry out all commands that have arrived, waiting for one when at rest. Returns whether to go on."""
     try:
         while True:
-            match commands.get(block=loop.idle):
+            match commands.get(block=loop.at_rest):
                 case Submit(work):
                     loop.submit(work)
                 case Cancel(lease):
@@ -117,7 +117,7 @@ def _carry_out(commands: SimpleQueue[Down], loop: Loop) -> bool:
         return True
 
 
-def _read(sock: socket.socket, commands: SimpleQueue[Down]) -> None:
+def _read(sock: socket.socket, commands: SimpleQueue[Down | None]) -> None:
     """Feed the queue from the socket; without a gateway this process has nothing left to do."""
     messages = wire.downward()
     try:

@@ -96,7 +96,8 @@ class Batch(msgspec.Struct, frozen=True, tag="batch"):
 
     `commands_answered` counts the commands (`Submit`, `Cancel`, `Prioritize`) that took effect so far: while it is
     behind the number sent, or while works run or wait, another batch will come. `handling` is the lease of the work
-    that is prepared or admitted next: if the engine dies before the next batch, it died of that work.
+    that is admitted next, or whose form is compiled while nothing runs: if the engine dies before the next batch, it
+    died of that work.
     """
 
     events: tuple[WorkEvent, ...]
