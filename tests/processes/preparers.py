@@ -217,3 +217,9 @@ def preparing(
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     os.kill(pid, number)
+
+
+def unforked() -> None:
+    """The real preparer, as where there is no fork."""
+    preparer.FORKS = False
+    preparer.main(choose)

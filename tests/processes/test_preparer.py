@@ -38,7 +38,7 @@ def template(folder: Path, text: str) -> EngineSpec:
 def test_a_work_comes_back_as_ids_and_as_a_frame_for_the_engine() -> None:
     with preparing(COUNTING) as one:
         one.until_hands()
-        assert one.answers[0] == PreparerLoaded(forks=True)
+        assert one.answers[0] == PreparerLoaded()
         (made,) = one.ask(make_work("a", account="p", priority=7, prompt="Hello"))
     assert isinstance(made, Made)
     assert (made.lease, made.prompt_tokens, unpack_ids(made.ids)) == ("a", 5, tuple(map(ord, "Hello")))

@@ -222,4 +222,4 @@ class LocalBroker:
             restarts=before.restarts + (1 if happening == "lost" else 0),
             pid=pid,
         )
-        sink.on_state(self._state)
+        sink.on_state(self.state)

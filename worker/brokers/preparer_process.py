@@ -35,7 +35,7 @@ preparer_logger = logging.getLogger("worker.preparer")
 class Owner(Protocol):
     """What a preparer's process calls, on the event loop's thread."""
 
-    def on_loaded(self, message: PreparerLoaded) -> None:
+    def on_loaded(self) -> None:
         """Learn that it is loaded; hands follow."""
         ...
 
@@ -136,7 +136,7 @@ class PreparerProcess:
         match message:
             case PreparerLoaded():
                 self.loaded.set()
-                self._owner.on_loaded(message)
+                self._owner.on_loaded()
             case Hand():
                 if not self._fds:
                     raise wire.Garbage("a hand came without a connection")

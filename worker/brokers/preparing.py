@@ -22,6 +22,7 @@ from worker.brokers.refusals import OUTSIDE, Refusals, blame, form_digest, promp
 from worker.config import Settings
 from worker.engines.base import Bounds
 from worker.errors import ConfigError, ModelError, Problem
+from worker.processes.child import FORKS
 from worker.processes.memory import oom_kills, shared_out_bytes
 from worker.processes.messages import (
     FormPassed,
@@ -31,7 +32,6 @@ from worker.processes.messages import (
     Made,
     OpenPreparer,
     Prepare,
-    PreparerLoaded,
     Refuse,
     SetBounds,
     TemplateFailed,
@@ -91,7 +91,6 @@ class Preparing:
         self._next: dict[HandConnection, HandConnection] = {}
         self._refusals = Refusals(time.monotonic)
         self._bounds: Bounds | None = None
-        self._forks = True
         self._oom_kills = oom_kills()
         self.state = PreparerState()
         self.loaded = False
@@ -103,7 +102,7 @@ class Preparing:
         form = work.generation.sampling.response_format
         digest = b"" if form.type == "text" else form_digest(form)
         quick = size_bytes(work.generation) <= SHORT_BYTES_MAX and (not digest or self._refusals.harmless(digest))
-        lane = SHORT if quick or not self._forks else LONG
+        lane = SHORT if quick or not FORKS else LONG
         self._lanes.add(work, lane, digest)
         self._pump(lane)
 
@@ -146,10 +145,9 @@ class Preparing:
 
     # ---- what the preparer reports -----------------------------------------------------------------------------------
 
-    def on_loaded(self, message: PreparerLoaded) -> None:
+    def on_loaded(self) -> None:
         """Learn that the preparer is loaded."""
         self.loaded = True
-        self._forks = message.forks
         self._taker.on_preparer_loaded()
 
     def on_hand(self, hand: HandConnection, message: Hand) -> None:

@@ -19,6 +19,9 @@ ENGINE_COMMAND = (sys.executable, "-P", "-m", "worker.processes.engine")
 PREPARER_COMMAND = (sys.executable, "-P", "-m", "worker.processes.preparer")
 """Starts a preparer, likewise."""
 
+FORKS = hasattr(os, "fork")
+"""Whether a preparer forks hands here."""
+
 OUTPUT_LINES_KEPT = 20
 """Lines of its output that are kept to explain its end."""
 

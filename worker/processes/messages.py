@@ -124,12 +124,7 @@ class OpenPreparer(msgspec.Struct, frozen=True, tag="open_preparer"):
 
 
 class PreparerLoaded(msgspec.Struct, frozen=True, tag="preparer_loaded"):
-    """Vocabulary, template and grammar compiler are in memory; hands follow. `forks`: they are processes of their own.
-
-    Where there is no fork, the preparer itself is the one hand, and ends with it.
-    """
-
-    forks: bool
+    """Vocabulary, template and grammar compiler are in memory; hands follow."""
 
 
 class TemplateFailed(msgspec.Struct, frozen=True, tag="template_failed"):

@@ -26,6 +26,7 @@ from typing import NoReturn, TypeAlias
 from worker.engines.base import EngineSpec, Reader
 from worker.errors import EngineFailed, JobwireError, ModelError, Problem
 from worker.processes import hand, wire
+from worker.processes.child import FORKS
 from worker.processes.gc import calm_gc
 from worker.processes.messages import (
     PROTOCOL_VERSION,
@@ -51,8 +52,6 @@ TEMPLATE_TIMEOUT_S = 2.0
 QUICK_DEATH_S, QUICK_DEATHS_MAX, PAUSE_S = 0.05, 10, 0.1
 """After this many hands in a row that lived shorter than that, something is wrong with all of them: pause."""
 
-FORKS = hasattr(os, "fork")
-
 Choose: TypeAlias = Callable[[EngineSpec], tuple[Callable[[EngineSpec], Reader], EngineSpec, str]]
 """Turns the wanted engine into the function that reads its vocabulary, the exact engine, and the reason for it."""
 
@@ -67,7 +66,7 @@ def serve(sock: socket.socket, choose: Choose) -> int:
         _send(sock, loaded)
         return EXIT_LOAD_FAILED
     calm_gc()
-    _send(sock, PreparerLoaded(FORKS))
+    _send(sock, PreparerLoaded())
     if not FORKS:
         theirs, mine = socket.socketpair()
         _send(sock, Hand(os.getpid(), 0), theirs)
