@@ -47,8 +47,9 @@ def run(task: Task) -> Iterator[dict[str, float]]:
             # The first of two rounds warms caches and clocks.
             for _ in range(2):
                 raw = of_generator(engine, streams, task.tokens)
+                jobs = [wanted(number, task.tokens) for number in range(streams)]
                 gathered = generate(
-                    Loop(engine, Schedule()), [wanted(number, task.tokens) for number in range(streams)]
+                    Loop(engine, Schedule()), [engine.reader.prepare(job, engine.info.bounds) for job in jobs]
                 )
                 loop = gathered.tokens / gathered.wall_s
             yield {"streams": streams, "raw": raw, "loop": loop}
@@ -103,12 +104,8 @@ def soak(engine: Any, seconds: float, seed: int = 0) -> dict[str, float]:
             sampling = Sampling(temperature=dice.choice([0.0, 1.0]), ignore_eos=dice.random() < 0.5)
             budget = dice.choice([1, 20, 200, context])
             generation = Generation(lease=name, prompt=Prompt(text=text), sampling=sampling, max_tokens=budget)
-            work = PreparedWork(
-                prepared=engine.reader.prepare(generation, engine.info.bounds),
-                account=dice.choice("abc"),
-                priority=dice.randrange(10),
-            )
-            loop.submit(work)
+            prepared = engine.reader.prepare(generation, engine.info.bounds)
+            loop.submit(PreparedWork(prepared=prepared, account=dice.choice("abc"), priority=dice.randrange(10)))
             live.add(name)
         if live and dice.random() < 0.1:
             name = dice.choice(sorted(live))

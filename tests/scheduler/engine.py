@@ -104,7 +104,7 @@ class CountingForms:
         elif wanted.pattern == "bug":
             future.set_exception(ZeroDivisionError("a bug in the compiler"))
         else:
-            self.kept = [*self.kept, wanted][-self.kept_max :]
+            self.kept = [*self.kept, wanted][-self.kept_max :] if self.kept_max else []
             future.set_result(None)
 
 

@@ -363,3 +363,111 @@ def test_adopting_a_burst_does_not_hold_up_those_who_run() -> None:
         assert Delta("a", (step,), f"{step} ") in batch.events
         assert sum(isinstance(event, Placed) for event in batch.events) == 3
         assert batch.stats.waiting == 30
+
+
+# ---- forms that are compiled beside the steps ------------------------------------------------------------------------
+
+
+def test_a_work_whose_form_is_compiled_waits_and_holds_up_nobody() -> None:
+    bench = Bench()
+    bench.loop.submit(prepared_work("formed", max_tokens=2, pattern="a+"))
+    bench.loop.submit(prepared_work("plain", max_tokens=9))
+    assert started(list(bench.step())) == ["plain"]
+    batch = bench.loop.step()
+    assert batch is not None
+    assert (batch.stats.running, batch.stats.waiting, batch.handling) == (1, 1, "")
+    bench.engine.forms.finish()
+    assert started(list(bench.step())) == ["formed"]
+    assert ids_of(bench.run(), "formed") == [1], "its first token came in the step before"
+
+
+def test_a_form_that_is_there_already_is_not_compiled_again() -> None:
+    bench = Bench()
+    for name in "ab":
+        bench.loop.submit(prepared_work(name, max_tokens=1, pattern="a+"))
+        bench.step()
+        if name == "a":
+            bench.engine.forms.finish()
+            bench.run()
+    assert bench.loop.idle and not bench.engine.forms.compiling
+
+
+def test_the_loop_is_at_rest_while_only_forms_are_compiled_and_wakes_its_owner() -> None:
+    bench, woken = Bench(), list[str]()
+    bench.loop = Loop(bench.engine, SCHEDULE, bench.clock, wake=lambda: woken.append("awake"))
+    assert bench.loop.at_rest and bench.loop.idle
+    bench.loop.submit(prepared_work("a", max_tokens=1, pattern="a+"))
+    assert not bench.loop.at_rest, "the command is not answered yet"
+    batch = bench.loop.step()
+    assert batch is not None
+    # If compiling kills the engine, it is known which work did it.
+    assert (batch.commands_answered, batch.stats.waiting, batch.handling) == (1, 1, "a")
+    assert bench.loop.at_rest and not bench.loop.idle and not woken
+    bench.loop.prioritize("a", 9)
+    assert not bench.loop.at_rest
+    bench.step()
+    assert bench.loop.at_rest
+    bench.engine.forms.finish()
+    assert woken == ["awake"] and not bench.loop.at_rest
+    assert ids_of(bench.run(), "a") == [0]
+
+
+@pytest.mark.parametrize(("pattern", "code"), [("bad", "invalid_params"), ("bug", "engine_failed")])
+def test_a_form_that_cannot_be_compiled_refuses_its_work_alone(pattern: str, code: str) -> None:
+    bench = Bench()
+    bench.loop.submit(prepared_work("bad", pattern=pattern))
+    bench.loop.submit(prepared_work("good", max_tokens=2))
+    events = list(bench.step())
+    bench.engine.forms.finish()
+    events += bench.run()
+    refused = [event for event in events if isinstance(event, Refused)]
+    assert [(event.lease, event.error.code) for event in refused] == [("bad", code)]
+    assert ids_of(events, "good") == [0, 1]
+
+
+def test_a_work_whose_form_is_compiled_can_be_cancelled_and_prioritized() -> None:
+    bench = Bench(slots=1)
+    for name in "abc":
+        bench.loop.submit(prepared_work(name, max_tokens=1, pattern=name))
+    bench.step()
+    bench.loop.cancel("a")
+    bench.loop.prioritize("c", 9)
+    for _ in "abc":
+        bench.engine.forms.finish()
+    assert [form.pattern for form in bench.engine.forms.kept] == ["b", "c"]
+    events = bench.run()
+    assert started(events) == ["c", "b"]
+    assert bench.loop.idle
+
+
+def test_a_form_that_was_given_up_meanwhile_is_compiled_again_and_its_work_is_first() -> None:
+    bench = Bench(slots=1)
+    bench.engine.forms.kept_max = 1
+    bench.loop.submit(prepared_work("runs", max_tokens=4))
+    for name in "ab":
+        bench.loop.submit(prepared_work(name, max_tokens=1, pattern=name))
+    bench.step()
+    for _ in "ab":
+        bench.engine.forms.finish()
+    events: list[WorkEvent] = []
+    while not bench.loop.at_rest:
+        events += bench.step()
+        while bench.engine.forms.compiling and not bench.engine.sequences:
+            bench.engine.forms.finish()
+    # The form of b has taken the place of that of a, and so again.
+    assert sorted(started(events)) == ["a", "b"]
+    assert bench.loop.idle
+
+
+def test_a_work_that_waits_for_its_form_again_can_be_cancelled() -> None:
+    bench = Bench(slots=1)
+    bench.loop.submit(prepared_work("a", account="a", max_tokens=1, pattern="a"))
+    bench.step()
+    bench.engine.forms.kept_max = 0
+    bench.engine.forms.finish()
+    bench.engine.forms.kept_max, bench.engine.forms.kept = 1, []
+    bench.step()
+    assert len(bench.engine.forms.compiling) == 1, "it was popped, and its form was gone"
+    bench.loop.cancel("a")
+    bench.step()
+    assert bench.loop.idle

@@ -252,6 +252,11 @@ class _Tokens:
         self.bos_token_id = vocabulary.bos_id
         self.special_token_ids = sorted(vocabulary.special_ids)
         self.tokens = [vocabulary.token_bytes(token) for token in range(vocabulary.size)]
+        # Grammars name control tokens. The byte keeps them apart from text: no character has it.
+        for name in vocabulary.special_names:
+            ids = vocabulary.encode(name, special=True)
+            if len(ids) == 1 and not self.tokens[ids[0]]:
+                self.tokens[ids[0]] = b"\xff" + name.encode()
 
     def __call__(self, text: str | bytes) -> list[int]:
         if isinstance(text, bytes):
