@@ -2,7 +2,7 @@
 
 The prompt says how many tokens per second ("50 per second", "0 per second" for none). The text of a token is when it
 was made, in microseconds of the monotonic clock, which all processes of a machine share: a reader knows how long it
-travelled. `serve` is a whole worker whose engine process is this one.
+travelled. `serve` is a whole worker whose engine process is this one, and whose preparer counts characters.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from worker.engines.base import (
     StepEvent,
 )
 from worker.processes import engine as host
+from worker.processes import preparer
 
 ROOT = Path(__file__).resolve().parents[2]
 _CODE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.benchmarks import paced_engine; paced_engine.run()"
 COMMAND = (sys.executable, "-c", _CODE)
+PREPARER = (sys.executable, "-c", _CODE.replace("paced_engine.run()", "paced_engine.prepare()"))
 
 KV_TOKENS = 1 << 40
 
@@ -139,11 +141,16 @@ def run() -> None:
     host.main(lambda spec: (load, msgspec.structs.replace(spec, engine="paced"), "it is the only one here"))
 
 
+def prepare() -> None:
+    """Be the preparer. Does not return."""
+    preparer.main(lambda spec: (lambda _: CountingReader(), spec, "it is the only one here"))
+
+
 def serve() -> None:
     """Be a worker. Does not return."""
     import worker.app
     from worker.brokers.local import LocalBroker
     from worker.cli import main
 
-    worker.app.LocalBroker = partial(LocalBroker, command=COMMAND)  # type: ignore[misc, assignment]
+    worker.app.LocalBroker = partial(LocalBroker, command=COMMAND, preparer_command=PREPARER)  # type: ignore[misc, assignment]
     sys.exit(main())

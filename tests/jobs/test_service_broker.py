@@ -6,6 +6,7 @@ import pytest
 
 from tests.brokers.recorder import Recorder, running
 from tests.jobs.scripted import ANN, LIMITS, ManualClock
+from tests.processes import preparers
 from tests.processes.engine_processes import command
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
@@ -23,7 +24,7 @@ class Worker(Recorder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.broker = LocalBroker(SETTINGS, command("counting"))
+        self.broker = LocalBroker(SETTINGS, command("counting"), preparers.command("counting"))
         self.jobs = Jobs(self.broker, SETTINGS, ManualClock())
         self.react_to_state = self.jobs.on_state
 
