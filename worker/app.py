@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from quart import Quart
 from worker.brokers.base import EngineState
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
-from worker.errors import ConfigError
+from worker.errors import ConfigError, Problem
 from worker.jobs.service import Jobs
 from worker.observers.heartbeat import Heartbeats
 from worker.observers.logs import JobLines
@@ -112,6 +112,14 @@ class Worker:
         """Pass an engine step on to the jobs."""
         self.jobs.on_batch(batch)
 
+    def on_prepared(self, lease: str, prompt_tokens: int, ids: bytes) -> None:
+        """Pass the ids of a prompt on to the jobs."""
+        self.jobs.on_prepared(lease, prompt_tokens, ids)
+
+    def on_refused(self, lease: str, error: Problem) -> None:
+        """Pass the refusal of a work on to the jobs."""
+        self.jobs.on_refused(lease, error)
+
     def on_lost(self, reason: str) -> None:
         """Pass an engine's death on to the jobs."""
         logger.warning("engine_lost", extra={"reason": reason, "live_jobs": self.jobs.live})
@@ -143,7 +151,7 @@ class Worker:
         self._banner()
         app = self.application()
         calm_gc()
-        async with asyncio.TaskGroup() as tasks:
+        async with _errors_alone(), asyncio.TaskGroup() as tasks:
             helpers = [tasks.create_task(self.broker.run(self)), tasks.create_task(self._tick())]
             if self.settings.queen_url and not self.settings.local_mode:
                 helpers.append(tasks.create_task(self._heartbeats().run()))
@@ -239,10 +247,22 @@ class Worker:
             connection.abort()
 
 
-async def serve(settings: Settings, announce: Callable[[str], None]) -> int:
-    """Run a worker until a signal stops it; return the exit status. Raises ConfigError if it cannot listen.
+@contextlib.asynccontextmanager
+async def _errors_alone() -> AsyncIterator[None]:
+    """Raise a ConfigError without the group that it comes in."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if (wrong := group.subgroup(ConfigError)) is not None:
+            raise wrong.exceptions[0] from None
+        raise
 
-    `announce` shows the operator a line. It neither waits nor fails.
+
+async def serve(settings: Settings, announce: Callable[[str], None]) -> int:
+    """Run a worker until a signal stops it; return the exit status.
+
+    Raises ConfigError if it cannot listen, or the model's chat template cannot be used. `announce` shows the operator
+    a line. It neither waits nor fails.
     """
     settings = sockets.fit_open_files(settings)
     listening = sockets.open_socket(settings)

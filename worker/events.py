@@ -32,6 +32,16 @@ class Queued(msgspec.Struct, frozen=True, omit_defaults=True, tag="queued"):
     eta_ms: int | None = None
 
 
+class Tokenized(msgspec.Struct, frozen=True, tag="prepared"):
+    """The job's prompt is read: it has `prompt_tokens` tokens, with these `ids`, packed as int32.
+
+    The ids stay with the job, so the prompt is rendered and tokenized once, also if an engine dies later.
+    """
+
+    prompt_tokens: int
+    ids: bytes
+
+
 class Admitted(msgspec.Struct, frozen=True, omit_defaults=True, tag="admitted"):
     """The job holds a slot of the batch and its prefill begins, after the `cached_tokens` that are in the KV cache."""
 
@@ -133,7 +143,7 @@ class Expired(msgspec.Struct, frozen=True, tag="expired"):
 
 
 Terminal: TypeAlias = Finished | Failed | Cancelled | Expired
-Event: TypeAlias = Queued | Admitted | Progress | Token | FirstToken | Preempted | Resumed | Note | Terminal
+Event: TypeAlias = Queued | Tokenized | Admitted | Progress | Token | FirstToken | Preempted | Resumed | Note | Terminal
 TERMINAL = (Finished, Failed, Cancelled, Expired)
 
 

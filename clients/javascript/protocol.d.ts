@@ -324,6 +324,12 @@ export interface Health {
   waiting?: number;
   /** How often the engine was restarted. (integer) */
   restarts?: number;
+  /** How often the reader of prompts was restarted. (integer) */
+  preparer_restarts?: number;
+  /** Processes that were replaced, because a prompt or form ended them. (integer) */
+  preparer_hand_deaths?: number;
+  /** Memory of the processes that read prompts. (integer) */
+  preparer_memory_bytes?: number;
   /** More of the engine, by name. */
   details?: Record<string, string>;
 }
@@ -448,7 +454,7 @@ export interface NarrationFrame {
   cursor: string;
   /** The part that acts: scheduler, engine, worker... */
   actor: string;
-  /** What happens: queued, admitted, prefill, first_token, completed... */
+  /** What happens: queued, prepared, admitted, prefill, first_token, completed... */
   action: string;
   /** The job's id again. */
   target: string;

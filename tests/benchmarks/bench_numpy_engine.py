@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from tests.engines.models import ignore_progress
+from tests.engines.reading import prepare
 from worker.engines.base import Delta, Engine, EngineSpec, Generation
 from worker.engines.numpy_llama.engine import load
 from worker.requests import Prompt, Sampling
@@ -31,7 +32,7 @@ def throughput(engine: Engine, count: int, tokens: int, temperature: float) -> f
     """Tokens per CPU-second of `count` sequences, admitted together."""
     start = time.process_time()
     for number in range(count):
-        engine.admit(engine.prepare(generation(number, STORY, tokens, temperature)))
+        engine.admit(prepare(engine, generation(number, STORY, tokens, temperature)))
     produced = 0
     while engine.capacity().slots_free < engine.info.slots:
         produced += sum(len(event.ids) for event in engine.step(PREFILL_TOKENS) if isinstance(event, Delta))
@@ -41,13 +42,13 @@ def throughput(engine: Engine, count: int, tokens: int, temperature: float) -> f
 def join(engine: Engine, chunk: int, others: int = 16) -> tuple[float, float]:
     """A long prompt joins sequences in decode: its time to first token and the longest step meanwhile, in ms."""
     for number in range(others):
-        engine.admit(engine.prepare(generation(number, STORY, 300, 0.0)))
+        engine.admit(prepare(engine, generation(number, STORY, 300, 0.0)))
     for _ in range(10):
         engine.step(PREFILL_TOKENS)
     # Different in the first token, or the cache would have it already.
     prompt = f"{time.perf_counter_ns()} " + STORY * 14
     started = longest = time.process_time()
-    engine.admit(engine.prepare(generation(others, prompt, 1, 0.0)))
+    engine.admit(prepare(engine, generation(others, prompt, 1, 0.0)))
     longest, ended = 0.0, False
     while not ended:
         before = time.process_time()

@@ -2,7 +2,7 @@
 
 The prompt says how many tokens per second ("50 per second", "0 per second" for none). The text of a token is when it
 was made, in microseconds of the monotonic clock, which all processes of a machine share: a reader knows how long it
-travelled. `serve` is a whole worker whose engine process is this one.
+travelled. `serve` is a whole worker whose engine process is this one, and whose preparer counts characters.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from pathlib import Path
 
 import msgspec
 
+from tests.scheduler.engine import CountingForms, CountingReader, text_of
 from worker.engines.base import (
     Capacity,
     Delta,
     Engine,
     EngineInfo,
     EngineSpec,
-    Generation,
     OnLoad,
     Prefilled,
     Prepared,
     StepEvent,
 )
 from worker.processes import engine as host
+from worker.processes import preparer
 
 ROOT = Path(__file__).resolve().parents[2]
 _CODE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.benchmarks import paced_engine; paced_engine.run()"
 COMMAND = (sys.executable, "-c", _CODE)
+PREPARER = (sys.executable, "-c", _CODE.replace("paced_engine.run()", "paced_engine.prepare()"))
 
 KV_TOKENS = 1 << 40
 
@@ -48,6 +50,8 @@ class PacedEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
+        self.reader = CountingReader()
+        self.forms = CountingForms()
         self._new: dict[str, Prepared] = {}
         self._live: dict[str, tuple[Prepared, int]] = {}
         self._next_s = 0.0
@@ -65,11 +69,12 @@ class PacedEngine:
             slots=self._spec.slots,
             weights_bytes=0,
             has_chat_template=False,
+            kv_tokens_total=KV_TOKENS,
         )
 
-    def prepare(self, generation: Generation) -> Prepared:
-        """Take any prompt."""
-        return Prepared(generation, (0,), generation.max_tokens)
+    def adopt(self, prepared: Prepared) -> Prepared:
+        """Accept any prompt."""
+        return prepared
 
     def capacity(self) -> Capacity:
         """Slots alone decide."""
@@ -123,7 +128,7 @@ class PacedEngine:
 
 
 def _per_s(prepared: Prepared) -> float:
-    return float(prepared.generation.prompt.text.split()[0])
+    return float(text_of(prepared).split()[0])
 
 
 def load(spec: EngineSpec, on_load: OnLoad) -> Engine:
@@ -136,11 +141,16 @@ def run() -> None:
     host.main(lambda spec: (load, msgspec.structs.replace(spec, engine="paced"), "it is the only one here"))
 
 
+def prepare() -> None:
+    """Be the preparer. Does not return."""
+    preparer.main(lambda spec: (lambda _: CountingReader(), spec, "it is the only one here"))
+
+
 def serve() -> None:
     """Be a worker. Does not return."""
     import worker.app
     from worker.brokers.local import LocalBroker
     from worker.cli import main
 
-    worker.app.LocalBroker = partial(LocalBroker, command=COMMAND)  # type: ignore[misc, assignment]
+    worker.app.LocalBroker = partial(LocalBroker, command=COMMAND, preparer_command=PREPARER)  # type: ignore[misc, assignment]
     sys.exit(main())

@@ -116,7 +116,7 @@ def jobwire(root: Path = ROOT) -> Iterator[Running]:
         children = descendants(server.process.pid)
         for child in children:
             pin(child, cores()[1])
-        yield Running(server.port, server.process.pid, children[0])
+        yield Running(server.port, server.process.pid, server.engine_pids()[0])
 
 
 @contextlib.contextmanager

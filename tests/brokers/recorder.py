@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from worker.brokers.base import Broker, EngineState
 from worker.engines.base import Delta
+from worker.errors import Problem
 from worker.scheduler.works import Batch, Started, WorkEvent
 
 WAIT_S = 30.0
@@ -20,12 +21,24 @@ class Recorder:
         self.batches: list[Batch] = []
         self.states: list[EngineState] = []
         self.lost: list[str] = []
+        self.prepared: dict[str, tuple[int, bytes]] = {}
+        self.refused: dict[str, Problem] = {}
         self.react_to_loss: Callable[[], None] = lambda: None
         self.react_to_state: Callable[[EngineState], None] = lambda _: None
         self._changed = asyncio.Event()
 
     def on_batch(self, batch: Batch) -> None:
         self.batches.append(batch)
+        self._changed.set()
+
+    def on_prepared(self, lease: str, prompt_tokens: int, ids: bytes) -> None:
+        assert lease not in self.prepared, "prepared twice"
+        self.prepared[lease] = prompt_tokens, ids
+        self._changed.set()
+
+    def on_refused(self, lease: str, error: Problem) -> None:
+        assert lease not in self.refused, "refused twice"
+        self.refused[lease] = error
         self._changed.set()
 
     def on_lost(self, reason: str) -> None:
@@ -71,6 +84,14 @@ class Recorder:
                     await self._changed.wait()
         except TimeoutError:
             raise AssertionError(f"waited {WAIT_S} s for {what}; phases {self.phases}, lost {self.lost}") from None
+
+    async def until_hands(self, broker: Broker) -> tuple[int, ...]:
+        """Wait until both hands of the preparer are there; return their pids."""
+        # They come without notice: nobody needs to know in earnest.
+        async with asyncio.timeout(WAIT_S):
+            while len(broker.state.preparer.hands) < 2:  # noqa: ASYNC110  (as above)
+                await asyncio.sleep(0.005)
+        return broker.state.preparer.hands
 
     async def until_phase(self, phase: str) -> EngineState:
         await self.until(phase, lambda: bool(self.states) and self.states[-1].phase == phase)

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.brokers.recorder import Recorder, running
+from tests.processes import preparers
 from tests.processes.engine_processes import ROOT, command
 from tests.scheduler.engine import make_work
 from tests.support.server import alive, descendants, wait_until
@@ -27,7 +29,11 @@ SETTINGS = Settings(slots=4, engine_restart_backoff_s=0.05, engine_restart_backo
 
 
 def make_broker(name: str = "counting", **settings: object) -> LocalBroker:
-    return LocalBroker(dataclasses.replace(SETTINGS, **settings), command(name))  # type: ignore[arg-type]
+    return LocalBroker(
+        dataclasses.replace(SETTINGS, **settings),  # type: ignore[arg-type]
+        command(name),
+        preparers.command("counting"),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +67,7 @@ async def test_loading_is_told_stage_by_stage_then_ready_with_facts() -> None:
     assert broker.state == EngineState(phase="loading")
     async with running(broker, sink):
         ready = await sink.until_phase("ready")
-        assert broker.state == ready
+        assert msgspec.structs.replace(broker.state, preparer=ready.preparer) == ready
         assert ready.pid is not None
         assert alive(ready.pid)
         assert ready.info is not None
@@ -132,7 +138,7 @@ async def test_what_the_engine_prints_is_logged(caplog: pytest.LogCaptureFixture
         await sink.until_phase("ready")
         broker.submit(make_work("a"))
         await sink.until_finished("a")
-    assert ("worker.engine", 20, "preparing a") in caplog.record_tuples
+    assert ("worker.engine", 20, "admitting a") in caplog.record_tuples
 
 
 # ---- engines that die ------------------------------------------------------------------------------------------------
@@ -288,7 +294,7 @@ async def test_waiting_work_can_be_cancelled_when_loading_fails() -> None:
         failed = await sink.until_phase("failed")
     assert failed.error is not None
     assert failed.error.detail == "ZeroDivisionError: a bug in the engine"
-    assert not broker._held
+    assert not len(broker._preparing._lanes)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +324,7 @@ async def test_a_system_that_starts_no_process_is_tried_a_few_times_then_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(local, "DEAD_STARTS_MAX", 3)
-    broker, sink = LocalBroker(SETTINGS, ("/nowhere/python",)), Recorder()
+    broker, sink = LocalBroker(SETTINGS, ("/nowhere/python",), preparers.command("counting")), Recorder()
     async with running(broker, sink):
         failed = await sink.until_phase("failed")
     assert failed.error is not None
@@ -412,13 +418,14 @@ asyncio.run(gateway())
 
 
 async def gateway() -> None:
-    """The main part of a gateway process for the test below: prints the engine's pid when it works."""
+    """The main part of a gateway process for the test below: prints the pids when all work."""
     broker, sink = make_broker(), Recorder()
     async with running(broker, sink):
         await sink.until_phase("ready")
         broker.submit(make_work("a", max_tokens=1_000_000))
         await sink.until("tokens", lambda: bool(sink.ids("a")))
-        print(broker.state.pid, flush=True)
+        await sink.until_hands(broker)
+        print(broker.state.pid, broker.state.preparer.pid, *broker.state.preparer.hands, flush=True)
         await asyncio.sleep(3600)
 
 
@@ -428,13 +435,15 @@ def test_an_engine_does_not_survive_its_gateway(engine: str) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            pid = int(process.stdout.readline())
-            assert alive(pid)
+            pids = [int(pid) for pid in process.stdout.readline().split()]
+            assert len(pids) == 4
+            assert all(map(alive, pids))
             if engine == "stopped":
-                os.kill(pid, signal.SIGSTOP)
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
         finally:
             process.kill()
-    wait_until("the end of the engine", lambda: not alive(pid))
+    wait_until("the end of engine, preparer and hands", lambda: not any(map(alive, pids)))
 
 
 async def test_a_terminals_ctrl_c_does_not_reach_the_engine() -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 import worker.bundled
 from tests.engines.exllamav2 import cpu
+from tests.engines.reading import prepare
 from worker.engines.base import (
     Broke,
     Delta,
@@ -122,7 +123,7 @@ class Driver:
         self._paused: list[Prepared] = []
 
     def admit(self, generation: Generation) -> Outcome:
-        prepared = self._prepared[generation.lease] = self.engine.prepare(generation)
+        prepared = self._prepared[generation.lease] = prepare(self.engine, generation)
         assert self.engine.fits(prepared)
         outcome = self.outcomes[generation.lease] = Outcome()
         outcome.cached = self.engine.admit(prepared)
@@ -139,7 +140,7 @@ class Driver:
             if isinstance(event, Prefilled):
                 outcome.prefilled.append(event)
             elif isinstance(event, Broke):
-                outcome.broke = event.reason
+                outcome.broke = event.error.detail
             elif isinstance(event, Paused):
                 outcome.pauses += 1
                 outcome.prefilled.clear()

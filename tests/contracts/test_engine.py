@@ -29,6 +29,7 @@ from tests.contracts.engines import (
     load,
     run_one,
 )
+from tests.engines.reading import prepare
 from worker.engines.base import Broke, Delta, Engine, EngineSpec, Generation, LoadProgress, Prefilled
 from worker.errors import InvalidParams, ModelError
 from worker.requests import Prompt, ResponseFormat, Sampling
@@ -78,7 +79,7 @@ def engine(loaded: Engine) -> Iterator[Engine]:
 
 
 def prompt_tokens(engine: Engine, prompt: Prompt) -> int:
-    return len(engine.prepare(generation(prompt)).prompt_ids)
+    return len(prepare(engine, generation(prompt)).prompt_ids)
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------------
@@ -133,11 +134,11 @@ def test_capacity_falls_with_each_admission_and_comes_back(engine: Engine) -> No
 def test_a_whole_context_fits_and_admitting_without_room_is_our_bug(engine: Engine) -> None:
     driver = Driver(engine)
     for number in range(SLOTS):
-        prepared = engine.prepare(generation(QUESTIONS[0], name=str(number), max_tokens=100_000))
-        assert prepared.tokens_max == CONTEXT
-        driver.admit(prepared.generation)
+        wanted = generation(QUESTIONS[0], name=str(number), max_tokens=100_000)
+        assert prepare(engine, wanted).tokens_max == CONTEXT
+        driver.admit(wanted)
     with pytest.raises(AssertionError):
-        engine.admit(engine.prepare(generation(QUESTIONS[0], name="5")))
+        engine.admit(prepare(engine, generation(QUESTIONS[0], name="5")))
 
 
 def test_a_step_without_sequences_is_empty(engine: Engine) -> None:
@@ -146,7 +147,7 @@ def test_a_step_without_sequences_is_empty(engine: Engine) -> None:
 
 def test_preparing_takes_no_room(engine: Engine) -> None:
     for _ in range(SLOTS + 1):
-        engine.prepare(generation(QUESTIONS[0]))
+        prepare(engine, generation(QUESTIONS[0]))
     assert engine.capacity().slots_free == SLOTS and engine.step(64) == []
 
 
@@ -410,7 +411,7 @@ def test_penalties_count_what_they_say(
 ) -> None:
     """One token leads another by exactly 1; it is in the prompt once, and repeatedly in the output."""
     prompt = Prompt(text="The quick brown fox")
-    leader, other = engine.prepare(generation(prompt)).prompt_ids[-1], engine.info.vocab_size - 1
+    leader, other = prepare(engine, generation(prompt)).prompt_ids[-1], engine.info.vocab_size - 1
     output = (leader,) * in_output
 
     def next_token(sampling: Sampling) -> Outcome:
@@ -470,14 +471,14 @@ def test_a_sequence_that_fails_breaks_alone(engine: Engine) -> None:
     hopeless = ResponseFormat(type="grammar", grammar='start: (/a/ | "a" start | start start | start start start)+')
     expected = run_one(engine, generation(QUESTIONS[0], RANKED))
     driver = Driver(engine)
-    letter = engine.prepare(generation(Prompt(text="a"))).prompt_ids[-1]
+    letter = prepare(engine, generation(Prompt(text="a"))).prompt_ids[-1]
     settings = Sampling(temperature=0.0, response_format=hopeless, logit_bias={letter: 100.0})
     broken = driver.admit(generation(QUESTIONS[1], settings, name="0", max_tokens=200))
     other = driver.admit(generation(QUESTIONS[0], name="1"))
     last: list[Prefilled | Delta | Broke] = []
     while not broken.ended:
         last = driver.step()
-    assert broken.broke is not None and "structured output" in broken.broke
+    assert broken.broke is not None and "items" in broken.broke
     assert [type(event) for event in last if event.lease == "0"] == [Broke]
     driver.run()
     assert_alike(expected, other)
@@ -496,7 +497,7 @@ def begun(settings: Sampling = HEALING, *, max_tokens: int = 16, generated: tupl
 def test_the_likeliest_token_that_begins_with_the_last_one_takes_its_place(engine: Engine) -> None:
     vocab = Sampling(temperature=0.0, logprobs=engine.info.vocab_size)
     before = Prompt(text=WITHIN_A_WORD.removesuffix(" f"))
-    assert engine.prepare(begun()).prompt_ids == engine.prepare(generation(before)).prompt_ids
+    assert prepare(engine, begun()).prompt_ids == prepare(engine, generation(before)).prompt_ids
     ranked = run_one(engine, generation(before, vocab, max_tokens=1)).top[0]
     first = next(top for top in ranked if top.text.startswith(" f"))
     assert first.text != " f", "a model that goes on with a token of its own says nothing here"
@@ -511,10 +512,9 @@ def test_the_likeliest_token_that_begins_with_the_last_one_takes_its_place(engin
 def test_a_prompt_whose_last_token_stays_goes_on_as_without_healing(engine: Engine) -> None:
     # A control token ends what the template makes; a digit is always a token by itself; and a token alone stays too.
     for prompt in (chat(QUESTIONS[0]), Prompt(text="Count from 1"), Prompt(text="f")):
-        whole = engine.prepare(generation(prompt))
-        assert engine.prepare(generation(prompt, HEALING)) == msgspec.structs.replace(
-            whole, generation=generation(prompt, HEALING)
-        )
+        whole = prepare(engine, generation(prompt))
+        healing = msgspec.structs.replace(whole.generation, sampling=HEALING)
+        assert prepare(engine, generation(prompt, HEALING)) == msgspec.structs.replace(whole, generation=healing)
         assert_alike(run_one(engine, generation(prompt, RANKED)), run_one(engine, generation(prompt, HEALING)))
 
 
@@ -571,7 +571,7 @@ def test_a_healed_prompt_is_found_in_the_cache_without_its_last_token(engine: En
 def test_healing_does_not_go_with_structured_output(engine: Engine) -> None:
     guided = msgspec.structs.replace(HEALING, response_format=ResponseFormat(type="regex", pattern="a+"))
     with pytest.raises(InvalidParams) as caught:
-        engine.prepare(begun(guided))
+        prepare(engine, begun(guided))
     assert [error.pointer for error in caught.value.errors] == ["/token_healing"]
 
 
@@ -651,11 +651,11 @@ def test_only_the_part_that_is_alike_is_shared(engine: Engine, name: str) -> Non
 
 def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(engine: Engine) -> None:
     size = prompt_tokens(engine, Prompt(text="7" * 100)) - 100
-    assert engine.prepare(generation(Prompt(text="7" * (CONTEXT - 1 - size)))).max_tokens == 1
+    assert prepare(engine, generation(Prompt(text="7" * (CONTEXT - 1 - size)))).max_tokens == 1
     with pytest.raises(InvalidParams, match=f"has {CONTEXT} tokens.*holds {CONTEXT}"):
-        engine.prepare(generation(Prompt(text="7" * (CONTEXT - size))))
+        prepare(engine, generation(Prompt(text="7" * (CONTEXT - size))))
     with pytest.raises(InvalidParams, match=str(CONTEXT)):
-        engine.prepare(generation("x" * 2_000_000))
+        prepare(engine, generation("x" * 2_000_000))
 
 
 @pytest.mark.parametrize(
@@ -673,13 +673,13 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(engine: Engine)
 )
 def test_what_cannot_be_honoured_is_refused_with_its_place(engine: Engine, sampling: Sampling, pointer: str) -> None:
     with pytest.raises(InvalidParams) as caught:
-        engine.prepare(generation(QUESTIONS[0], sampling))
+        prepare(engine, generation(QUESTIONS[0], sampling))
     assert [error.pointer for error in caught.value.errors] == [pointer]
 
 
 def test_messages_go_through_the_template_of_the_model(engine: Engine) -> None:
-    talk = engine.prepare(generation(chat("Hello", system="Be kind.")))
-    written = engine.prepare(
-        generation(Prompt(text="<|begin|><|system|>Be kind.<|end|><|user|>Hello<|end|><|assistant|>"))
+    talk = prepare(engine, generation(chat("Hello", system="Be kind.")))
+    written = prepare(
+        engine, generation(Prompt(text="<|begin|><|system|>Be kind.<|end|><|user|>Hello<|end|><|assistant|>"))
     )
     assert talk.prompt_ids == written.prompt_ids

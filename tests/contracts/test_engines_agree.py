@@ -22,6 +22,7 @@ from tests.contracts.engines import (
     load,
     run_one,
 )
+from tests.engines.reading import prepare
 from worker.engines.base import Engine, EngineSpec
 from worker.requests import Prompt, ResponseFormat, Sampling
 
@@ -101,7 +102,7 @@ def differences(first: Outcome, second: Outcome) -> NDArray[np.float64]:
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_becomes_the_same_tokens(pair: tuple[Engine, Engine], text: str) -> None:
     for prompt in (Prompt(text=text), chat(text, system=text[::-1])):
-        first, second = (engine.prepare(generation(prompt)).prompt_ids for engine in pair)
+        first, second = (prepare(engine, generation(prompt)).prompt_ids for engine in pair)
         assert first == second
 
 

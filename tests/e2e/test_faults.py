@@ -199,7 +199,7 @@ async def test_a_killed_gateway_takes_the_engine_with_it() -> None:
         async with Socket(server) as socket:
             job_id = await socket.create(**counting(1, 300))
             await socket.until(lambda: len(socket.readings[job_id].tokens) >= 5)
-            family = server.engine_pids()
+            family = server.family()
             assert family
             server.process.kill()
             await asyncio.to_thread(wait_until, "the engine to end", lambda: not any(map(alive, family)), 10)

@@ -137,7 +137,7 @@ async def test_jobs_that_wait_for_a_model_in_vain_fail(tmp_path: Path) -> None:
 
 async def test_sigterm_lets_running_jobs_finish_and_refuses_new_ones() -> None:
     with serving() as server:
-        family = server.engine_pids()
+        family = server.family()
         async with Socket(server) as socket, http(server) as client:
             ids = [await socket.create(**counting(1, 100)) for _ in range(4)]
             await socket.until(lambda: all(socket.readings[job_id].tokens for job_id in ids))
@@ -170,7 +170,7 @@ async def test_sigterm_lets_running_jobs_finish_and_refuses_new_ones() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_an_idle_worker_ends_at_once(number: signal.Signals) -> None:
     with serving() as server:
-        family = server.engine_pids()
+        family = server.family()
         async with Socket(server) as socket, http(server) as client:
             # A connection that is kept open without a request does not hold the worker up.
             await client.get("/health")
@@ -200,7 +200,7 @@ async def test_what_does_not_finish_in_time_is_cancelled() -> None:
             reading = socket.readings[job_id]
             await socket.until(lambda: len(reading.tokens) >= 5)
             with server.frozen_engine():
-                family = server.engine_pids()
+                family = server.family()
                 server.process.send_signal(signal.SIGTERM)
                 await socket.finish(job_id)
                 assert (reading.end["status"], reading.end["reason"]) == ("cancelled", "shutdown")
@@ -215,7 +215,7 @@ async def test_a_second_signal_ends_it_at_once() -> None:
             job_id = await socket.create(**counting(1, 300))
             await socket.until(lambda: len(socket.readings[job_id].tokens) >= 5)
             with server.frozen_engine():
-                family = server.engine_pids()
+                family = server.family()
                 server.process.send_signal(signal.SIGTERM)
                 await _wait_draining(server)
                 server.process.send_signal(signal.SIGTERM)
@@ -225,7 +225,7 @@ async def test_a_second_signal_ends_it_at_once() -> None:
 
 async def test_it_ends_while_the_model_loads_and_somebody_watches() -> None:
     with _loading() as server:
-        family = server.engine_pids()
+        family = server.family()
         async with http(server) as client, client.stream("GET", "/v1/loading/progress") as progress:
             lines = progress.aiter_lines()
             assert (await anext(lines)).startswith("data: ")

@@ -157,7 +157,7 @@ async def test_a_signal_to_all_processes_drains_too() -> None:
         async with Socket(server) as socket:
             job_id = await socket.create(**counting(1, 290))
             await socket.until(lambda: bool(socket.readings[job_id].tokens))
-            family = server.engine_pids()
+            family = server.family()
             for pid in (server.process.pid, *family):
                 os.kill(pid, signal.SIGTERM)
             await socket.finish()

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.engines.reading import prepare
 from tests.engines.vocabularies import ByteVocabulary
 from worker.engines.base import Capacity, Delta, Engine, EngineInfo, Generation, Prefilled, Prepared, StepEvent
 from worker.engines.output.sequence import Sequence
 from worker.engines.prompt.chat import ChatTemplate
+from worker.engines.prompt.reader import ModelReader
 from worker.engines.slots import SHARED_TOKENS_MIN, Placement
 from worker.engines.slotted import SlotRow, SlottedEngine
 from worker.requests import Prompt, Sampling
@@ -67,12 +69,12 @@ def made(
         slots=SLOTS,
         weights_bytes=0,
         has_chat_template=False,
+        kv_tokens_total=SLOTS * CONTEXT,
     )
     engine = SlottedEngine(
         runner,
         info,
-        vocabulary,
-        ChatTemplate(None),
+        ModelReader(vocabulary, ChatTemplate(None)),
         wait_for_leader=follow,
         reuse=reuse,
         step_prefill_tokens_max=step_prefill_tokens_max,
@@ -82,7 +84,7 @@ def made(
 
 def prepared(engine: Engine, lease: str, text: str, max_tokens: int = 3) -> Prepared:
     prompt, sampling = Prompt(text=text), Sampling(temperature=0.0)
-    return engine.prepare(Generation(lease=lease, prompt=prompt, sampling=sampling, max_tokens=max_tokens))
+    return prepare(engine, Generation(lease=lease, prompt=prompt, sampling=sampling, max_tokens=max_tokens))
 
 
 def admit(engine: Engine, lease: str, text: str, max_tokens: int = 3) -> int:

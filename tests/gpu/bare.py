@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from tests.engines.reading import prepare
 from tests.gpu.machine import load_engine
 from worker.cli.bench.bare import generate
 from worker.engines.base import Broke, EngineSpec, Generation
 from worker.requests import Prompt, Sampling
 from worker.scheduler.loop import Loop
-from worker.scheduler.works import Refused, Schedule, Work
+from worker.scheduler.works import PreparedWork, Refused, Schedule
 
 WORDS = "Tell me a story about a fox, a lighthouse and the sea. "
 
@@ -46,8 +47,9 @@ def run(task: Task) -> Iterator[dict[str, float]]:
             # The first of two rounds warms caches and clocks.
             for _ in range(2):
                 raw = of_generator(engine, streams, task.tokens)
+                jobs = [wanted(number, task.tokens) for number in range(streams)]
                 gathered = generate(
-                    Loop(engine, Schedule()), [wanted(number, task.tokens) for number in range(streams)]
+                    Loop(engine, Schedule()), [engine.reader.prepare(job, engine.info.bounds) for job in jobs]
                 )
                 loop = gathered.tokens / gathered.wall_s
             yield {"streams": streams, "raw": raw, "loop": loop}
@@ -67,7 +69,7 @@ def of_generator(engine: Any, streams: int, tokens: int) -> float:
     from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler
 
     generator = engine._loaded.generator
-    ids = [engine.prepare(wanted(number, tokens)).prompt_ids for number in range(streams)]
+    ids = [prepare(engine, wanted(number, tokens)).prompt_ids for number in range(streams)]
     settings = [
         ExLlamaV2Sampler.Settings(token_repetition_penalty=1.0, temperature=1.0, top_k=1, top_p=1.0) for _ in ids
     ]
@@ -102,7 +104,8 @@ def soak(engine: Any, seconds: float, seed: int = 0) -> dict[str, float]:
             sampling = Sampling(temperature=dice.choice([0.0, 1.0]), ignore_eos=dice.random() < 0.5)
             budget = dice.choice([1, 20, 200, context])
             generation = Generation(lease=name, prompt=Prompt(text=text), sampling=sampling, max_tokens=budget)
-            loop.submit(Work(generation=generation, account=dice.choice("abc"), priority=dice.randrange(10)))
+            prepared = engine.reader.prepare(generation, engine.info.bounds)
+            loop.submit(PreparedWork(prepared=prepared, account=dice.choice("abc"), priority=dice.randrange(10)))
             live.add(name)
         if live and dice.random() < 0.1:
             name = dice.choice(sorted(live))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from worker.brokers.base import EngineState, Sink
 from worker.config import Settings
 from worker.engines.base import Delta, EngineInfo, Prefilled
-from worker.errors import EngineFailed
+from worker.errors import EngineFailed, Problem
 from worker.events import FinishReason, TopLogprob
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Principal
@@ -17,6 +18,7 @@ from worker.jobs.service import Jobs
 from worker.operations.base import Limits
 from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
+from worker.requests import Prompt, ResponseFormat
 from worker.scheduler.works import Batch, Placed, Refused, Started, Stats, Work, WorkEvent
 
 INFO = EngineInfo(
@@ -29,6 +31,7 @@ INFO = EngineInfo(
     slots=4,
     weights_bytes=4000,
     has_chat_template=True,
+    kv_tokens_total=1000,
 )
 STATS = Stats(1, 2, 4, 10, 100, 5.0, 200.0, 1000.0)
 READY = EngineState(phase="ready", info=INFO)
@@ -87,10 +90,15 @@ class ScriptedBroker:
         self.submitted: list[Work] = []
         self.cancelled: list[str] = []
         self.updated: list[tuple[str, int]] = []
+        self.refused: list[tuple[Prompt | ResponseFormat, Problem]] = []
 
     def submit(self, work: Work) -> None:
         """Note the work."""
         self.submitted.append(work)
+
+    def refusal(self, prompt: Prompt, wanted: ResponseFormat) -> Problem | None:
+        """Return what the test has put there."""
+        return next((problem for refused, problem in self.refused if refused in (prompt, wanted)), None)
 
     def cancel(self, lease: str) -> None:
         """Note the cancel."""
@@ -135,8 +143,14 @@ class Stage:
         """One engine step."""
         self.jobs.on_batch(Batch(events, STATS))
 
+    def prepare(self, job: Job, prompt_tokens: int = 3) -> None:
+        """Let the preparer read the prompt of a job: its ids are 0, 1, 2..."""
+        self.jobs.on_prepared(job.choices[0].lease, prompt_tokens, pack(range(prompt_tokens)))
+
     def start(self, job: Job, prompt_tokens: int = 3, cached_tokens: int = 0) -> None:
-        """All choices of a job get a slot."""
+        """All choices of a job get a slot, after its prompt was read."""
+        if not job.prompt_ids:
+            self.prepare(job, prompt_tokens)
         self.send(*(Started(choice.lease, prompt_tokens, cached_tokens) for choice in job.choices))
 
     def place(self, job: Job, position: int, eta_ms: int | None = None) -> None:
@@ -173,6 +187,11 @@ class Stage:
         self.tokens(job, *texts)
         self.finish(job)
         return job
+
+
+def pack(ids: Iterable[int]) -> bytes:
+    """Return ids as they travel."""
+    return array("i", ids).tobytes()
 
 
 def _ids() -> Iterator[uuid.UUID]:

@@ -11,6 +11,7 @@ from worker.jobs.handing import is_blamed
 def test_every_attempt_has_a_lease_of_its_own_and_only_the_latest_counts() -> None:
     stage = Stage()
     job = stage.create(prompt="Hi", n=2)
+    stage.prepare(job)
     first = [choice.lease for choice in job.choices]
     stage.jobs.on_lost("killed")
     second = [choice.lease for choice in job.choices]

@@ -22,6 +22,7 @@ from worker.events import (
     Queued,
     Resumed,
     Token,
+    Tokenized,
     Usage,
 )
 from worker.jobs.lifecycle import TRANSITIONS, JobState, is_terminal, next_state
@@ -30,6 +31,7 @@ USAGE = Usage(prompt_tokens=1, completion_tokens=0, cached_tokens=0, queue_ms=0,
 PROBLEM = EngineFailed("It broke.").problem()
 EVENTS: dict[str, Event] = {
     "queued": Queued(1),
+    "tokenized": Tokenized(1, b"1234"),
     "admitted": Admitted(3),
     "progress": Progress(1, 2),
     "token": Token("a"),
@@ -44,6 +46,7 @@ EVENTS: dict[str, Event] = {
 }
 ALLOWED = [
     ("queued", "queued", "queued"),
+    ("queued", "tokenized", "queued"),
     ("queued", "note", "queued"),
     ("queued", "resumed", "queued"),
     ("queued", "admitted", "running"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.events import Cancelled, Note, Resumed, Token, Usage
+from worker.events import Cancelled, Note, Resumed, Token, Tokenized, Usage
 from worker.jobs.log import RECORD_BYTES, JobLog
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=0, cached_tokens=0, queue_ms=0, total_ms=0)
@@ -32,6 +32,13 @@ def test_a_resumed_record_opens_an_attempt() -> None:
     assert log.attempt == 1
     log.append(Resumed(2), at_ms=1)
     assert (log.attempt, log.tail) == (2, 2)
+
+
+def test_the_ids_of_a_prompt_count_as_its_memory() -> None:
+    log = filled(1)
+    before = log.bytes
+    log.append(Tokenized(3, b"three ids..."), at_ms=1)
+    assert log.bytes - before == RECORD_BYTES + 12
 
 
 def test_nothing_follows_a_terminal_record() -> None:

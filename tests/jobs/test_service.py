@@ -136,16 +136,23 @@ def test_the_life_of_a_job_as_its_log_tells_it() -> None:
     stage.tokens(job, "lo", "!")
     stage.clock.advance(5)
     stage.finish(job, "stop_string", stop_sequence="\n")
-    assert kinds(job) == ["Queued", "Admitted", "Token", "FirstToken", "Token", "Token", "Note", "Finished"]
+    assert kinds(job) == [
+        "Queued",
+        "Tokenized",
+        "Admitted",
+        *["Token", "FirstToken", "Token", "Token"],
+        "Note",
+        "Finished",
+    ]
     assert (job.state, job.text(), job.ended) == ("completed", "Hello!", True)
-    assert job.log.records[1].event == Admitted(5, 2)
+    assert job.log.records[2].event == Admitted(5, 2)
     end = job.log.records[-1].event
     assert isinstance(end, Finished)
     assert (end.finish_reason, end.stop_sequence, end.finish_reasons) == ("stop_string", "\n", ())
     usage = end.usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (5, 3, 2)
     assert (usage.queue_ms, usage.ttft_ms, usage.total_ms, usage.tokens_per_s) == (12, 41, 56, 200.0)
-    assert stage.seen == [(job.id, n) for n in range(1, 9)]
+    assert stage.seen == [(job.id, n) for n in range(1, 10)]
 
 
 def test_times_in_the_log_are_wall_clock() -> None:
@@ -153,8 +160,8 @@ def test_times_in_the_log_are_wall_clock() -> None:
     job = stage.create()
     stage.clock.advance(250)
     stage.start(job)
-    first, second = job.log.records
-    assert second.at_ms - first.at_ms == 250
+    first, *_, last = job.log.records
+    assert last.at_ms - first.at_ms == 250
     assert first.at_ms == stage.clock.wall_ms() - 250 == job.created_at_ms
 
 
@@ -188,6 +195,7 @@ def test_prefill_is_told_when_it_takes_several_steps_and_moves_enough() -> None:
 def test_three_choices_end_once_all_have() -> None:
     stage = Stage()
     job = stage.create(prompt="Hi", n=3, seed=2**64 - 1)
+    stage.prepare(job)
     seeds = [work.generation.sampling.seed for work in stage.broker.submitted]
     assert seeds == [2**64 - 1, 0, 1]
     assert [work.generation.index for work in stage.broker.submitted] == [0, 1, 2]
@@ -276,6 +284,7 @@ def test_a_cancel_takes_all_choices_that_still_run() -> None:
 def test_a_priority_reaches_the_broker_and_survives_an_engine() -> None:
     stage = Stage()
     job = stage.create(ID, prompt="Hi", n=2)
+    stage.prepare(job)
     stage.jobs.prioritize("ann", ID, 9)
     assert stage.broker.updated == [(choice.lease, 9) for choice in job.choices]
     stage.jobs.on_lost("killed")
@@ -295,7 +304,7 @@ def test_watchers_hear_every_append_until_they_leave() -> None:
     stage.tokens(job, "a")
     stage.jobs.unwatch(job, wake)
     stage.tokens(job, "b")
-    assert heard == [2, 3, 4]
+    assert heard == [2, 3, 4, 5]
     assert job.watchers == 0
 
 

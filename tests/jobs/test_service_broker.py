@@ -6,9 +6,11 @@ import pytest
 
 from tests.brokers.recorder import Recorder, running
 from tests.jobs.scripted import ANN, LIMITS, ManualClock
+from tests.processes import preparers
 from tests.processes.engine_processes import command
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
+from worker.errors import Problem
 from worker.jobs.job import Job
 from worker.jobs.service import Jobs
 from worker.operations.fields import WrongFields
@@ -23,13 +25,19 @@ class Worker(Recorder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.broker = LocalBroker(SETTINGS, command("counting"))
+        self.broker = LocalBroker(SETTINGS, command("counting"), preparers.command("counting"))
         self.jobs = Jobs(self.broker, SETTINGS, ManualClock())
         self.react_to_state = self.jobs.on_state
 
     def on_batch(self, batch: Batch) -> None:
         self.jobs.on_batch(batch)
         super().on_batch(batch)
+
+    def on_prepared(self, lease: str, prompt_tokens: int, ids: bytes) -> None:
+        self.jobs.on_prepared(lease, prompt_tokens, ids)
+
+    def on_refused(self, lease: str, error: Problem) -> None:
+        self.jobs.on_refused(lease, error)
 
     def on_lost(self, reason: str) -> None:
         self.jobs.on_lost(reason)

@@ -6,7 +6,7 @@ from tests.jobs.scripted import STATS, Stage
 from tests.jobs.test_service import kinds
 from worker.brokers.base import EngineState
 from worker.engines.base import Broke, Delta
-from worker.errors import ModelError
+from worker.errors import EngineFailed, ModelError
 from worker.events import Failed, Finished, Note, Resumed, Token
 from worker.jobs.handing import SOLO_AFTER_DEATHS
 from worker.jobs.job import Job
@@ -51,7 +51,8 @@ def test_a_stale_lease_is_not_heard() -> None:
     stale = job.choices[0].lease
     stage.jobs.on_lost("killed")
     tail = job.log.tail
-    late = (Started(stale, 3, 0), Delta(stale, (1,), "late"), Delta(stale, finish="stop"), Broke(stale, "late"))
+    late_error = EngineFailed("late").problem()
+    late = (Started(stale, 3, 0), Delta(stale, (1,), "late"), Delta(stale, finish="stop"), Broke(stale, late_error))
     stage.jobs.on_batch(Batch(late, STATS))
     assert (job.log.tail, job.state) == (tail, "queued")
 
@@ -88,6 +89,7 @@ def test_a_job_that_kills_the_engine_before_it_has_started_fails_alone() -> None
     """Its prompt cannot even be prepared, or it cannot be let in: else it would kill one engine after the other."""
     stage = Stage(engine_deaths_per_job_max=2)
     waiting, running, guilty = stage.create(), stage.create(), stage.create(prompt="Hi", n=2)
+    stage.prepare(guilty)
     for _ in range(3):
         stage.start(running)
         stage.jobs.on_batch(Batch((), STATS, handling=guilty.choices[1].lease))
@@ -115,6 +117,7 @@ def test_a_job_of_which_nothing_is_in_the_engine_any_more_is_blamed_for_nothing(
     """Of two choices one has ended, and the other waits."""
     stage = Stage(engine_deaths_per_job_max=1)
     job = stage.create(prompt="Hi", n=2)
+    stage.prepare(job)
     stage.send(Started(job.choices[0].lease, 3, 0))
     stage.tokens(job, "a")
     stage.finish(job)
@@ -189,7 +192,7 @@ def test_a_sequence_that_breaks_fails_its_job_and_no_other() -> None:
     job, other = stage.create(prompt="Hi", n=2), stage.create()
     stage.start(job)
     stage.start(other)
-    stage.send(Broke(job.choices[1].lease, "not a number"))
+    stage.send(Broke(job.choices[1].lease, EngineFailed("not a number").problem()))
     assert error_code(job) == "engine_failed"
     assert stage.broker.cancelled == [choice.lease for choice in job.choices]
     stage.tokens(other, "a")

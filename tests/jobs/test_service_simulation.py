@@ -1,6 +1,7 @@
-"""Everything at once, at random: jobs over a scheduler and an engine that dies at every instant, words on their way.
+"""Everything at once, at random: jobs over a preparer, a scheduler and an engine, with messages on their way.
 
-Whatever happens, each choice's text is 0 1 2 ... without a gap or a double, a job ends once, and what is counted fits.
+Hands, the process that forks them, and the engine die at every instant. Whatever happens, each choice's text is 0 1 2
+... without a gap or a double, a prompt is read once, a job ends once, and what is counted fits.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.jobs.scripted import LIMITS, READY, ManualClock
+from tests.jobs.scripted import LIMITS, READY, ManualClock, pack
 from tests.scheduler.engine import CountingEngine
 from worker.brokers.base import Sink
 from worker.config import Settings
-from worker.errors import JobwireError
-from worker.events import TERMINAL, Finished
+from worker.engines.base import Generation
+from worker.errors import InvalidParams, JobwireError, Problem
+from worker.events import TERMINAL, Admitted, Failed, Finished, Tokenized
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Allowance, Principal
 from worker.jobs.service import Jobs
 from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
+from worker.requests import Prompt, ResponseFormat
 from worker.scheduler.loop import Loop
 from worker.scheduler.works import Batch, Schedule, Work
 
@@ -32,43 +35,101 @@ class Died(BaseException):
     """The engine process is gone."""
 
 
+HANDS = 2
+TOO_LONG = InvalidParams("Reading this took too long.").problem()
+
+
+def ids_of(generation: Generation) -> bytes:
+    """Return the ids of a prompt, one for each of its characters, however it is handed over."""
+    return generation.prompt_ids or pack(range(len(generation.prompt.text)))
+
+
+def read(work: Work) -> Work:
+    """Return a work as the engine gets it from a hand."""
+    text = "x" * (len(ids_of(work.generation)) // len(pack([0])))
+    return msgspec.structs.replace(work, generation=msgspec.structs.replace(work.generation, prompt=Prompt(text=text)))
+
+
 class Wires:
-    """The broker port over a loop in this process: what is said is on its way until somebody delivers it."""
+    """The broker port over a preparer and a loop in this process: a message is on its way until somebody delivers it.
+
+    A work is `waiting` for a hand, in one of the `hands`, or `held` because there is no engine; then it is submitted.
+    """
 
     def __init__(self, clock: ManualClock) -> None:
         self.state = READY
         self.loop: Loop | None = None
         self.down: deque[Callable[[Loop], None]] = deque()
         self.up: deque[Batch] = deque()
-        self._held: dict[str, Work] = {}
+        self.forks = False
+        self.waiting: dict[str, Work] = {}
+        self.hands: dict[str, Work] = {}
+        self.held: dict[str, Work] = {}
         self._clock = clock
 
     def submit(self, work: Work) -> None:
-        if self.loop is None:
-            self._held[work.generation.lease] = work
-        else:
-            self.down.append(lambda loop: loop.submit(work))
+        assert bool(work.generation.prompt_ids) != bool(work.generation.prompt.text)
+        self.waiting[work.generation.lease] = work
+
+    def refusal(self, _prompt: Prompt, _wanted: ResponseFormat) -> Problem | None:
+        return None
 
     def cancel(self, lease: str) -> None:
-        if self._held.pop(lease, None) is None and self.loop is not None:
+        if not any(place.pop(lease, None) for place in self._places) and self.loop is not None:
             self.down.append(lambda loop: loop.cancel(lease))
 
     def prioritize(self, lease: str, priority: int) -> None:
-        held = self._held.get(lease)
-        if held is not None:
-            self._held[lease] = msgspec.structs.replace(held, priority=priority)
+        place = next((place for place in self._places if lease in place), None)
+        if place is not None:
+            place[lease] = msgspec.structs.replace(place[lease], priority=priority)
         elif self.loop is not None:
             self.down.append(lambda loop: loop.prioritize(lease, priority))
 
     async def run(self, sink: Sink) -> None:
         """Nothing runs by itself here."""
 
+    @property
+    def _places(self) -> tuple[dict[str, Work], ...]:
+        return self.waiting, self.hands, self.held
+
+    # ---- the preparer ------------------------------------------------------------------------------------------------
+
+    def give(self, lease: str) -> None:
+        """Give a waiting work to a hand, if one is free."""
+        if self.forks and len(self.hands) < HANDS:
+            self.hands[lease] = self.waiting.pop(lease)
+
+    def answer(self, sink: Sink, lease: str) -> None:
+        """A hand has read its prompt."""
+        work = self.hands.pop(lease)
+        ids = ids_of(work.generation)
+        sink.on_prepared(lease, len(ids) // len(pack([0])), b"" if work.generation.prompt_ids else ids)
+        self._pass(read(work))
+
+    def refuse(self, sink: Sink, lease: str) -> None:
+        """A hand died of its work, or was ended by a limit."""
+        del self.hands[lease]
+        sink.on_refused(lease, TOO_LONG)
+
+    def lose_hands(self) -> None:
+        """The hands were killed from outside: what they had in hand is tried once more."""
+        self.waiting = {**self.hands, **self.waiting}
+        self.hands.clear()
+
+    def _pass(self, work: Work) -> None:
+        if self.loop is None:
+            self.held[work.generation.lease] = work
+        else:
+            self.down.append(lambda loop: loop.submit(work))
+
+    # ---- the engine --------------------------------------------------------------------------------------------------
+
     def start(self, engine: CountingEngine) -> None:
         schedule = Schedule(prefill_tokens_per_step=8, priority_ageing_s=1.0, queue_skips_max=2, queue_news_ms=0)
         self.loop = Loop(engine, schedule, lambda: self._clock.now_ms / 1000)
-        held, self._held = self._held, {}
+        held, self.held = self.held, {}
         for work in held.values():
-            self.submit(work)
+            self._pass(work)
 
     def die(self, sink: Sink, heard: int) -> None:
         """The process ends. What it said last may still be heard, what was said to it may not."""
@@ -76,7 +137,8 @@ class Wires:
         self.deliver(sink, heard)
         self.down.clear()
         self.up.clear()
-        self._held.clear()
+        for place in self._places:
+            place.clear()
         sink.on_lost("died")
 
     def deliver(self, sink: Sink, messages: int) -> None:
@@ -85,7 +147,7 @@ class Wires:
 
 
 class Simulation(RuleBasedStateMachine):
-    """A gateway, and engine processes one after the other."""
+    """A gateway, and the processes beside it, one after the other."""
 
     @initialize(
         deaths=st.sampled_from([0, 1, 3, 1000]), queue=st.sampled_from([3, 100]), quota=st.sampled_from([0, 99])
@@ -128,6 +190,28 @@ class Simulation(RuleBasedStateMachine):
     def time_passes(self, ms: int) -> None:
         self.clock.advance(ms)
         self.jobs.sweep()
+
+    @rule(forks=st.booleans())
+    def preparer_starts_or_dies(self, forks: bool) -> None:
+        if not forks:
+            self.wires.lose_hands()
+        self.wires.forks = forks
+
+    @precondition(lambda self: self.wires.waiting)
+    @rule(data=st.data())
+    def hand_gets_a_work(self, data: st.DataObject) -> None:
+        self.wires.give(data.draw(st.sampled_from(list(self.wires.waiting))))
+
+    @precondition(lambda self: self.wires.hands)
+    @rule(data=st.data(), how=st.sampled_from(["answers", "answers", "answers", "refuses", "is killed"]))
+    def hand_ends_with_its_work(self, data: st.DataObject, how: str) -> None:
+        lease = data.draw(st.sampled_from(list(self.wires.hands)))
+        if how == "answers":
+            self.wires.answer(self.jobs, lease)
+        elif how == "refuses":
+            self.wires.refuse(self.jobs, lease)
+        else:
+            self.wires.lose_hands()
 
     @precondition(lambda self: self.wires.loop is None)
     @rule(slots=st.integers(1, 4), blocks=st.integers(5, 12), slices=st.sampled_from([0, 4]), cached=st.integers(0, 3))
@@ -176,12 +260,38 @@ class Simulation(RuleBasedStateMachine):
                 assert not isinstance(records[-1].event, Finished) or len(choice.ids) == job.request.max_tokens
 
     @invariant()
+    def prompts_are_read_once(self) -> None:
+        for job in self.all:
+            events = [record.event for record in job.log.records]
+            read = [event for event in events if isinstance(event, Tokenized)]
+            assert len(read) <= 1
+            assert [event.ids for event in read] == ([job.prompt_ids] if job.prompt_ids else [])
+            if not read:
+                # Nothing of it has ever been in an engine, so no engine can have died of it.
+                assert job.deaths == 0
+                assert not any(isinstance(event, Admitted) for event in events)
+                assert [choice.lease for choice in job.choices[1:]] == [""] * (len(job.choices) - 1)
+            if job.state == "failed":
+                assert isinstance(events[-1], Failed)
+                assert events[-1].error == TOO_LONG or job.deaths
+
+    @invariant()
     def counts_fit(self) -> None:
         live = [job for job in self.all if not job.ended]
         assert self.jobs.live == len(live)
         assert self.jobs._admission.waiting_jobs == sum(job.state == "queued" for job in live)
-        unended = {choice.lease for job in live for choice in job.choices if not choice.ended}
+        assert self.jobs._admission.waiting_tokens == sum(job.tokens_charged for job in live if job.state == "queued")
+        unended = {choice.lease for job in live for choice in job.choices if not choice.ended and choice.lease}
         assert set(self.jobs._handing.leases) == unended
+
+    def everything_is_read(self) -> None:
+        wires = self.wires
+        wires.forks = True
+        while wires.waiting or wires.hands:
+            for lease in list(wires.waiting):
+                wires.give(lease)
+            for lease in list(wires.hands):
+                wires.answer(self.jobs, lease)
 
     def teardown(self) -> None:
         """Left alone, everything comes to its end, and nothing is left behind."""
@@ -190,6 +300,7 @@ class Simulation(RuleBasedStateMachine):
         if self.wires.loop is None:
             self.engine_is_ready(4, 12, 0, 0)
         for _ in range(1000):
+            self.everything_is_read()
             self.engine_steps_or_dies_in_it(100, None, 0)
             self.wires.deliver(self.jobs, 100)
             self.logs_are_exact()

@@ -26,9 +26,11 @@ from worker.events import (
     Resumed,
     Terminal,
     Token,
+    Tokenized,
     Usage,
 )
 from worker.jobs.narration import Narration
+from worker.jobs.remarks import preparing
 from worker.observers.narration import CUTE, narrate
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=0, cached_tokens=0, queue_ms=0, total_ms=0)
@@ -57,6 +59,9 @@ def known(event: Event) -> dict[str, Any]:
         (Queued(3), "scheduler", "queued", "2 jobs ahead", "queued"),
         (Queued(3, 2400), "scheduler", "queued", "2 jobs ahead, about 3 s", "queued"),
         (Queued(9, 190_000), "scheduler", "queued", "8 jobs ahead, about 4 min", "queued"),
+        (Tokenized(1, b"1234"), "preparer", "prepared", "The prompt has 1 token", "queued"),
+        (Tokenized(12, b""), "preparer", "prepared", "The prompt has 12 tokens", "queued"),
+        (preparing(), "preparer", "preparing", "The prompt is still being read", "queued"),
         (Admitted(1), "scheduler", "admitted", "Reading a prompt of 1 token", "prefill"),
         (Admitted(9, 4), "scheduler", "admitted", "Reading a prompt of 9 tokens, 4 of them from the cache", "prefill"),
         (Admitted(0), "scheduler", "admitted", "It is this job's turn", "prefill"),
@@ -93,6 +98,7 @@ def test_text_and_ends_speak_for_themselves(event: Event) -> None:
     [
         (Queued(3, 2400), {"queue_position": 3, "eta_ms": 2400}),
         (Queued(3), {"queue_position": 3}),
+        (Tokenized(9, b"never shown"), {"tokens_in": 9}),
         (
             Admitted(9, 4),
             {"tokens_in": 9, "metrics": {"prompt_tokens": 9, "cached_tokens": 4}, "cute": CUTE["admitted"]},

@@ -67,7 +67,7 @@ def test_a_span_and_its_phases_last_as_long_as_they_did(traced: Traced) -> None:
     }
     assert whole.name == "chat test-model"
     assert not whole.is_error
-    assert whole.events == ["first_token"]
+    assert whole.events == ["prepared", "first_token"]
     assert (
         whole.attributes.items()
         >= {
@@ -147,4 +147,4 @@ def test_what_the_engine_went_through_is_told(traced: Traced) -> None:
     stage.tokens(job, "a")
     stage.jobs.on_lost("it died")
     stage.run(job, "b")
-    assert traced.spans(job)[0].events == ["first_token", "resumed"]
+    assert traced.spans(job)[0].events == ["prepared", "first_token", "resumed"]

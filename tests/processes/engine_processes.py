@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.scheduler.engine import CountingEngine
-from worker.engines.base import Engine, EngineSpec, Generation, LoadProgress, OnLoad, Prepared, StepEvent
+from tests.scheduler.engine import CountingEngine, text_of
+from worker.engines.base import Engine, EngineSpec, LoadProgress, OnLoad, Prepared, StepEvent
 from worker.errors import ModelError
 from worker.processes import engine as engine_process
 from worker.processes import wire
@@ -41,16 +41,16 @@ class RealTimeEngine(CountingEngine):
         super().__init__(slots=spec.slots, kv_blocks=1 << 20, on_step=lambda _: time.sleep(STEP_S))
         self.spec = spec
 
-    def prepare(self, generation: Generation) -> Prepared:
-        print("preparing", generation.lease, flush=True)
-        if generation.prompt.text == "hang early":
+    def admit(self, prepared: Prepared) -> int:
+        print("admitting", prepared.lease, flush=True)
+        if text_of(prepared) == "hang early":
             time.sleep(3600)
-        if generation.prompt.text == "crash early":
+        if text_of(prepared) == "crash early":
             os.kill(os.getpid(), signal.SIGSEGV)
-        return super().prepare(generation)
+        return super().admit(prepared)
 
     def step(self, prefill_tokens_max: int) -> list[StepEvent]:
-        prompts = {sequence.prepared.generation.prompt.text for sequence in self.sequences.values()}
+        prompts = {text_of(sequence.prepared) for sequence in self.sequences.values()}
         if "hang" in prompts:
             time.sleep(3600)
         if "crash" in prompts:

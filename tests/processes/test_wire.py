@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.scheduler.engine import make_work
+from tests.scheduler.engine import prepared_work
 from worker.config import Settings
-from worker.engines.base import Broke, Delta, EngineInfo, Generation, LoadProgress, Paused, Prefilled
-from worker.errors import FieldError, InvalidParams, ModelError
+from worker.engines.base import Broke, Delta, EngineInfo, Generation, LoadProgress, Paused, Prefilled, Prepared
+from worker.errors import EngineFailed, FieldError, InvalidParams, ModelError
 from worker.events import TopLogprob
 from worker.processes import wire
 from worker.processes.messages import Cancel, Close, Down, Loaded, LoadFailed, Loading, Open, Prioritize, Submit, Up
-from worker.requests import Message, Prompt, ResponseFormat, Sampling
-from worker.scheduler.works import Batch, Placed, Refused, Started, Stats, Work
+from worker.requests import Prompt, ResponseFormat, Sampling
+from worker.scheduler.works import Batch, Placed, PreparedWork, Refused, Started, Stats
 
 INFO = EngineInfo(
     engine="numpy",
@@ -26,6 +26,7 @@ INFO = EngineInfo(
     slots=2,
     weights_bytes=40,
     has_chat_template=True,
+    kv_tokens_total=1000,
     details={"kv": "f32"},
 )
 STATS = Stats(1, 2, 3, 4, 5, 6.5, 7.5, 8.5)
@@ -35,7 +36,7 @@ EVENTS = (
     Refused("c", InvalidParams("no", errors=(FieldError("/prompt", "empty"),)).problem()),
     Prefilled("b", 5, 10),
     Delta("b", (1, 2), "é🦊", (-0.5, -1.0), ((TopLogprob(1, "é", -0.5),), ()), "stop_string", "END"),
-    Broke("d", "why"),
+    Broke("d", EngineFailed("why").problem()),
     Paused("e", 7),
 )
 UP: list[Up] = [
@@ -46,19 +47,25 @@ UP: list[Up] = [
 ]
 DOWN: list[Down] = [
     Open.of(Settings()),
-    Submit(make_work("a", generated=[1, 2, 3])),
+    Submit(prepared_work("a", generated=[1, 2, 3])),
     Submit(
-        Work(
-            generation=Generation(
-                lease="b",
-                prompt=Prompt(messages=(Message("user", "hi"),)),
-                sampling=Sampling(
-                    temperature=0.0,
-                    stop=("x", "y"),
-                    logit_bias={5: -1.5},
-                    response_format=ResponseFormat("json_schema", schema={"type": "object", "properties": {}}),
+        PreparedWork(
+            prepared=Prepared(
+                generation=Generation(
+                    lease="b",
+                    prompt=Prompt(),
+                    sampling=Sampling(
+                        temperature=0.0,
+                        stop=("x", "y"),
+                        logit_bias={5: -1.5},
+                        response_format=ResponseFormat("json_schema", schema={"type": "object", "properties": {}}),
+                    ),
+                    max_tokens=9,
                 ),
-                max_tokens=9,
+                prompt_ids=(1, 70_000),
+                max_tokens=8,
+                healed=b"\xff",
+                healed_ids=(255,),
             )
         )
     ),

@@ -220,7 +220,7 @@ def test_channels_leave_out_what_is_not_wanted_but_never_the_end() -> None:
         for channel in ("token", "narration")
     }
     assert types(seen["token"]) == ["token", "token", "end"]
-    assert types(seen["narration"]) == ["narration"] * 4 + ["end"]
+    assert types(seen["narration"]) == ["narration"] * 5 + ["end"]
     assert text(seen["token"]) == "firstab"
     assert types(parsed(frame.data) for frame in drain(wire.source.reader(job, 0, []))) == ["end"]
 
@@ -265,7 +265,7 @@ def test_readers_share_frames() -> None:
     for frames in (first, second, third):
         for other in frames[1:]:
             assert [id(frame) for frame in other] == [id(frame) for frame in frames[0]]
-    assert narrated == [1, 2, 4]
+    assert narrated == [1, 2, 3, 5]
 
 
 def test_late_readers_of_an_ended_job_share_its_merged_frames() -> None:
@@ -286,7 +286,7 @@ def test_a_sentence_is_encoded_once_however_far_apart_its_readers_are() -> None:
     wire.stage.tokens(job, "a", "b")
     drain(fast)
     drain(slow)
-    assert narrated == [1, 2, 4]
+    assert narrated == [1, 2, 3, 5]
 
 
 def test_a_frame_that_can_still_grow_does_grow() -> None:
@@ -345,11 +345,11 @@ def test_where_a_reader_begins() -> None:
     stage.start(job)
     at = locate(job, job.log.cursor(1))
     assert (at.after, at.reset, at.ended) == (1, False, False)
-    at = locate(job, job.log.cursor(2))
-    assert (at.after, at.reset, at.ended) == (2, False, False)
+    at = locate(job, job.log.cursor(3))
+    assert (at.after, at.reset, at.ended) == (3, False, False)
     for cursor in (None, ""):
         assert locate(job, cursor) == locate(job, job.log.cursor(0))
-    for cursor in ("other-1", job.log.cursor(3), "nonsense"):
+    for cursor in ("other-1", job.log.cursor(4), "nonsense"):
         at = locate(job, cursor)
         assert (at.after, at.reset, at.ended) == (0, True, False)
     stage.finish(job)

@@ -53,7 +53,7 @@ def test_a_heartbeat_is_a_pong_unless_something_waits_anyway() -> None:
     client.send("create", job_id=ID, prompt="Hi")
     client.session.heartbeat()
     assert types(client.pull_all()) == ["accepted", "narration"]
-    wire.stage.start(wire.stage.jobs.get("ann", ID))
+    wire.stage.prepare(wire.stage.jobs.get("ann", ID))
     client.session.heartbeat()
     assert types(client.pull_all()) == ["narration"]
 

@@ -135,7 +135,7 @@ def test_a_new_key_prolongs_the_connection_in_silence() -> None:
     assert client.pull_all() == []
     wire.stage.clock.advance(89_999)
     assert client.ask("ping")["type"] == "pong"
-    wire.stage.start(wire.stage.jobs.get("ann", ID))
+    wire.stage.prepare(wire.stage.jobs.get("ann", ID))
     assert types(client.pull_all()) == ["narration"]
     wire.stage.clock.advance(1)
     assert closes(client, "ping") == 4401
@@ -187,11 +187,11 @@ def test_what_is_delivered_and_refused_is_counted() -> None:
     tally, client = wire.tally, wire.connect()
     client.send("subscribe", job_id=ID)
     client.pull_all()
-    assert (tally.frames, tally.events, tally.resumes, tally.resets) == (2, 2, 0, 0)
+    assert (tally.frames, tally.events, tally.resumes, tally.resets) == (3, 3, 0, 0)
     wire.stage.tokens(job, "a", "b", "c")
     frames = client.pull_all()
     assert types(frames) == ["token", "narration", "token"]
-    assert (tally.frames, tally.events) == (5, 6)
+    assert (tally.frames, tally.events) == (6, 7)
     client.send("subscribe", job_id=ID, after=frames[0]["cursor"])
     assert (tally.resumes, tally.resets) == (1, 0)
     client.send("subscribe", job_id=ID, after="gone-1")

@@ -23,7 +23,7 @@ def test_a_job_from_create_to_end() -> None:
     }
     wire.stage.run(wire.stage.jobs.get("ann", ID), "Hel", "lo")
     frames = client.pull_all()
-    assert types(frames) == ["narration", "narration", "token", "narration", "token", "narration", "end"]
+    assert types(frames) == [*["narration"] * 3, "token", "narration", "token", "narration", "end"]
     assert text(frames) == "Hello"
     assert {frame["job_id"] for frame in frames} == {ID}
     assert client.pull() is None
@@ -68,7 +68,7 @@ def test_another_body_under_a_known_id_is_an_error_and_changes_nothing() -> None
         ID,
         "2",
     )
-    wire.stage.start(wire.stage.jobs.get("ann", ID))
+    wire.stage.prepare(wire.stage.jobs.get("ann", ID))
     assert types(client.pull_all()) == ["narration"]
 
 
@@ -148,10 +148,10 @@ def test_a_subscriber_goes_on_from_its_cursor() -> None:
     wire.stage.tokens(job, "a", "b", "c")
     client.session.close()
     again = wire.connect()
-    accepted = again.ask("subscribe", job_id=ID, after=job.log.cursor(3))
+    accepted = again.ask("subscribe", job_id=ID, after=job.log.cursor(4))
     assert (accepted["state"], "reset" in accepted, "replayed" in accepted) == ("running", False, False)
     frames = again.pull_all()
-    assert (number(frames[0]["cursor"]), text(frames)) == (4, "bc")
+    assert (number(frames[0]["cursor"]), text(frames)) == (5, "bc")
 
 
 @pytest.mark.parametrize("kind", ["create", "subscribe"])

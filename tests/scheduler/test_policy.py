@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.scheduler.engine import make_work
-from worker.engines.base import Capacity, Prepared
+from tests.scheduler.engine import prepared_work
+from worker.engines.base import Capacity
 from worker.scheduler.policy import LOOK_PAST_MAX, Policy, Vacancy
 from worker.scheduler.works import Schedule
 
@@ -37,8 +37,8 @@ class Bench:
         max_tokens: int = 4,
         solo: bool = False,
     ) -> None:
-        work = make_work(lease, account, priority, prompt, max_tokens, solo)
-        self.policy.add(work, Prepared(work.generation, tuple(range(prompt)), max_tokens), self.now_s)
+        work = prepared_work(lease, account, priority, prompt, max_tokens, solo)
+        self.policy.add(work, work.prepared, self.now_s)
 
     def pop(self, where: Vacancy | None = None) -> str | None:
         waiting = self.policy.pop(self.policy.select(self.now_s), where or vacancy())

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from tests.scheduler.engine import make_work
-from worker.engines.base import Prepared
+import msgspec
+
+from tests.scheduler.engine import prepared_work
 from worker.scheduler.policy import Waiting
 from worker.scheduler.positions import FAR_MOVE, NEAR_POSITIONS, WORKS_PER_INTERVAL, Positions
 from worker.scheduler.rates import Rates
@@ -9,8 +10,8 @@ from worker.scheduler.works import Placed
 
 
 def queue(*names: str, max_tokens: int = 10) -> list[Waiting]:
-    works = [make_work(name, max_tokens=max_tokens) for name in names]
-    return [Waiting(w, Prepared(w.generation, (1,), max_tokens), n, 0.0) for n, w in enumerate(works)]
+    works = [prepared_work(name, max_tokens=max_tokens) for name in names]
+    return [Waiting(w, msgspec.structs.replace(w.prepared, prompt_ids=(1,)), n, 0.0) for n, w in enumerate(works)]
 
 
 class Reports:

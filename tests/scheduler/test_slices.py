@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.scheduler.engine import Clock, CountingEngine, make_work
+from tests.scheduler.engine import Clock, CountingEngine, prepared_work
 from worker.engines.base import Delta, Paused
 from worker.scheduler.loop import Loop
 from worker.scheduler.works import Placed, Schedule, Started, Work, WorkEvent
@@ -51,7 +51,7 @@ def pauses(events: list[WorkEvent]) -> Counter[str]:
 
 
 def test_two_long_works_take_turns_in_a_cache_for_one() -> None:
-    works = [make_work(name, prompt=8, max_tokens=72) for name in "ab"]
+    works = [prepared_work(name, prompt=8, max_tokens=72) for name in "ab"]
     events = run(works, slice_tokens=16, kv_blocks=10)
     assert outputs(events) == {"a": list(range(72)), "b": list(range(72))}
     assert 1 <= sum(pauses(events).values()) <= 2 * 72 // 16
@@ -59,8 +59,8 @@ def test_two_long_works_take_turns_in_a_cache_for_one() -> None:
 
 def test_no_room_is_held_for_tokens_that_may_never_come() -> None:
     """Eight works that could grow to the whole cache run at once, and none is ever paused: they end early enough."""
-    works = [make_work(str(number), prompt=4, max_tokens=9) for number in range(8)]
-    asked = [make_work(str(number), prompt=4, max_tokens=76) for number in range(8)]
+    works = [prepared_work(str(number), prompt=4, max_tokens=9) for number in range(8)]
+    asked = [prepared_work(str(number), prompt=4, max_tokens=76) for number in range(8)]
     events = run(works, slice_tokens=4, kv_blocks=16)
     assert not pauses(events)
     first = [event.lease for event in run(asked, slice_tokens=0, kv_blocks=16)[:2] if isinstance(event, Started)]
@@ -69,7 +69,7 @@ def test_no_room_is_held_for_tokens_that_may_never_come() -> None:
 
 
 def test_a_paused_work_is_first_in_its_lane_again_and_gets_its_position() -> None:
-    works = [make_work(name, prompt=8, max_tokens=40) for name in "abc"]
+    works = [prepared_work(name, prompt=8, max_tokens=40) for name in "abc"]
     events = run(works, slice_tokens=8, kv_blocks=6)
     paused = next(event for event in events if isinstance(event, Paused))
     after = events[events.index(paused) + 1 :]
@@ -79,8 +79,8 @@ def test_a_paused_work_is_first_in_its_lane_again_and_gets_its_position() -> Non
 
 
 def test_the_short_are_not_starved_by_the_long() -> None:
-    long = [make_work(f"long {number}", "greedy", prompt=8, max_tokens=150) for number in range(4)]
-    events = run([*long, make_work("short", "modest", prompt=8, max_tokens=8)], slice_tokens=8, kv_blocks=20)
+    long = [prepared_work(f"long {number}", "greedy", prompt=8, max_tokens=150) for number in range(4)]
+    events = run([*long, prepared_work("short", "modest", prompt=8, max_tokens=8)], slice_tokens=8, kv_blocks=20)
     ends = [event.lease for event in events if isinstance(event, Delta) and event.finish]
     assert ends[0] == "short" and len(ends) == 5
 
@@ -99,7 +99,7 @@ def test_whatever_is_asked_everything_ends_as_without_slices(
     asked: list[tuple[str, int, int, int, int]], slice_tokens: int, kv_blocks: int, slots: int
 ) -> None:
     works = [
-        make_work(str(number), account, priority, prompt, budget, generated=range(min(generated, budget - 1)))
+        prepared_work(str(number), account, priority, prompt, budget, generated=range(min(generated, budget - 1)))
         for number, (account, priority, prompt, budget, generated) in enumerate(asked)
     ]
     sliced, whole = (run(works, size, kv_blocks, slots) for size in (slice_tokens, 0))

@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.scheduler.engine import Clock, CountingEngine, make_work
+from tests.scheduler.engine import Clock, CountingEngine, prepared_work
 from worker.engines.base import Delta
 from worker.scheduler.fairness import DECODE_WEIGHT, PREFILL_WEIGHT
 from worker.scheduler.loop import Loop
@@ -32,9 +32,9 @@ def served(weights: dict[str, float], slots: int, steps: int, sizes: list[tuple[
         for account, weight in weights.items():
             while here[account] < 2 * slots:
                 prompt, budget = next(shapes)
-                work = make_work(f"w{len(owners)}", account, prompt=prompt, max_tokens=budget)
+                work = prepared_work(f"w{len(owners)}", account, prompt=prompt, max_tokens=budget)
                 loop.submit(msgspec.structs.replace(work, weight=weight))
-                owners[work.generation.lease] = account
+                owners[work.prepared.lease] = account
                 here[account] += 1
         batch = loop.step()
         assert batch is not None

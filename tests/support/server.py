@@ -52,6 +52,16 @@ def descendants(pid: int) -> list[int]:
     return [child for child in found if alive(child)]
 
 
+def is_preparer(pid: int) -> bool:
+    """Return whether a process is a preparer or one of its hands."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        # Those of benchmarks and tests are functions.
+        return b"worker.processes.preparer" in line or b".prepare()" in line
+    except OSError:
+        return False
+
+
 class Server:
     """One running worker. `output` collects what it prints. Old launchers give no `command`.
 
@@ -110,9 +120,17 @@ class Server:
         """POST JSON to a path of the worker."""
         return httpx.post(self.url + path, json=body, timeout=30, **options)  # type: ignore[arg-type]
 
+    def family(self) -> list[int]:
+        """Return the pids of all processes beside the gateway."""
+        return descendants(self.process.pid)
+
     def engine_pids(self) -> list[int]:
         """Return the pids of the engine process and what belongs to it."""
-        return descendants(self.process.pid)
+        return [pid for pid in self.family() if not is_preparer(pid)]
+
+    def preparer_pids(self) -> list[int]:
+        """Return the pids of the preparer and its hands, the preparer first."""
+        return sorted(pid for pid in self.family() if is_preparer(pid))
 
     def kill_engine(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to the engine process."""

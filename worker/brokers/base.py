@@ -15,14 +15,29 @@ import msgspec
 from worker.brokers.phases import Phase
 from worker.engines.base import EngineInfo, LoadProgress
 from worker.errors import Problem
+from worker.requests import Prompt, ResponseFormat
 from worker.scheduler.works import Batch, Stats, Work
+
+
+class PreparerState(msgspec.Struct, frozen=True, kw_only=True):
+    """The process that prompts are read in (see `processes.preparer`), and the hands that it has forked.
+
+    `memory_bytes` is that of all of them, measured every few seconds. `restarts` counts deaths of preparers that were
+    loaded, `hand_deaths` hands that were replaced.
+    """
+
+    pid: int | None = None
+    hands: tuple[int, ...] = ()
+    memory_bytes: int | None = None
+    restarts: int = 0
+    hand_deaths: int = 0
 
 
 class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     """Where the engine stands: its phase (see `phases`) and what is known of it.
 
     `error` is why loading failed. `restarts` counts deaths of engines that were ready. `progress` is that of the
-    current load, `stats` are those of the last step.
+    current load, `stats` are those of the last step. `preparer` changes without notice.
     """
 
     phase: Phase
@@ -32,6 +47,7 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     stats: Stats | None = None
     restarts: int = 0
     pid: int | None = None
+    preparer: PreparerState = PreparerState()
 
 
 class Sink(Protocol):
@@ -39,6 +55,17 @@ class Sink(Protocol):
 
     def on_batch(self, batch: Batch) -> None:
         """Receive the events of one engine step, or its events so far."""
+        ...
+
+    def on_prepared(self, lease: str, prompt_tokens: int, ids: bytes) -> None:
+        """Learn that the prompt of a work is read: its token ids, packed as int32. Once per submission, before events.
+
+        `ids` is empty for a work that was submitted with ids.
+        """
+        ...
+
+    def on_refused(self, lease: str, error: Problem) -> None:
+        """Learn that a work can never run, and why. It is gone."""
         ...
 
     def on_lost(self, reason: str) -> None:
@@ -60,6 +87,10 @@ class Broker(Protocol):
 
     def submit(self, work: Work) -> None:
         """Hand over work; kept here in order until an engine is ready."""
+        ...
+
+    def refusal(self, prompt: Prompt, wanted: ResponseFormat) -> Problem | None:
+        """Return why this very prompt or form was refused a moment ago, for its cost; None if it was not."""
         ...
 
     def cancel(self, lease: str) -> None:

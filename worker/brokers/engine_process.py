@@ -7,15 +7,13 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from worker.brokers.child_output import READ_BYTES, connect, log_output
 from worker.config import Settings
 from worker.errors import Problem
 from worker.processes import wire
 from worker.processes.child import Child
-from worker.processes.messages import Cancel, Close, Down, Loaded, LoadFailed, Open, Prioritize, Submit, Up
+from worker.processes.messages import Cancel, Close, Down, Loaded, LoadFailed, Open, Prioritize, Up
 from worker.scheduler.works import Batch
-
-READ_BYTES = 1 << 18
-"""Most bytes that are read from the process at a time, of messages and of output."""
 
 CLOSE_GRACE_S = 2.0
 """How long an engine that is asked to close may take to free its memory."""
@@ -37,13 +35,10 @@ engine_logger = logging.getLogger("worker.engine")
 class EngineProcess:
     """One engine process. `reason` is why it ended, and `problem` why it could not load the model, as it reported."""
 
-    def __init__(
-        self, child: Child, output: asyncio.StreamReader, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, child: Child, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.child = child
         self.problem: Problem | None = None
         self.reason = ""
-        self._output = output
         self._reader = reader
         self._writer = writer
         self._ready_at_s: float | None = None
@@ -64,8 +59,13 @@ class EngineProcess:
             return 0.0
         return self._ended_at_s - self._ready_at_s
 
-    def command(self, message: Submit | Cancel | Prioritize) -> None:
-        """Send a command, which it answers with a batch. What may wait here is bounded by the limits of the queue."""
+    def submit(self, frame: bytes) -> None:
+        """Send the frame of a `Submit`, as a hand made it. What may wait here is bounded by the limits of the queue."""
+        self._sent += 1
+        self._writer.write(frame)
+
+    def command(self, message: Cancel | Prioritize) -> None:
+        """Send a command, which it answers with a batch like a `Submit`."""
         self._sent += 1
         self._send(message)
 
@@ -129,26 +129,6 @@ class EngineProcess:
                 self.kill(f"the engine process made no {what} for {limit_s:g} s")
                 return
 
-    async def _log_output(self) -> None:
-        """Log what it prints, line by line, and keep the last lines."""
-        rest = b""
-        while data := await self._output.read(READ_BYTES):
-            *lines, rest = (rest + data).split(b"\n")
-            # A line without end is cut rather than collected.
-            if len(rest) > READ_BYTES:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._log_line(line)
-        if rest:
-            self._log_line(rest)
-
-    def _log_line(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip()
-        self.child.lines.append(text)
-        word, _, rest = text.partition(" ")
-        level = logging.getLevelNamesMapping().get(word)
-        engine_logger.log(level or logging.INFO, "%s", rest if level else text, extra={"pid": self.child.pid})
-
     # ---- its end -----------------------------------------------------------------------------------------------------
 
     async def _explain(self, logging_output: asyncio.Task[None]) -> None:
@@ -189,15 +169,12 @@ class EngineProcess:
             stack.callback(child.close)
             reader, writer = await asyncio.open_unix_connection(sock=child.socket)
             stack.callback(writer.transport.abort)
-            output = asyncio.StreamReader()
-            pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
-                lambda: asyncio.StreamReaderProtocol(output), child.process.stdout
-            )
-            stack.callback(pipe.close)
-            process = cls(child, output, reader, writer)
+            output, close_output = await connect(child)
+            stack.callback(close_output)
+            process = cls(child, reader, writer)
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    logging_output = tasks.create_task(process._log_output())
+                    logging_output = tasks.create_task(log_output(child, output, engine_logger))
                     watching = tasks.create_task(
                         process._watch(settings.engine_stall_timeout_s, settings.engine_start_timeout_s)
                     )

@@ -1,8 +1,10 @@
-"""Keeps one engine process on this machine running: started, replaced when it dies, closed with the gateway.
+"""Keeps one engine process and its preparer on this machine running: started, replaced, closed with the gateway.
 
-Works submitted while no engine is ready are held here, in order. When an engine that was ready dies, the sink is called
-(`on_lost`) and submits again what is to go on. When an engine cannot even be loaded, nothing is lost: the phase is
+Works go through the preparer (`preparing`), where they are held while no engine is ready, and then, as bytes, to the
+engine. When an engine that was ready dies, the sink is called (`on_lost`) and submits again what is to go on; what
+waited for the preparer was forgotten with the rest. When an engine cannot even be loaded, nothing is lost: the phase is
 "failed", the sink decides about the works that wait, and loading is tried again, for the file may be repaired.
+An engine counts as ready when its preparer is loaded as well. A preparer that dies later is replaced, and works wait.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import msgspec
 from worker.brokers.base import EngineState, Sink
 from worker.brokers.engine_process import EngineProcess
 from worker.brokers.phases import Happening, next_phase
+from worker.brokers.preparing import Preparing
 from worker.config import Settings
 from worker.engines.base import EngineInfo, LoadProgress
-from worker.errors import ModelError, Problem
-from worker.processes.child import ENGINE_COMMAND
-from worker.processes.messages import Cancel, Loaded, Loading, Open, Prioritize, Submit, Up
+from worker.errors import ConfigError, ModelError, Problem
+from worker.processes.child import ENGINE_COMMAND, PREPARER_COMMAND
+from worker.processes.messages import Cancel, Loaded, Loading, Made, Open, Prioritize, Up
+from worker.requests import Prompt, ResponseFormat
 from worker.scheduler.works import Batch, Work
 
 DEAD_STARTS_MAX = 5
@@ -30,43 +34,67 @@ logger = logging.getLogger(__name__)
 
 
 class LocalBroker:
-    """Implements the broker port. `command` starts an engine process: fd and parent pid are appended to it."""
+    """Implements the broker port. Commands start the processes: fd and parent pid are appended to them."""
 
-    def __init__(self, settings: Settings, command: Sequence[str] = ENGINE_COMMAND) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        command: Sequence[str] = ENGINE_COMMAND,
+        preparer_command: Sequence[str] = PREPARER_COMMAND,
+    ) -> None:
         self._settings = settings
         self._command = command
         self._state = EngineState(phase="loading")
-        self._held: dict[str, Work] = {}
+        self._preparing = Preparing(settings, preparer_command, self)
+        # Loaded; ready as well when the preparer is.
+        self._loaded: tuple[EngineProcess, EngineInfo] | None = None
         self._engine: EngineProcess | None = None
+        self._sink: Sink | None = None
         self._dead_starts = 0
 
     @property
     def state(self) -> EngineState:
         """Where the engine stands now."""
-        return self._state
+        return msgspec.structs.replace(self._state, preparer=self._preparing.state)
 
     def submit(self, work: Work) -> None:
         """Hand over work; held until an engine is ready."""
-        if self._engine is None:
-            self._held[work.generation.lease] = work
-        else:
-            self._engine.command(Submit(work))
+        self._preparing.submit(work)
+
+    def refusal(self, prompt: Prompt, wanted: ResponseFormat) -> Problem | None:
+        """Return why this very prompt or form was refused a moment ago, None if it was not."""
+        return self._preparing.refusal(prompt, wanted)
 
     def cancel(self, lease: str) -> None:
         """Withdraw work. Unknown leases are ignored."""
-        if self._held.pop(lease, None) is None and self._engine is not None:
+        if not self._preparing.cancel(lease) and self._engine is not None:
             self._engine.command(Cancel(lease))
 
     def prioritize(self, lease: str, priority: int) -> None:
         """Change the priority of waiting work. Unknown leases are ignored."""
-        held = self._held.get(lease)
-        if held is not None:
-            self._held[lease] = msgspec.structs.replace(held, priority=priority)
-        elif self._engine is not None:
+        if not self._preparing.prioritize(lease, priority) and self._engine is not None:
             self._engine.command(Prioritize(lease, priority))
 
     async def run(self, sink: Sink) -> None:
-        """Keep an engine process running until cancelled; then close it and leave no process behind."""
+        """Keep both processes running until cancelled; then close them and leave none behind.
+
+        Raises ConfigError when the model's chat template turns out to be unusable at the start.
+        """
+        self._sink = sink
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._preparing.run())
+                tasks.create_task(self._preparing.measure())
+                # Not a task: a second cancellation has to reach it, which ends an engine that does not close.
+                await self._keep_engine(sink)
+        except BaseExceptionGroup as group:
+            if (unusable := group.subgroup(ConfigError)) is not None:
+                raise unusable.exceptions[0] from None
+            raise
+        finally:
+            self._report(sink, "closed")
+
+    async def _keep_engine(self, sink: Sink) -> None:
         starts_in_a_row = 0
         try:
             while True:
@@ -82,16 +110,22 @@ class LocalBroker:
                     self._report_end(sink, process)
                 await asyncio.sleep(self._pause_s(starts_in_a_row))
         finally:
-            self._engine = None
-            self._report(sink, "closed")
+            self._forget_engine()
 
     async def _serve(self, sink: Sink) -> EngineProcess:
         """Start an engine process and serve with it until it is gone; return it, with the reason of its end."""
         async with EngineProcess.start(self._command, Open.of(self._settings), self._settings) as process:
             self._report(sink, "started", pid=process.child.pid)
             await process.receive(lambda message: self._on_message(sink, process, message))
-            self._engine = None
+            self._forget_engine()
         return process
+
+    def _forget_engine(self) -> None:
+        """Hand out no work any longer. Works in an engine that was ready are lost, and those on the way to it."""
+        self._loaded = None
+        if self._engine is not None:
+            self._engine = None
+            self._preparing.suspend()
 
     def _on_message(self, sink: Sink, process: EngineProcess, message: Up) -> None:
         # LoadFailed is kept in `process.problem`, see `_report_end`.
@@ -103,20 +137,54 @@ class LocalBroker:
                 self._report(sink, "progressed", pid=process.child.pid, progress=progress)
             case Loaded(info):
                 self._dead_starts = 0
-                self._engine = process
-                held, self._held = self._held, {}
-                for work in held.values():
-                    process.command(Submit(work))
-                self._report(sink, "loaded", pid=process.child.pid, info=info)
+                self._loaded = process, info
+                self._open()
+
+    # ---- what the preparer reports -----------------------------------------------------------------------------------
+
+    def on_made(self, made: Made, priority: int | None) -> None:
+        """Pass a work that was read on to the engine."""
+        assert self._sink is not None, "works are read while run() runs"
+        assert self._engine is not None, "works are handed out while an engine is ready"
+        self._sink.on_prepared(made.lease, made.prompt_tokens, made.ids)
+        self._engine.submit(made.submit)
+        if priority is not None:
+            self._engine.command(Prioritize(made.lease, priority))
+
+    def on_refused(self, lease: str, error: Problem) -> None:
+        """Report a work that can never run."""
+        assert self._sink is not None, "works are read while run() runs"
+        self._sink.on_refused(lease, error)
+
+    def on_preparer_loaded(self) -> None:
+        """Open for works, if the engine is loaded."""
+        self._open()
+
+    def on_preparer_failed(self, error: Problem) -> None:
+        """Report that nothing can be read, unless an engine is at work and waits for the next preparer."""
+        if self._sink is not None and self._engine is None:
+            self._report(self._sink, "load_failed", pid=self._state.pid, error=error)
+
+    def _open(self) -> None:
+        """Be ready, once engine and preparer are loaded."""
+        if self._loaded is None or self._engine is not None or not self._preparing.loaded:
+            return
+        assert self._sink is not None, "processes run while run() runs"
+        process, info = self._loaded
+        self._engine = process
+        self._report(self._sink, "loaded", pid=process.child.pid, info=info)
+        self._preparing.resume(info.bounds)
+
+    # ---- the engine's life -------------------------------------------------------------------------------------------
 
     def _report_end(self, sink: Sink, process: EngineProcess) -> None:
         """Report the end of an engine process: a failed start, or the loss of all work in it."""
-        if not process.ready:
+        if self._state.phase != "ready":
             self._report_start_failed(sink, process.reason, process.problem)
             return
         self._report(sink, "lost")
         # Works that arrived since it died are submitted again with the rest.
-        self._held.clear()
+        self._preparing.suspend()
         sink.on_lost(process.reason)
 
     def _report_start_failed(self, sink: Sink, reason: str, problem: Problem | None) -> None:
@@ -156,4 +224,4 @@ class LocalBroker:
             restarts=before.restarts + (1 if happening == "lost" else 0),
             pid=pid,
         )
-        sink.on_state(self._state)
+        sink.on_state(self.state)

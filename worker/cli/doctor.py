@@ -22,7 +22,8 @@ from worker.config.keys import KeySource
 from worker.engines.choose import choose
 from worker.engines.gpu import gpu_memory, gpu_shortcomings
 from worker.errors import ConfigError, JobwireError, ModelError
-from worker.processes.messages import Open
+from worker.processes.messages import Open, OpenPreparer, PreparerLoaded, TemplateFailed
+from worker.processes.rehearsal import rehearse
 from worker.transports.front import sockets
 
 PYTHON_FIRST, PYTHON_AFTER = (3, 11), (3, 14)
@@ -106,6 +107,24 @@ def check_engine(settings: Settings) -> Iterator[Finding]:
             yield Finding("problem", f"There is no model file {chosen.model}", fix)
         else:
             yield Finding("ok", what)
+
+
+def check_preparer(settings: Settings) -> Iterator[Finding]:
+    """Can the model's vocabulary and chat template be read, by the process that does so in `serve`?"""
+    opening = OpenPreparer.of(settings)
+    try:
+        choose(opening.spec)
+    except JobwireError:
+        # That is the finding of another check.
+        return
+    answer, memory_bytes = rehearse(opening, settings.engine_start_timeout_s)
+    if isinstance(answer, PreparerLoaded):
+        memory = f" in {memory_bytes >> 20} MiB" if memory_bytes else ""
+        yield Finding("ok", f"Chat template and vocabulary are read by a process of their own{memory}")
+    elif isinstance(answer, TemplateFailed):
+        yield Finding("problem", answer.error.detail, "Name a file with another template: --chat-template PATH")
+    else:
+        yield Finding("problem", answer.error.detail if answer else "The process that reads prompts does not start")
 
 
 def check_gpu_memory(settings: Settings) -> Iterator[Finding]:
@@ -214,6 +233,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_python,
     check_packages,
     check_engine,
+    check_preparer,
     check_gpu_memory,
     check_llama_cpp,
     check_cpu,

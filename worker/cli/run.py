@@ -26,7 +26,7 @@ from worker.operations.infer import Infer
 from worker.processes.child import environment
 from worker.processes.messages import Open
 from worker.scheduler.loop import Loop
-from worker.scheduler.works import Refused, Started, Work, WorkEvent
+from worker.scheduler.works import PreparedWork, Refused, Started, WorkEvent
 
 _FIELDS: tuple[tuple[str, type, str], ...] = (
     ("max_tokens", int, "Output tokens, at most."),
@@ -58,8 +58,9 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     opening = Open.of(settings)
     engine = _load(opening, report)
     try:
+        engine.reader.try_template()
         loop = Loop(engine, opening.schedule)
-        loop.submit(Work(generation=_generation(request)))
+        loop.submit(PreparedWork(prepared=engine.reader.prepare(_generation(request), engine.info.bounds)))
         _stream(loop, _Screen(report))
     finally:
         engine.close()
@@ -153,10 +154,8 @@ class _Screen:
                 self._report(f"Prompt: {event.prompt_tokens} tokens")
             case Prefilled():
                 self._report(f"Prefill: {event.done} of {event.total} tokens")
-            case Refused(error=problem):
+            case Refused(error=problem) | Broke(error=problem):
                 raise _error(problem)
-            case Broke(reason=reason):
-                raise EngineFailed(f"The engine failed on this job: {reason}.")
 
     def _text(self, delta: Delta) -> None:
         self._first_s = self._first_s or time.monotonic()

@@ -28,6 +28,7 @@ GROUPS = {
     "max_tokens_default": "What a job may ask for",
     "retention_s": "How long things are kept",
     "frame_bytes_max": "Connections",
+    "prepare_timeout_s": "Reading prompts",
     "engine_stall_timeout_s": "The engine process",
     "log_level": "Operator and fleet",
 }
@@ -245,6 +246,21 @@ class Settings:
     send_buffer_bytes: Annotated[
         int, Meta(ge=4096, le=64 * MIB, description="Kernel send buffer of one connection.")
     ] = 64 * KIB
+
+    # ---- Reading prompts ----
+    prepare_timeout_s: Annotated[
+        float,
+        Meta(ge=0.01, le=3600, description="Time to read one prompt and its response format. Then the job fails."),
+    ] = 10.0
+    prepare_memory_bytes_max: Annotated[
+        int, Meta(ge=128 * MIB, le=1 << 40, description="Memory to read one prompt and its response format.")
+    ] = 256 * MIB
+    form_compile_ms_max: Annotated[
+        int, Meta(ge=1, le=3_600_000, description="CPU time to compile a response format. Slower ones are refused.")
+    ] = 200
+    form_mask_ms_max: Annotated[
+        int, Meta(ge=1, le=60_000, description="CPU time to find the tokens that a response format allows next.")
+    ] = 20
 
     # ---- The engine process ----
     engine_stall_timeout_s: Annotated[

@@ -7,13 +7,16 @@ those that keep a queue of their own (ExLlamaV2: admit is enqueue, step is itera
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Protocol, TypeAlias
 
 import msgspec
 
+from worker.errors import Problem
 from worker.events import FinishReason, TopLogprob
-from worker.requests import Prompt, Sampling
+from worker.requests import Prompt, ResponseFormat, Sampling
 
 
 class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -22,6 +25,7 @@ class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     `lease` is unique among live sequences. `generated` are the ids produced by earlier attempts: the engine prefills
     them after the prompt and samples on at position `len(generated)`. `max_tokens` is the whole budget, including
     `generated`. `index` is the number of the choice in its job, for the reader's eyes only.
+    `prompt_ids`: the prompt's token ids, packed as int32, where it was read before; then `prompt` is empty.
     """
 
     lease: str
@@ -30,16 +34,40 @@ class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     max_tokens: int
     index: int = 0
     generated: tuple[int, ...] = ()
+    prompt_ids: bytes = b""
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """The facts about a loaded engine that a `Reader` needs, which has only read the model's file.
+
+    A context holds `context_tokens`, the whole KV cache `kv_tokens_total`; rows of logits have `vocab_size` entries.
+    `rewinds`: the engine can take tokens back, as banned strings need.
+    """
+
+    context_tokens: int
+    kv_tokens_total: int
+    vocab_size: int
+    rewinds: bool = False
+
+
+def pack_ids(ids: tuple[int, ...]) -> bytes:
+    """Return token ids as int32 in the byte order of this machine, which they never leave."""
+    return array("i", ids).tobytes()
+
+
+def unpack_ids(packed: bytes) -> tuple[int, ...]:
+    """Return the token ids that `pack_ids` has packed."""
+    return tuple(array("i", packed))
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A generation that this engine has tokenized and checked. `prompt_ids` has at least one token.
+    """A generation whose prompt is read and checked. `prompt_ids` has at least one token.
 
     `max_tokens` is cut to what fits the context: `len(prompt_ids) + max_tokens <= context_tokens`. An engine that
     reserves KV cache in slices, of `slice_tokens` output tokens, pauses sequences when there is no room for the next
     slice; `produced` counts the output tokens of such a sequence. `healed` are the bytes of a token that was removed
-    from the prompt: the first token of the output begins with them, its text is shown without. `prompt_pages` are the
-    engine's own names for the pages of KV cache that the prompt fills, if it has such names.
+    from the prompt, `healed_ids` its id: the first token of the output begins with them, its text is shown without.
+    `prompt_pages` are the engine's own names for the pages of KV cache that the prompt fills, if it has such names.
     """
 
     generation: Generation
@@ -48,12 +76,18 @@ class Prepared(msgspec.Struct, frozen=True):
     slice_tokens: int = 0
     produced: int = 0
     healed: bytes = b""
+    healed_ids: tuple[int, ...] = ()
     prompt_pages: tuple[bytes, ...] = ()
 
     @property
     def lease(self) -> str:
         """The generation's lease."""
         return self.generation.lease
+
+    @property
+    def packed_prompt(self) -> bytes:
+        """The ids of the whole prompt, a token that is healed included, for `Generation.prompt_ids`."""
+        return pack_ids((*self.prompt_ids, *self.healed_ids))
 
     @property
     def tokens_max(self) -> int:
@@ -97,10 +131,13 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, tag="D"):
 
 
 class Broke(msgspec.Struct, frozen=True, array_like=True, tag="B"):
-    """One sequence alone failed inside a step, for `reason`; it has left the engine. The others go on."""
+    """One sequence alone failed inside a step; it has left the engine. The others go on.
+
+    `error` says whose fault it was: `invalid_params` for a form that no token can follow, else `engine_failed`.
+    """
 
     lease: str
-    reason: str
+    error: Problem
 
 
 class Paused(msgspec.Struct, frozen=True, array_like=True, tag="X"):
@@ -137,7 +174,7 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts about a loaded engine, for `/health`, the start banner and limits."""
+    """Facts about a loaded engine, for `/health`, the start banner and limits. `bounds` are those that readers need."""
 
     engine: str
     model: str
@@ -148,7 +185,14 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     weights_bytes: int
     has_chat_template: bool
+    kv_tokens_total: int
+    rewinds: bool = False
     details: dict[str, str] = {}
+
+    @property
+    def bounds(self) -> Bounds:
+        """What a `Reader` has to know of this engine."""
+        return Bounds(self.context_tokens, self.kv_tokens_total, self.vocab_size, self.rewinds)
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,6 +223,42 @@ class LoadProgress(msgspec.Struct, frozen=True, array_like=True):
 OnLoad: TypeAlias = Callable[[LoadProgress], None]
 
 
+class Reader(Protocol):
+    """Vocabulary, chat template and grammar compiler of a model, read from its file: no weights, no KV cache.
+
+    It reads what strangers wrote, so it is called in a process that may die (`processes.hand`), or in `jobwire run`.
+    """
+
+    def prepare(self, generation: Generation, bounds: Bounds) -> Prepared:
+        """Render, tokenize and check a generation. The prompt of the result's generation is empty: its ids are there.
+
+        A generation with `prompt_ids` is not rendered and tokenized again. Raises InvalidParams for a prompt that is
+        empty or too long for the context, a token id out of range, a bad schema or grammar, a need of more KV cache
+        than there is, or a setting that the engine cannot honour.
+        """
+        ...
+
+    def try_form(self, wanted: ResponseFormat, compile_ms_max: float, mask_ms_max: float) -> None:
+        """Compile a form and compute a mask. Raises InvalidParams for one that is wrong, or takes longer than that."""
+        ...
+
+    def try_template(self) -> None:
+        """Render a small conversation. Raises ModelError for a chat template that cannot be compiled, or fails."""
+        ...
+
+
+class Forms(Protocol):
+    """The compiled forms of an engine. Only a few are kept, so one that is `ready` need not be later."""
+
+    def ready(self, wanted: ResponseFormat) -> bool:
+        """Return whether a sequence of this form can be admitted without compiling anything."""
+        ...
+
+    def compile_beside(self, wanted: ResponseFormat) -> Future[None]:
+        """Compile a form in a thread beside the steps. The future fails with InvalidParams for one that is wrong."""
+        ...
+
+
 class Engine(Protocol):
     """A loaded model with its KV cache and batch. Not thread-safe: one thread constructs, steps and closes it."""
 
@@ -187,12 +267,18 @@ class Engine(Protocol):
         """Facts about the engine, constant after loading."""
         ...
 
-    def prepare(self, generation: Generation) -> Prepared:
-        """Render, tokenize and check a generation without reserving anything.
+    @property
+    def reader(self) -> Reader:
+        """The reader of this engine's own vocabulary and template, for use in its process."""
+        ...
 
-        Raises InvalidParams for a prompt that is empty or too long for the context, a token id out of range, a bad
-        schema or grammar, or a setting that this engine cannot honour.
-        """
+    @property
+    def forms(self) -> Forms:
+        """The forms that sequences can be admitted with. `reader` compiles into the same place."""
+        ...
+
+    def adopt(self, prepared: Prepared) -> Prepared:
+        """Return what a reader has prepared with this engine's own figures, without reserving anything."""
         ...
 
     def capacity(self) -> Capacity:
@@ -207,7 +293,7 @@ class Engine(Protocol):
         """Give a sequence a slot and its KV cache; return how many of its tokens were in the cache already.
 
         The caller asks `fits(prepared)` first; without room this is an AssertionError. A `Paused` sequence is admitted
-        in the same way.
+        in the same way. A form that is not `ready` is compiled here, in the way of all others.
         """
         ...
 

@@ -10,17 +10,18 @@ from typing import TypeAlias, cast
 
 import msgspec
 
-from worker.engines.base import Engine, EngineSpec, OnLoad
+from worker.engines.base import Engine, EngineSpec, OnLoad, Reader
 from worker.errors import ModelError
 
 Load: TypeAlias = Callable[[EngineSpec, OnLoad], Engine]
+Read: TypeAlias = Callable[[EngineSpec], Reader]
 
 MODULES = {
-    "numpy": "worker.engines.numpy_llama.engine",
-    "llama_cpp": "worker.engines.llama_cpp.engine",
-    "exllamav2": "worker.engines.exllamav2",
+    "numpy": ("worker.engines.numpy_llama.engine", "worker.engines.numpy_llama.reader"),
+    "llama_cpp": ("worker.engines.llama_cpp.engine", "worker.engines.llama_cpp.reader"),
+    "exllamav2": ("worker.engines.exllamav2", "worker.engines.exllamav2.reader"),
 }
-"""Engines by their names for `--engine`. Each module has a function `load`."""
+"""Engines by their names for `--engine`: a module with a function `load`, and one with a function `read`."""
 
 
 def bundled_model() -> str:
@@ -35,11 +36,23 @@ def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
     ModelError for an engine that does not exist, a model that no engine can run here, a template that cannot be read,
     or settings that the engine does not know.
     """
+    (module, _), resolved, why = _resolve(spec)
+    return cast(Load, importlib.import_module(module).load), resolved, why
+
+
+def choose_reader(spec: EngineSpec) -> tuple[Read, EngineSpec, str]:
+    """Return the function that reads a model's vocabulary and template alone, and the rest as `choose` does."""
+    (_, module), resolved, why = _resolve(spec)
+    return cast(Read, importlib.import_module(module).read), resolved, why
+
+
+def _resolve(spec: EngineSpec) -> tuple[tuple[str, str], EngineSpec, str]:
+    """Return the modules of the engine for a model, the exact spec, and the reason."""
     template = _read_template(spec.chat_template) if spec.chat_template else None
     resolved = msgspec.structs.replace(spec, model=spec.model or bundled_model(), chat_template=template)
     name, why = _pick(spec)
-    module = MODULES.get(name)
-    if module is None:
+    modules = MODULES.get(name)
+    if modules is None:
         raise ModelError(f"The engine {name!r} does not exist. There are: auto, {', '.join(MODULES)}.")
     if name != "exllamav2" and (foreign := sorted(spec.options.keys() - {"device"})):
         what, them = ("setting", "it") if len(foreign) == 1 else ("settings", "them")
@@ -47,13 +60,12 @@ def choose(spec: EngineSpec) -> tuple[Load, EngineSpec, str]:
             f"Only ExLlamaV2 has the {what} {', '.join(foreign)}, but the engine is {name}, because {why}. "
             f"Leave {them} out."
         )
-    load = cast(Load, importlib.import_module(module).load)
-    return load, msgspec.structs.replace(resolved, engine=name), why
+    return modules, msgspec.structs.replace(resolved, engine=name), why
 
 
 def _read_template(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"The chat template {path} cannot be read: {error}.") from error
 

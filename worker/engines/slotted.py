@@ -11,13 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from worker.engines.base import Capacity, EngineInfo, Generation, Prefilled, Prepared, StepEvent
-from worker.engines.output.guide import Guides
+from worker.engines.base import Capacity, EngineInfo, Forms, Prefilled, Prepared, StepEvent
 from worker.engines.output.sequence import Sequence
-from worker.engines.prompt.chat import ChatTemplate
-from worker.engines.prompt.prepare import prepare
+from worker.engines.prompt.reader import ModelReader
 from worker.engines.slots import SHARED_TOKENS_MIN, Placement, Slots, common_prefix
-from worker.engines.vocabulary import Vocabulary
 
 
 @dataclass(slots=True, eq=False)
@@ -84,8 +81,7 @@ class SlottedEngine(Generic[R]):
         self,
         runner: Runner[R],
         info: EngineInfo,
-        vocabulary: Vocabulary,
-        chat: ChatTemplate,
+        reader: ModelReader,
         *,
         wait_for_leader: bool = False,
         reuse: bool = True,
@@ -93,9 +89,7 @@ class SlottedEngine(Generic[R]):
     ) -> None:
         self._runner = runner
         self._info = info
-        self._vocabulary = vocabulary
-        self._chat = chat
-        self._guides = Guides(vocabulary)
+        self._reader = reader
         self._slots = Slots(info.slots)
         self._wait_for_leader = wait_for_leader and reuse
         self._reuse = reuse
@@ -107,9 +101,19 @@ class SlottedEngine(Generic[R]):
         """Facts about the engine, constant after loading."""
         return self._info
 
-    def prepare(self, generation: Generation) -> Prepared:
-        """Render, tokenize and check a generation, see `worker.engines.prompt.prepare`."""
-        return prepare(generation, self._vocabulary, self._chat, self._guides, self._info.context_tokens)
+    @property
+    def reader(self) -> ModelReader:
+        """The reader of this model."""
+        return self._reader
+
+    @property
+    def forms(self) -> Forms:
+        """The compiled forms."""
+        return self._reader.guides
+
+    def adopt(self, prepared: Prepared) -> Prepared:
+        """Return it as it is: a slot has room for any sequence."""
+        return prepared
 
     def capacity(self) -> Capacity:
         """Return the slots that are free now; each has the cache of a whole context."""
@@ -123,7 +127,7 @@ class SlottedEngine(Generic[R]):
         """Give a sequence a slot; return how many of its tokens were in the cache of any slot."""
         assert self.fits(prepared), "admitted without room"
         assert prepared.lease not in self._running, "admitted twice"
-        sequence = Sequence(prepared, self._vocabulary, self._guides)
+        sequence = Sequence(prepared, self._reader.vocabulary, self._reader.guides)
         placement = self._slots.place(sequence.tokens, {row.slot: self._kept(row) for row in self._running.values()})
         cached = self._runner.share(placement)
         row = self._running[sequence.lease] = self._runner.row(sequence, placement.slot, cached)

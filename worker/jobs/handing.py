@@ -39,10 +39,22 @@ class Handing:
             )
         )
 
+    def submit_open(self, job: Job) -> None:
+        """Hand over the choices that have not ended. While the prompt is unread only the first: it is read once."""
+        for choice in job.choices if job.prompt_ids else job.choices[:1]:
+            if not choice.ended:
+                self.submit(job, choice)
+
+    def submit_siblings(self, job: Job) -> None:
+        """Hand over the choices that waited until the prompt was read for the first one."""
+        for choice in job.choices[1:]:
+            self.submit(job, choice)
+
     def prioritize(self, job: Job) -> None:
-        """Report the job's priority to the broker."""
+        """Report the priority of a job to the broker, for the choices that it has."""
         for choice in job.choices:
-            self._broker.prioritize(choice.lease, job.priority)
+            if choice.lease in self.leases:
+                self._broker.prioritize(choice.lease, job.priority)
 
     def release(self, choice: Choice) -> None:
         """End the lease of a choice that the engine has ended."""

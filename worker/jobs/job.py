@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
 from worker.engines.base import Generation
 from worker.events import Admitted, Event, Finished, FinishReason, Token, Usage
+from worker.jobs.clock import Clock
 from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.lifecycle import JobState, is_terminal
 from worker.jobs.limits.principals import Principal
@@ -15,6 +18,9 @@ from worker.jobs.log import JobLog
 from worker.jobs.places import Place, next_place
 from worker.operations.base import JobRequest
 from worker.requests import Prompt, Sampling
+
+PREPARING_AFTER_MS = 250
+"""A prompt that is not read by then is worth a remark: most are within a few ms."""
 
 PROGRESS_STEP = 0.05
 """Prefill is reported in steps of at least this share of the prompt."""
@@ -102,7 +108,9 @@ class Timing:
 class Job:
     """A job and its log. Everybody may read it; only the service changes it.
 
-    `deaths` counts the engines in a row that died while they had this job and it made no progress.
+    `deaths` counts the engines in a row that died while they had this job and it made no progress. `prompt_ids` are
+    those of `events.Tokenized`, empty until the prompt is read. `tokens_charged` is what its account is charged, and
+    what it counts for in the queue: an estimate until then. `preparing`: its readers know that reading takes long.
     """
 
     id: str
@@ -120,7 +128,37 @@ class Job:
     watchers: int = 0
     unwatched_since: float = 0.0
     deaths: int = 0
+    prompt_ids: bytes = b""
+    tokens_charged: int = 0
+    preparing: bool = False
     correlation: Correlation = UNKNOWN
+
+    @classmethod
+    def new(
+        cls,
+        owner: Principal,
+        job_id: str,
+        request: JobRequest,
+        correlation: Correlation,
+        clock: Clock,
+        new_id: Callable[[], uuid.UUID],
+    ) -> Job:
+        """Return a job that begins now, with an empty log."""
+        now = clock.monotonic_ms()
+        return cls(
+            id=job_id,
+            owner=owner,
+            request=request,
+            log=JobLog(epoch=new_id().hex[:8]),
+            created_at_ms=clock.wall_ms(),
+            timing=Timing(created=now),
+            seed=new_id().int % (1 << 64) if request.seed is None else request.seed,
+            priority=request.priority,
+            choices=[Choice(index) for index in range(request.n)],
+            unwatched_since=now,
+            tokens_charged=request.tokens_estimate,
+            correlation=correlation,
+        )
 
     @property
     def owner_name(self) -> str:
@@ -138,8 +176,14 @@ class Job:
         return any(choice.place == "running" for choice in self.choices)
 
     def holds(self, lease: str) -> bool:
-        """Return whether this is the latest lease of one of its choices."""
-        return any(choice.lease == lease for choice in self.choices)
+        """Return whether this is the latest lease of one of its choices; nothing is the lease of none."""
+        return lease != "" and any(choice.lease == lease for choice in self.choices)
+
+    def is_read_late(self, now_ms: float, ready_at_ms: float) -> bool:
+        """Return whether the prompt is still unread, and no remark says so. Reading waits until an engine is ready."""
+        if self.prompt_ids or self.preparing or self.state != "queued":
+            return False
+        return now_ms - max(self.timing.created, ready_at_ms) >= PREPARING_AFTER_MS
 
     def text(self, index: int = 0) -> str:
         """Return all text of one choice so far."""
@@ -148,7 +192,7 @@ class Job:
 
     def generation(self, choice: Choice) -> Generation:
         """Return what an engine needs to go on with `choice` under its current lease."""
-        return self.request.generation(choice.lease, self.seed, choice.index, tuple(choice.ids))
+        return self.request.generation(choice.lease, self.seed, choice.index, tuple(choice.ids), self.prompt_ids)
 
     def drop_request(self) -> None:
         """Drop the prompt and the sampling settings, which may be large: an ended job needs neither."""

@@ -18,6 +18,7 @@ from worker.events import (
     Queued,
     Resumed,
     Token,
+    Tokenized,
 )
 
 JobState: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
@@ -25,6 +26,7 @@ JobState: TypeAlias = Literal["queued", "running", "completed", "failed", "cance
 TRANSITIONS: dict[JobState, dict[type[Event], JobState]] = {
     "queued": {
         Queued: "queued",
+        Tokenized: "queued",
         Note: "queued",
         Resumed: "queued",
         Admitted: "running",

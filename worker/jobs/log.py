@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from worker.events import TERMINAL, Event, Record, Resumed, Token
+from worker.events import TERMINAL, Event, Record, Resumed, Token, Tokenized
 
 RECORD_BYTES = 320
 """Rough memory of a record besides its text, for retention by bytes."""
@@ -53,6 +53,8 @@ class JobLog:
                 self.bytes += LIKELY_BYTES * sum(map(len, event.top_logprobs))
         elif isinstance(event, Resumed):
             self.attempt += 1
+        elif isinstance(event, Tokenized):
+            self.bytes += len(event.ids)
         else:
             self.ended = isinstance(event, TERMINAL)
         self._wake()

@@ -11,6 +11,11 @@ def restarted(reason: str) -> Note:
     return Note(actor="worker", action="engine_restarted", human=human, level="warn")
 
 
+def preparing() -> Note:
+    """Return the remark on a job whose prompt takes long to read."""
+    return Note(actor="preparer", action="preparing", human="The prompt is still being read")
+
+
 def completed(usage: Usage) -> Note:
     """Return the remark on a completed job."""
     human = f"Done: {usage.completion_tokens} tokens in {usage.total_ms / 1000:.1f} s"

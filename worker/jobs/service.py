@@ -7,6 +7,7 @@ What is handed to the broker, and under which lease, is kept in `handing`.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from worker.errors import (
     Draining,
     EngineFailed,
     IdempotencyMismatch,
+    InvalidParams,
     JobLost,
     JobNotFound,
     ModelError,
@@ -38,18 +40,18 @@ from worker.events import (
     Record,
     Resumed,
     Token,
+    Tokenized,
     Usage,
 )
 from worker.jobs import remarks
 from worker.jobs.clock import Clock
 from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.handing import Handing, is_blamed
-from worker.jobs.job import Choice, Job, Timing
+from worker.jobs.job import Choice, Job
 from worker.jobs.lifecycle import next_state
 from worker.jobs.limits.admission import Admission
 from worker.jobs.limits.principals import Principal
 from worker.jobs.limits.retention import JobKey, Retention
-from worker.jobs.log import JobLog
 from worker.operations.base import JobRequest
 from worker.scheduler.works import Batch, Placed, Refused, Started, WorkEvent
 
@@ -79,6 +81,7 @@ class Jobs:
         self._admission = Admission(settings)
         self._retention = Retention(settings.retention_s * 1000, settings.retention_bytes_max)
         self._on_idle: list[Callable[[], None]] = []
+        self._ready_at_ms = 0.0 if broker.state.phase == "ready" else math.inf
         self.draining = False
 
     # ---- commands of clients -----------------------------------------------------------------------------------------
@@ -104,8 +107,9 @@ class Jobs:
     ) -> tuple[Job, bool]:
         """Create a job, or find the one that the same request created before; return it and whether it was found.
 
-        Raises IdempotencyMismatch for a taken id, JobLost if a client resumes a job that is unknown, Draining,
-        ModelError, QueueFull, TooManyJobs or RateLimited if no new job is accepted now.
+        Raises IdempotencyMismatch for a taken id, JobLost if a client resumes a job that is unknown, InvalidParams for
+        a prompt or form that was refused a moment ago, and Draining, ModelError, QueueFull, TooManyJobs or RateLimited
+        if no new job is accepted now.
         """
         found = self._jobs.get((owner.name, job_id)) if job_id else None
         if found is not None:
@@ -120,6 +124,9 @@ class Jobs:
         if not request.script:
             if state.phase == "failed" and state.error is not None:
                 raise ModelError(state.error.detail)
+            refusal = self._broker.refusal(request.prompt, request.sampling.response_format)
+            if refusal is not None:
+                raise InvalidParams(refusal.detail, errors=refusal.errors)
             self._admission.admit(owner, request, state.stats, self._clock.monotonic_ms())
         return self._start(owner, job_id or f"job-{self._new_id()}", request, correlation), False
 
@@ -170,7 +177,10 @@ class Jobs:
     # ---- time and shutdown -------------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """End jobs past their deadline, cancel abandoned ones, forget old logs. Call it several times a second."""
+        """End jobs past their deadline, cancel abandoned ones, remark on prompts that are read late, forget old logs.
+
+        Call it several times a second.
+        """
         now = self._clock.monotonic_ms()
         orphan_ms = self._settings.orphan_ttl_s * 1000
         for job in list(self._live.values()):
@@ -180,6 +190,9 @@ class Jobs:
                 self._append(job, Expired(error.problem(), job.usage(now)))
             elif not job.watchers and not job.request.detach and now - job.unwatched_since >= orphan_ms:
                 self._append(job, Cancelled("abandoned", job.usage(now)))
+            elif job.is_read_late(now, self._ready_at_ms):
+                job.preparing = True
+                self._append(job, remarks.preparing())
         for key in self._retention.pop_due(now):
             self._jobs.pop(key).log.forget()
 
@@ -205,6 +218,22 @@ class Jobs:
             if held is not None:
                 self._on_event(*held, event)
 
+    def on_prepared(self, lease: str, prompt_tokens: int, ids: bytes) -> None:
+        """Record the ids of a prompt, and hand over the choices that waited for them."""
+        job, _ = self._handing.leases.get(lease, (None, None))
+        if job is not None and not job.prompt_ids:
+            job.prompt_ids = ids
+            charged, job.tokens_charged = job.tokens_charged, job.request.tokens_max(prompt_tokens)
+            self._admission.on_tokenized(job.owner, charged, job.tokens_charged, self._clock.monotonic_ms())
+            self._append(job, Tokenized(prompt_tokens, ids))
+            self._handing.submit_siblings(job)
+
+    def on_refused(self, lease: str, error: Problem) -> None:
+        """Fail a job that can never run."""
+        job, _ = self._handing.leases.get(lease, (None, None))
+        if job is not None:
+            self._fail(job, error)
+
     def on_lost(self, reason: str) -> None:
         """Hand unfinished jobs over again, each at its next token: the engine died with everything in it.
 
@@ -221,12 +250,14 @@ class Jobs:
             if job.runs or job.holds(suspect):
                 self._append(job, remarks.restarted(reason))
                 self._append(job, Resumed(job.log.attempt + 1))
-            for choice in job.choices:
-                if not choice.ended:
-                    self._handing.submit(job, choice)
+            self._handing.submit_open(job)
 
     def on_state(self, state: EngineState) -> None:
         """Fail all jobs, with the reason, when there is no usable model: none of them can go on."""
+        if state.phase != "ready":
+            self._ready_at_ms = math.inf
+        elif self._ready_at_ms == math.inf:
+            self._ready_at_ms = self._clock.monotonic_ms()
         if state.phase == "failed" and state.error is not None:
             for job in list(self._live.values()):
                 self._fail(job, state.error)
@@ -234,31 +265,17 @@ class Jobs:
     # ---- writing -----------------------------------------------------------------------------------------------------
 
     def _start(self, owner: Principal, job_id: str, request: JobRequest, correlation: Correlation) -> Job:
-        now = self._clock.monotonic_ms()
-        job = Job(
-            id=job_id,
-            owner=owner,
-            request=request,
-            log=JobLog(epoch=self._new_id().hex[:8]),
-            created_at_ms=self._clock.wall_ms(),
-            timing=Timing(created=now),
-            seed=self._new_id().int % (1 << 64) if request.seed is None else request.seed,
-            priority=request.priority,
-            choices=[Choice(index) for index in range(request.n)],
-            unwatched_since=now,
-            correlation=correlation,
-        )
+        job = Job.new(owner, job_id, request, correlation, self._clock, self._new_id)
         key = (owner.name, job_id)
         self._jobs[key] = self._live[key] = job
         self._admission.on_created(owner)
-        self._admission.on_queued(request)
+        self._admission.on_queued(job.tokens_charged)
         if request.script:
             self._play(job)
         else:
             job.position = self._admission.waiting_jobs
             self._append(job, Queued(job.position))
-            for choice in job.choices:
-                self._handing.submit(job, choice)
+            self._handing.submit_open(job)
         return job
 
     def _play(self, job: Job) -> None:
@@ -286,10 +303,8 @@ class Jobs:
                 choice.pause()
                 if not job.runs:
                     self._append(job, Preempted("its next tokens have no room in the KV cache now"))
-            case Refused():
+            case Refused() | Broke():
                 self._fail(job, event.error)
-            case Broke():
-                self._fail(job, EngineFailed(f"The engine failed on this job: {event.reason}.").problem())
 
     def _on_placed(self, job: Job, choice: Choice, event: Placed) -> None:
         """Record a new position; a new estimate alone is not worth a record."""
@@ -333,7 +348,7 @@ class Jobs:
         if (before == "queued") != (job.state == "queued"):
             job.position = job.eta_ms = None
             count = self._admission.on_queued if job.state == "queued" else self._admission.on_dequeued
-            count(job.request)
+            count(job.tokens_charged)
         log = job.log
         record = log.append(event, self._clock.wall_ms())
         for observer in self._observers:
@@ -349,7 +364,7 @@ class Jobs:
         self._handing.withdraw(job)
         key = (job.owner_name, job.id)
         del self._live[key]
-        self._admission.on_ended(job.owner, job.request, usage, now_ms)
+        self._admission.on_ended(job.owner, job.tokens_charged, usage, now_ms)
         job.drop_request()
         self._retention.add(key, job.log.bytes, now_ms)
         self._notify_if_idle()

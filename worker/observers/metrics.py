@@ -179,6 +179,7 @@ class Exposition(Collector):
         ProcessCollector(registry=self._registry)
         # Process 0 is nobody's: without an engine process there are no numbers of one.
         ProcessCollector("jobwire_engine", pid=lambda: sources.engine().pid or 0, registry=self._registry)
+        ProcessCollector("jobwire_preparer", pid=lambda: sources.engine().preparer.pid or 0, registry=self._registry)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format 0.0.4."""
@@ -236,6 +237,10 @@ class Exposition(Collector):
         yield _gauge("engine_slots", "Sequences that may share a step.", info.slots if info else 0)
         yield _gauge("engine_step_seconds", "Time of a step, lately.", stats.step_ms / 1000 if stats else 0.0)
         yield _counter("engine_restarts", "Deaths of engines that were ready.", state.restarts)
+        preparer = state.preparer
+        yield _counter("preparer_restarts", "Deaths of preparers that were loaded.", preparer.restarts)
+        yield _counter("preparer_hand_deaths", "Processes that read prompts and were replaced.", preparer.hand_deaths)
+        yield _gauge("preparer_memory_bytes", "Memory of preparer and hands together.", preparer.memory_bytes or 0)
         phases = {phase: int(phase == state.phase) for phase in get_args(Phase)}
         yield _gauges("engine_state", "1 for where the engine stands, 0 for the others.", "state", phases)
         build = GaugeMetricFamily(

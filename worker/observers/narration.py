@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from worker.events import Admitted, FirstToken, Note, Preempted, Progress, Queued, Record, Resumed
+from worker.events import Admitted, FirstToken, Note, Preempted, Progress, Queued, Record, Resumed, Tokenized
 from worker.jobs.narration import Narration
 
-PHASES = {"completed": "done", "engine_restarted": "recovery"}
+PHASES = {"preparing": "queued", "completed": "done", "engine_restarted": "recovery"}
 """The phase of a job after a note of this action. Other notes have the phase `note`."""
 
 CUTE = {
@@ -31,6 +31,8 @@ def _describe(record: Record) -> Narration | None:
     match record.event:
         case Queued() as event:
             return _queued(event)
+        case Tokenized(prompt_tokens=tokens):
+            return Narration("preparer", "prepared", f"The prompt has {_tokens(tokens)}", "queued", tokens_in=tokens)
         case Admitted() as event:
             return _admitted(event)
         case Progress() as event:
@@ -57,8 +59,7 @@ def _queued(event: Queued) -> Narration:
 
 
 def _admitted(event: Admitted) -> Narration:
-    tokens = f"{event.prompt_tokens} token{'' if event.prompt_tokens == 1 else 's'}"
-    human = f"Reading a prompt of {tokens}" if event.prompt_tokens else "It is this job's turn"
+    human = f"Reading a prompt of {_tokens(event.prompt_tokens)}" if event.prompt_tokens else "It is this job's turn"
     if event.cached_tokens:
         human += f", {event.cached_tokens} of them from the cache"
     metrics = {"prompt_tokens": event.prompt_tokens, "cached_tokens": event.cached_tokens}
@@ -83,6 +84,10 @@ def _note(event: Note) -> Narration:
         tokens_in=event.tokens_in,
         tokens_out=event.tokens_out,
     )
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'' if count == 1 else 's'}"
 
 
 def _duration(ms: int) -> str:

@@ -34,6 +34,7 @@ from worker.events import (
     Resumed,
     Terminal,
     Token,
+    Tokenized,
 )
 from worker.jobs.job import Job
 
@@ -162,6 +163,8 @@ def _happenings(job: Job) -> Iterator[tuple[str, int, Attributes]]:
     """Yield the events of a job besides its phases: name, wall time in ms, attributes."""
     for record in job.log.records:
         match record.event:
+            case Tokenized(prompt_tokens=prompt_tokens):
+                yield "prepared", record.at_ms, {"prompt_tokens": prompt_tokens}
             case FirstToken():
                 yield "first_token", record.at_ms, {}
             case Preempted(reason=reason):

@@ -40,22 +40,32 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     include_ids: bool = False
     script: tuple[Event, ...] = ()
 
-    def generation(self, lease: str, seed: int, index: int = 0, generated: tuple[int, ...] = ()) -> Generation:
-        """Return what an engine needs to continue choice `index` after `generated`. Each choice has its own seed."""
+    def generation(
+        self, lease: str, seed: int, index: int = 0, generated: tuple[int, ...] = (), prompt_ids: bytes = b""
+    ) -> Generation:
+        """Return what an engine needs to continue choice `index` after `generated`. Each choice has its own seed.
+
+        With `prompt_ids`, the ids of the prompt where they are known, the prompt itself stays here.
+        """
         return Generation(
             lease=lease,
-            prompt=self.prompt,
+            prompt=Prompt() if prompt_ids else self.prompt,
             sampling=self.sampling.with_seed(seed + index),
             max_tokens=self.max_tokens,
             index=index,
             generated=generated,
+            prompt_ids=prompt_ids,
         )
 
     @property
     def tokens_estimate(self) -> int:
-        """Tokens that the job may occupy: its budget, and a quarter of the prompt's bytes (unknown until tokenized)."""
+        """Tokens that the job may occupy, until its prompt is read: a quarter of its characters stand for them."""
         prompt_chars = len(self.prompt.text) + sum(len(message.content) for message in self.prompt.messages)
-        return self.n * self.max_tokens + prompt_chars // 4
+        return self.tokens_max(prompt_chars // 4)
+
+    def tokens_max(self, prompt_tokens: int) -> int:
+        """Return the tokens that the job may occupy: those of its prompt, and its budget."""
+        return self.n * self.max_tokens + prompt_tokens
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

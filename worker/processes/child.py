@@ -16,6 +16,12 @@ from pathlib import Path
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "worker.processes.engine")
 """Starts an engine process. -P: a folder named worker in the current directory must not be taken for this package."""
 
+PREPARER_COMMAND = (sys.executable, "-P", "-m", "worker.processes.preparer")
+"""Starts a preparer, likewise."""
+
+FORKS = hasattr(os, "fork")
+"""Whether a preparer forks hands here."""
+
 OUTPUT_LINES_KEPT = 20
 """Lines of its output that are kept to explain its end."""
 
@@ -29,11 +35,12 @@ THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 class Child:
     """A child process. It leads its own session and group, so that it is killed with all that it starts.
 
-    `socket` is this side of its socket pair; `process.stdout` has its output and errors in one. Raises OSError when the
-    system starts no process.
+    `name` is what sentences call it. `socket` is this side of its socket pair; `process.stdout` has its output and
+    errors in one. Raises OSError when the system starts no process.
     """
 
-    def __init__(self, command: Sequence[str], threads: int) -> None:
+    def __init__(self, command: Sequence[str], threads: int, name: str = "engine process") -> None:
+        self.name = name
         with contextlib.ExitStack() as on_error:
             self.socket, theirs = socket.socketpair()
             on_error.enter_context(self.socket)
@@ -77,12 +84,12 @@ class Child:
     def ending(self) -> str:
         """Return how it ended, as the beginning of a sentence."""
         if self.alive:
-            return "the engine process closed its connection"
+            return f"the {self.name} closed its connection"
         code = self.process.returncode
         if code < 0:
-            return f"the engine process was killed by signal {-code}"
+            return f"the {self.name} was killed by signal {-code}"
         last = next((line for line in reversed(self.lines) if line.strip()), "")
-        return f"the engine process exited with code {code}" + (f" ({last.strip()})" if last else "")
+        return f"the {self.name} exited with code {code}" + (f" ({last.strip()})" if last else "")
 
 
 def _start(command: Sequence[str], theirs: socket.socket, variables: dict[str, str]) -> subprocess.Popen[bytes]:

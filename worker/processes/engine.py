@@ -11,11 +11,9 @@ when it hangs in native code. Only the gateway stops it: a terminal's Ctrl-C and
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -43,13 +41,11 @@ from worker.processes.messages import (
     Submit,
     Up,
 )
+from worker.processes.parent import EXIT_ORPHANED, belong_to
 from worker.scheduler.loop import Loop
 
-EXIT_CLOSED, EXIT_BROKEN, EXIT_LOAD_FAILED, EXIT_ORPHANED, EXIT_GARBAGE = 0, 1, 3, 4, 5
-"""Exit codes: closed by the gateway; the engine raised; no model; the gateway is gone; it sent garbage."""
-
-PR_SET_PDEATHSIG = 1
-"""Option of Linux's prctl: the signal that a process gets when its parent dies."""
+EXIT_CLOSED, EXIT_BROKEN, EXIT_LOAD_FAILED, EXIT_GARBAGE = 0, 1, 3, 5
+"""Exit codes: closed by the gateway; the engine raised; no model; the gateway sent garbage."""
 
 RECEIVE_BYTES = 1 << 16
 
@@ -64,7 +60,7 @@ def serve(sock: socket.socket, choose: Choose) -> int:
 
     Ends the process at once when the gateway is gone. An engine that breaks raises its own exception.
     """
-    commands: SimpleQueue[Down] = SimpleQueue()
+    commands: SimpleQueue[Down | None] = SimpleQueue()  # None wakes it up: a form is compiled
     threading.Thread(target=_read, args=(sock, commands), name="commands", daemon=True).start()
     opening = commands.get()
     assert isinstance(opening, Open), f"the first message was {type(opening).__name__}, not Open"
@@ -72,7 +68,7 @@ def serve(sock: socket.socket, choose: Choose) -> int:
     if engine is None:
         return EXIT_LOAD_FAILED
     calm_gc()
-    loop = Loop(engine, opening.schedule)
+    loop = Loop(engine, opening.schedule, wake=partial(commands.put, None))
     while _carry_out(commands, loop):
         batch = loop.step(send=partial(_send, sock))
         if batch is not None:
@@ -102,11 +98,11 @@ def _load(sock: socket.socket, opening: Open, choose: Choose) -> Engine | None:
     return engine
 
 
-def _carry_out(commands: SimpleQueue[Down], loop: Loop) -> bool:
-    """Carry out all commands that have arrived, waiting for one when idle. Returns whether to go on."""
+def _carry_out(commands: SimpleQueue[Down | None], loop: Loop) -> bool:
+    """Carry out all commands that have arrived, waiting for one when at rest. Returns whether to go on."""
     try:
         while True:
-            match commands.get(block=loop.idle):
+            match commands.get(block=loop.at_rest):
                 case Submit(work):
                     loop.submit(work)
                 case Cancel(lease):
@@ -121,7 +117,7 @@ def _carry_out(commands: SimpleQueue[Down], loop: Loop) -> bool:
         return True
 
 
-def _read(sock: socket.socket, commands: SimpleQueue[Down]) -> None:
+def _read(sock: socket.socket, commands: SimpleQueue[Down | None]) -> None:
     """Feed the queue from the socket; without a gateway this process has nothing left to do."""
     messages = wire.downward()
     try:
@@ -143,21 +139,11 @@ def _send(sock: socket.socket, message: Up) -> None:
         os._exit(EXIT_ORPHANED)
 
 
-def _belong_to(parent_pid: int) -> None:
-    """Make this process end with its parent, and survive a Ctrl-C that is meant for others."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(EXIT_ORPHANED)
-
-
 def main(choose: Choose) -> None:
     """Run the engine process with the arguments of the command line. Does not return."""
     faulthandler.enable()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    _belong_to(parent_pid=int(sys.argv[2]))
+    belong_to(parent_pid=int(sys.argv[2]))
     code = EXIT_BROKEN
     try:
         code = serve(socket.socket(fileno=int(sys.argv[1])), choose)

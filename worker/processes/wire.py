@@ -1,13 +1,13 @@
-"""Frames between gateway and engine process: a 4-byte big-endian length, then one msgpack message. No I/O."""
+"""Frames between the gateway and the processes beside it: a 4-byte big-endian length, one msgpack message. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from worker.processes.messages import Down, Up
+from worker.processes.messages import Down, FromHand, FromPreparer, OpenPreparer, ToHand, Up
 
 HEADER_BYTES = 4
 
@@ -16,13 +16,15 @@ FRAME_BYTES_MAX = 1 << 28
 
 _encoder = msgspec.msgpack.Encoder()
 Message = TypeVar("Message")
+Any: TypeAlias = Down | Up | OpenPreparer | FromPreparer | ToHand | FromHand
+"""A message in any direction."""
 
 
 class Garbage(Exception):
     """Bytes arrived that are no message of the other side. The rest of the stream cannot be read."""
 
 
-def frame(message: Down | Up) -> bytearray:
+def frame(message: Any) -> bytearray:
     """Return the bytes of a message."""
     buffer = bytearray()
     _encoder.encode_into(message, buffer, HEADER_BYTES)
@@ -73,3 +75,23 @@ def downward() -> Messages[Down]:
 def upward() -> Messages[Up]:
     """Return a reader of an engine process's messages."""
     return Messages(msgspec.msgpack.Decoder[Up](Up))
+
+
+def from_preparer() -> Messages[FromPreparer]:
+    """Return a reader of a preparer's messages."""
+    return Messages(msgspec.msgpack.Decoder[FromPreparer](FromPreparer))
+
+
+def opening() -> Messages[OpenPreparer]:
+    """Return a reader of the gateway's one message to a preparer."""
+    return Messages(msgspec.msgpack.Decoder(OpenPreparer))
+
+
+def to_hand() -> Messages[ToHand]:
+    """Return a reader of the gateway's messages to a hand."""
+    return Messages(msgspec.msgpack.Decoder[ToHand](ToHand))
+
+
+def from_hand() -> Messages[FromHand]:
+    """Return a reader of a hand's messages."""
+    return Messages(msgspec.msgpack.Decoder[FromHand](FromHand))

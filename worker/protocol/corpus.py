@@ -148,10 +148,26 @@ SERVER: tuple[Example[ServerFrame], ...] = (
         "What happens to a job, in words.",
     ),
     Example(
-        "narration_prefill",
+        "narration_prepared",
         NarrationFrame(
             job_id=ID,
             cursor=f"{EPOCH}-2",
+            actor="preparer",
+            action="prepared",
+            target=ID,
+            human="The prompt has 1024 tokens",
+            phase="queued",
+            emitted_by="jobwire",
+            emitted_at_ms=1761838000040,
+            tokens_in=1024,
+        ),
+        "How long the prompt is, while the job waits.",
+    ),
+    Example(
+        "narration_prefill",
+        NarrationFrame(
+            job_id=ID,
+            cursor=f"{EPOCH}-3",
             actor="engine",
             action="prefill",
             target=ID,
@@ -162,12 +178,12 @@ SERVER: tuple[Example[ServerFrame], ...] = (
             emitted_by="jobwire",
             emitted_at_ms=1761838000120,
         ),
-        "How much of the prompt is read.",
+        "How much of the prompt is computed.",
     ),
-    Example("token", TokenFrame(job_id=ID, cursor=f"{EPOCH}-3", text="Hel"), "Text, as it is generated."),
+    Example("token", TokenFrame(job_id=ID, cursor=f"{EPOCH}-4", text="Hel"), "Text, as it is generated."),
     Example(
         "token_merged",
-        TokenFrame(job_id=ID, cursor=f"{EPOCH}-6", text="lo there", n=3),
+        TokenFrame(job_id=ID, cursor=f"{EPOCH}-7", text="lo there", n=3),
         "The text of three events, for a reader that was slower than the engine.",
     ),
     Example(
@@ -186,11 +202,11 @@ SERVER: tuple[Example[ServerFrame], ...] = (
         "end",
         End(
             job_id=ID,
-            cursor=f"{EPOCH}-7",
+            cursor=f"{EPOCH}-8",
             status="completed",
             finish_reason="stop",
             usage=Usage(
-                prompt_tokens=1,
+                prompt_tokens=1024,
                 completion_tokens=4,
                 cached_tokens=0,
                 queue_ms=12,

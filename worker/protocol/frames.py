@@ -220,7 +220,9 @@ class NarrationFrame(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     job_id: AnyId
     cursor: Cursor
     actor: Annotated[str, Meta(description="The part that acts: scheduler, engine, worker...")]
-    action: Annotated[str, Meta(description="What happens: queued, admitted, prefill, first_token, completed...")]
+    action: Annotated[
+        str, Meta(description="What happens: queued, prepared, admitted, prefill, first_token, completed...")
+    ]
     target: Annotated[str, Meta(description="The job's id again.")]
     human: Annotated[str, Meta(description="One plain sentence.")]
     phase: Annotated[str, Meta(description="The job's phase: queued, prefill, decode, recovery, done or note.")]

@@ -88,6 +88,11 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     running: Annotated[int | None, Meta(description="Sequences that run now.")] = None
     waiting: Annotated[int | None, Meta(description="Jobs that wait.")] = None
     restarts: Annotated[int | None, Meta(description="How often the engine was restarted.")] = None
+    preparer_restarts: Annotated[int | None, Meta(description="How often the reader of prompts was restarted.")] = None
+    preparer_hand_deaths: Annotated[
+        int | None, Meta(description="Processes that were replaced, because a prompt or form ended them.")
+    ] = None
+    preparer_memory_bytes: Annotated[int | None, Meta(description="Memory of the processes that read prompts.")] = None
     details: Annotated[dict[str, str] | None, Meta(description="More of the engine, by name.")] = None
 
 
@@ -202,6 +207,9 @@ def health(state: EngineState) -> tuple[HTTPStatus, bytes]:
         running=stats.running if stats else None,
         waiting=stats.waiting if stats else None,
         restarts=state.restarts,
+        preparer_restarts=state.preparer.restarts,
+        preparer_hand_deaths=state.preparer.hand_deaths,
+        preparer_memory_bytes=state.preparer.memory_bytes,
         details=(info.details or None) if info else None,
     )
     return HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK, encode(body)

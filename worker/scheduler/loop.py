@@ -4,9 +4,12 @@ It runs in the engine process (`processes.engine`), and unchanged in any other: 
 benchmark use it directly. All calls come from the one thread that owns the engine::
 
     loop = Loop(engine, Schedule())
-    loop.submit(work)
+    loop.submit(PreparedWork(prepared=engine.reader.prepare(generation, engine.info.bounds)))
     while (batch := loop.step()) is not None:
         ...
+
+Nothing new is rendered, tokenized or compiled in a step. A form that the engine does not have yet is compiled beside
+the steps, and its work enters the queue when that is done.
 
 An exception out of `step` means that the engine is broken (a sequence that fails alone is a `Broke`): the loop and its
 engine are not used afterwards.
@@ -18,20 +21,22 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from enum import Enum, auto
 
 import msgspec
 
 from worker.engines.base import Broke, Delta, Engine, Paused, Prefilled, Prepared, StepEvent
-from worker.errors import EngineFailed, InvalidParams, JobwireError, Problem
+from worker.errors import EngineFailed, JobwireError
+from worker.requests import ResponseFormat
 from worker.scheduler.policy import Policy, Vacancy, Waiting
 from worker.scheduler.positions import Positions
 from worker.scheduler.rates import Rates
-from worker.scheduler.works import Batch, Refused, Schedule, Started, Stats, Work, WorkEvent
+from worker.scheduler.works import Batch, PreparedWork, Refused, Schedule, Started, Stats, WorkEvent
 
-PREPARE_S_PER_STEP = 0.005
-"""Time for tokenizing prompts in one step, at least one of them: a burst must not hold up the running works."""
+ADOPT_S_PER_STEP = 0.005
+"""Time for queueing works in one step, at least one of them: a burst must not hold up the running works."""
 
 BARREN_STEPS_MAX = 100
 """An empty engine without room for any work has lost track of its memory. Some need steps to tidy up first."""
@@ -43,7 +48,10 @@ class _Place(Enum):
     """Where a work is, from `submit` to its end."""
 
     ARRIVED = auto()
-    """In the loop, not yet prepared."""
+    """In the loop, not yet looked at."""
+
+    FORMING = auto()
+    """Its form is being compiled, beside the steps."""
 
     QUEUED = auto()
     """In the policy's queue."""
@@ -68,18 +76,38 @@ class _Running:
         return self.waiting.work.account
 
 
-class Loop:
-    """Queue, policy and engine. `clock` gives seconds that never go back."""
+@dataclass(slots=True)
+class _Forming:
+    """A work whose form is being compiled. `waiting` is its entry in the queue, where it was before."""
 
-    def __init__(self, engine: Engine, schedule: Schedule, clock: Callable[[], float] = time.monotonic) -> None:
+    work: PreparedWork
+    compiled: Future[None]
+    waiting: Waiting | None = None
+
+
+class Loop:
+    """Queue, policy and engine. `clock` gives seconds that never go back.
+
+    `wake` is called in another thread when `step` has something to do again after it was `at_rest`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        schedule: Schedule,
+        clock: Callable[[], float] = time.monotonic,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
         self._schedule = schedule
         self._clock = clock
+        self._wake = wake
         self._policy = Policy(schedule)
         self._positions = Positions(schedule.queue_news_ms)
         self._rates = Rates()
         self._places: dict[str, _Place] = {}
-        self._arrived: OrderedDict[str, Work] = OrderedDict()
+        self._arrived: OrderedDict[str, PreparedWork] = OrderedDict()
+        self._forming: dict[str, _Forming] = {}  # in order of arrival
         self._running: dict[str, _Running] = {}
         self._prefill_left = 0
         self._solo: str | None = None
@@ -88,9 +116,9 @@ class Loop:
 
     # ---- commands; they act before the next step ---------------------------------------------------------------------
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: PreparedWork) -> None:
         """Accept a work. Its lease must be unique among those that are here."""
-        lease = work.generation.lease
+        lease = work.prepared.lease
         assert lease not in self._places, f"work {lease} is here already"
         self._commands_received += 1
         self._places[lease] = _Place.ARRIVED
@@ -102,6 +130,8 @@ class Loop:
         match self._places.get(lease):
             case _Place.ARRIVED:
                 del self._places[lease], self._arrived[lease]
+            case _Place.FORMING:
+                self._unform(lease)
             case _Place.QUEUED:
                 self._dequeue(lease)
             case _Place.RUNNING:
@@ -117,6 +147,9 @@ class Loop:
         match self._places.get(lease):
             case _Place.ARRIVED:
                 self._arrived[lease] = msgspec.structs.replace(self._arrived[lease], priority=priority)
+            case _Place.FORMING:
+                forming = self._forming[lease]
+                forming.work = msgspec.structs.replace(forming.work, priority=priority)
             case _Place.QUEUED | _Place.PAUSED:
                 self._policy.prioritize(lease, priority, self._clock())
 
@@ -127,11 +160,19 @@ class Loop:
         """Whether `step` has nothing to do and nothing to report."""
         return not self._places and self._commands_received == self._commands_answered
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether `step` has nothing to do until a command comes or a form is compiled."""
+        answered = self._commands_received == self._commands_answered
+        only_forming = len(self._forming) == len(self._places)
+        return answered and only_forming and not any(each.compiled.done() for each in self._forming.values())
+
     def step(self, send: Callable[[Batch], None] | None = None) -> Batch | None:
         """Admit the works that may start, advance all by one step, return what happened; None when idle.
 
-        With `send`, events are sent in batches of their own before each work that is prepared or admitted, and before
-        the engine computes with new ones: if one of them kills the engine, the receiver knows which.
+        With `send`, events are sent in batches of their own before each work that is admitted, and before the engine
+        computes with new ones: if one of them kills the engine, the receiver knows which. Where only forms are compiled
+        it waits for one of them, so that a caller without `wake` does not spin.
         """
         if self.idle:
             return None
@@ -146,7 +187,10 @@ class Loop:
                 send(self._batch(events, handling))
                 events.clear()
 
-        self._prepare_arrived(events, send_all)
+        if self.at_rest:
+            wait([forming.compiled for forming in self._forming.values()], return_when=FIRST_COMPLETED)
+        self._queue_formed(events)
+        self._queue_arrived(events)
         self._admit(events, send_all)
         if handled:
             # It is done with: the engine computes, and an end of it now is of those that run.
@@ -155,51 +199,77 @@ class Loop:
         policy, now_s = self._policy, self._clock()
         events += self._positions.changes(policy.revision, len(policy), lambda: policy.order(now_s), self._rates, now_s)
         self._commands_answered = self._commands_received
-        return self._batch(events)
+        return self._batch(events, "" if self._running else next(iter(self._forming), ""))
 
-    def _prepare_arrived(self, events: list[WorkEvent], send_all: Callable[[str], None]) -> None:
-        until_s = self._clock() + PREPARE_S_PER_STEP
+    def _queue_arrived(self, events: list[WorkEvent]) -> None:
+        until_s = self._clock() + ADOPT_S_PER_STEP
         while self._arrived:
-            lease = next(iter(self._arrived))
-            send_all(lease)
-            work = self._arrived.pop(lease)
-            problem = self._queue(work)
-            if problem is None:
-                self._places[lease] = _Place.QUEUED
+            lease, work = self._arrived.popitem(last=False)
+            try:
+                work = msgspec.structs.replace(work, prepared=self._engine.adopt(work.prepared))
+            except Exception as error:
+                # Nothing is reserved and no other sequence touched, so only this work has failed.
+                logger.exception("adopting work %s failed", lease)
+                self._refuse(lease, EngineFailed(f"The engine cannot adopt the prompt: {error}"), events)
+                continue
+            if self._engine.forms.ready(_wanted(work.prepared)):
+                self._enqueue(lease, work)
             else:
-                del self._places[lease]
-                events.append(Refused(lease, problem))
+                self._form(lease, work)
             if self._clock() >= until_s:
                 break
 
-    def _queue(self, work: Work) -> Problem | None:
-        """Prepare a work and queue it; return why that is impossible."""
-        try:
-            prepared = self._engine.prepare(work.generation)
-            self._check_size(prepared)
-        except JobwireError as error:
-            return error.problem()
-        except Exception as error:
-            # Preparing touches no other sequence, so only this work has failed.
-            logger.exception("preparing work %s failed", work.generation.lease)
-            return EngineFailed(f"The prompt could not be prepared: {error}").problem()
-        self._policy.add(work, prepared, self._clock())
-        return None
+    def _form(self, lease: str, work: PreparedWork, waiting: Waiting | None = None) -> None:
+        """Compile the form of a work beside the steps."""
+        compiled = self._engine.forms.compile_beside(_wanted(work.prepared))
+        self._places[lease] = _Place.FORMING
+        self._forming[lease] = _Forming(work, compiled, waiting)
+        compiled.add_done_callback(lambda _: self._wake())
 
-    def _check_size(self, prepared: Prepared) -> None:
-        now = self._engine.capacity()
-        empty = msgspec.structs.replace(now, slots_free=now.slots_total, kv_tokens_free=now.kv_tokens_total)
-        if not empty.fits(prepared.tokens_max):
-            raise InvalidParams(
-                f"Prompt and max_tokens together need {prepared.tokens_max} tokens of KV cache; this engine has "
-                f"{now.kv_tokens_total} in all."
-            )
+    def _queue_formed(self, events: list[WorkEvent]) -> None:
+        """Queue the works whose forms are compiled by now."""
+        for lease, forming in [(lease, forming) for lease, forming in self._forming.items() if forming.compiled.done()]:
+            del self._forming[lease]
+            error = forming.compiled.exception()
+            if error is not None:
+                if forming.waiting is not None:
+                    self._policy.release(forming.work)
+                if not isinstance(error, JobwireError):
+                    logger.error("compiling the form of work %s failed", lease, exc_info=error)
+                    error = EngineFailed(f"The form could not be compiled: {error}")
+                self._refuse(lease, error, events)
+            elif forming.waiting is None:
+                self._enqueue(lease, forming.work)
+            else:
+                forming.waiting.work = forming.work
+                self._policy.give_back(forming.waiting)
+                self._places[lease] = _Place.QUEUED
+
+    def _enqueue(self, lease: str, work: PreparedWork) -> None:
+        self._policy.add(work, work.prepared, self._clock())
+        self._places[lease] = _Place.QUEUED
+
+    def _refuse(self, lease: str, error: JobwireError, events: list[WorkEvent]) -> None:
+        del self._places[lease]
+        events.append(Refused(lease, error.problem()))
+
+    def _unform(self, lease: str) -> None:
+        """Forget a work whose form is being compiled."""
+        forming = self._forming.pop(lease)
+        del self._places[lease]
+        forming.compiled.cancel()
+        if forming.waiting is not None:
+            self._policy.release(forming.work)
 
     def _admit(self, events: list[WorkEvent], send_all: Callable[[str], None]) -> None:
         if not len(self._policy) or not self._vacancy().open:
             return
         selection = self._policy.select(self._clock())
         while (waiting := self._policy.pop(selection, self._vacancy())) is not None:
+            if self._places[waiting.lease] is _Place.QUEUED and not self._engine.forms.ready(_wanted(waiting.prepared)):
+                # Others have taken the place of its form meanwhile.
+                self._form(waiting.lease, waiting.work, waiting)
+                continue
             running = self._running[waiting.lease] = _Running(waiting, 0, waiting.decoded)
             self._places[waiting.lease] = _Place.RUNNING
             send_all(waiting.lease)
@@ -291,7 +361,7 @@ class Loop:
         capacity, rates = self._engine.capacity(), self._rates
         return Stats(
             running=len(self._running),
-            waiting=len(self._policy) + len(self._arrived),
+            waiting=len(self._policy) + len(self._arrived) + len(self._forming),
             slots_total=capacity.slots_total,
             kv_tokens_used=capacity.kv_tokens_total - capacity.kv_tokens_free,
             kv_tokens_total=capacity.kv_tokens_total,
@@ -299,3 +369,7 @@ class Loop:
             decode_tokens_per_s=rates.decode_tokens_per_s,
             prefill_tokens_per_s=rates.prefill_tokens_per_s,
         )
+
+
+def _wanted(prepared: Prepared) -> ResponseFormat:
+    return prepared.generation.sampling.response_format

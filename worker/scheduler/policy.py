@@ -23,7 +23,7 @@ import msgspec
 
 from worker.engines.base import Prepared
 from worker.scheduler.fairness import Ledger
-from worker.scheduler.works import Schedule, Work
+from worker.scheduler.works import PreparedWork, Schedule
 
 LOOK_PAST_MAX = 32
 """Lanes that do not fit and are looked past in one selection: bounds the search, and with it the step."""
@@ -33,7 +33,7 @@ LOOK_PAST_MAX = 32
 class Waiting:
     """A work in the queue: `number` is its place in the order of arrival, `skips` how often others passed it."""
 
-    work: Work
+    work: PreparedWork
     prepared: Prepared
     number: int
     since_s: float
@@ -52,7 +52,7 @@ class Waiting:
     @property
     def decoded(self) -> int:
         """Tokens that it has produced in this engine, before it was paused."""
-        return max(self.prepared.produced - len(self.work.generation.generated), 0)
+        return max(self.prepared.produced - len(self.prepared.generation.generated), 0)
 
     @property
     def output_tokens_max(self) -> int:
@@ -216,8 +216,11 @@ class Policy:
     def __contains__(self, lease: str) -> bool:
         return lease in self._queue.works
 
-    def add(self, work: Work, prepared: Prepared, now_s: float) -> None:
-        """Queue a work. The caller calls `release` when it has left the engine, unless it is removed before."""
+    def add(self, work: PreparedWork, prepared: Prepared, now_s: float) -> None:
+        """Queue a work, as the engine has adopted it.
+
+        The caller calls `release` when it has left the engine, unless it is removed before.
+        """
         self._arrivals += 1
         self.revision += 1
         self.ledger.enter(work.account, work.weight)
@@ -261,7 +264,12 @@ class Policy:
         waiting.since_s, waiting.skips = now_s, 0
         self._queue.requeue(waiting)
 
-    def release(self, work: Work) -> None:
+    def give_back(self, waiting: Waiting) -> None:
+        """Let a work wait again, first in its lane: it was popped and cannot start yet."""
+        self.revision += 1
+        self._queue.requeue(waiting)
+
+    def release(self, work: PreparedWork) -> None:
         """Forget a popped work: it has left the engine."""
         self.ledger.leave(work.account)
 

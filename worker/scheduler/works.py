@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from worker.engines.base import Broke, Delta, Generation, Paused, Prefilled
+from worker.engines.base import Broke, Delta, Generation, Paused, Prefilled, Prepared
 from worker.errors import Problem
 
 
@@ -19,6 +19,16 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     generation: Generation
+    account: str = ""
+    weight: float = 1.0
+    priority: int = 5
+    solo: bool = False
+
+
+class PreparedWork(msgspec.Struct, frozen=True, kw_only=True):
+    """A work whose prompt is read: what the scheduler is given. The rest is as in `Work`."""
+
+    prepared: Prepared
     account: str = ""
     weight: float = 1.0
     priority: int = 5
@@ -86,7 +96,8 @@ class Batch(msgspec.Struct, frozen=True, tag="batch"):
 
     `commands_answered` counts the commands (`Submit`, `Cancel`, `Prioritize`) that took effect so far: while it is
     behind the number sent, or while works run or wait, another batch will come. `handling` is the lease of the work
-    that is prepared or admitted next: if the engine dies before the next batch, it died of that work.
+    that is admitted next, or whose form is compiled while nothing runs: if the engine dies before the next batch, it
+    died of that work.
     """
 
     events: tuple[WorkEvent, ...]

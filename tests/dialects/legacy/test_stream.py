@@ -133,7 +133,7 @@ def test_a_stream_follows_a_live_job() -> None:
     assert (stream.next(), stream.ended) == (None, False)
     stage.start(job)
     stage.tokens(job, "a")
-    assert [json.loads(payload)["type"] for payload in payloads(stream)] == ["narration", "token", "narration"]
+    assert [json.loads(payload)["type"] for payload in payloads(stream)] == ["narration"] * 2 + ["token", "narration"]
     stage.finish(job)
     assert payloads(stream)[-1] == "[DONE]"
     assert (stream.next(), stream.ended) == (None, True)

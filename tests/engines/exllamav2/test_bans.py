@@ -9,6 +9,7 @@ import pytest
 
 from tests.contracts.engines import Driver, Outcome, generation, load, run_one
 from tests.engines.exllamav2 import cpu
+from tests.engines.reading import prepare
 from worker.engines.base import Engine, EngineSpec
 from worker.engines.exllamav2.options import PAGE_TOKENS
 from worker.errors import InvalidParams
@@ -80,7 +81,7 @@ def test_a_rewind_over_a_page_leaves_the_pages_right(engine: Engine) -> None:
     story = "Once there was an old lighthouse by the sea, and every evening a small fox came to look at its light. " * 9
     for spare in (3, 5, 9):
         text = story
-        while len(engine.prepare(generation(Prompt(text=text))).prompt_ids) > PAGE_TOKENS - spare:
+        while len(prepare(engine, generation(Prompt(text=text))).prompt_ids) > PAGE_TOKENS - spare:
             text = text[1:]
         wanted = Prompt(text=text)
         plain = run_one(engine, generation(wanted, Sampling(temperature=0.0, ignore_eos=True), max_tokens=60))
@@ -117,7 +118,7 @@ def test_pages_of_it_are_not_taken_for_the_beginning_of_a_prompt(engine: Engine)
     run_one(engine, generation(COUNT, settings, max_tokens=400))
     generator = engine._generator  # type: ignore[attr-defined]
     first_pages = [page for page in generator.all_pages if page.prev_hash is None and page.kv_position]
-    prompt = engine.prepare(generation(COUNT)).prompt_ids
+    prompt = prepare(engine, generation(COUNT)).prompt_ids
     for page in first_pages:
         assert page.sequence[0, 0].item() == prompt[0]
 
@@ -154,12 +155,12 @@ def test_a_healed_beginning_is_chosen_again_when_it_led_to_one(engine: Engine) -
 
 def test_what_it_cannot_be_combined_with_is_refused(engine: Engine) -> None:
     with pytest.raises(InvalidParams, match="response_format"):
-        engine.prepare(generation(COUNT, banning("x", response_format=ResponseFormat(type="json_object"))))
+        prepare(engine, generation(COUNT, banning("x", response_format=ResponseFormat(type="json_object"))))
     with pytest.raises(InvalidParams, match="must not be empty"):
-        engine.prepare(generation(COUNT, banning("")))
+        prepare(engine, generation(COUNT, banning("")))
     guessing = load("exllamav2", EngineSpec(slots=2, context_tokens=512, options={"ngram": "true"}))
     try:
         with pytest.raises(InvalidParams, match="without speculative decoding"):
-            guessing.prepare(generation(COUNT, banning("x")))
+            prepare(guessing, generation(COUNT, banning("x")))
     finally:
         guessing.close()

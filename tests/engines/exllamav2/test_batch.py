@@ -21,6 +21,7 @@ from tests.contracts.engines import (
     run_one,
 )
 from tests.engines.exllamav2 import cpu
+from tests.engines.reading import prepare
 from worker.engines import exllamav2
 from worker.engines.base import Engine, EngineSpec, LoadProgress
 from worker.engines.exllamav2.options import PAGE_TOKENS
@@ -109,7 +110,7 @@ def test_a_prompt_over_several_pages_is_the_same_in_any_pieces(engine: Engine, o
     prompt = Prompt(text=f"{budget}. " + text_of(700))
     outcome = run_one(engine, generation(prompt, max_tokens=20), budget)
     done = [event.done for event in outcome.prefilled]
-    assert len(engine.prepare(generation(prompt)).prompt_ids) > 2 * PAGE_TOKENS
+    assert len(prepare(engine, generation(prompt)).prompt_ids) > 2 * PAGE_TOKENS
     assert done == sorted(set(done)) and done[-1] == outcome.prefilled[-1].total
     assert_alike(run_one(oracle, generation(prompt, RANKED, max_tokens=20)), outcome)
 
@@ -126,7 +127,7 @@ def test_equal_prompts_share_their_pages(engine: Engine) -> None:
     prompt = Prompt(text="Shared by all. " + text_of(600))
     driver = Driver(engine)
     before = engine.capacity().kv_tokens_free
-    whole = engine.prepare(generation(prompt, max_tokens=8)).tokens_max
+    whole = prepare(engine, generation(prompt, max_tokens=8)).tokens_max
     pages = -(-whole // PAGE_TOKENS)
     for number in range(4):
         driver.admit(generation(prompt, Sampling(seed=number, logprobs=0), name=str(number), max_tokens=8))
@@ -169,7 +170,7 @@ def test_a_page_is_found_only_at_the_place_that_it_was_computed_for() -> None:
     try:
         driver = Driver(small)
         first = generation(Prompt(text="A. " + text_of(560)), name="0", max_tokens=8)
-        ids = small.prepare(first).prompt_ids
+        ids = prepare(small, first).prompt_ids
         assert 2 * PAGE_TOKENS < len(ids) < 3 * PAGE_TOKENS - 8
         driver.run([first], 600)
         driver.admit(generation("Z", Sampling(ignore_eos=True), name="1", max_tokens=600))
@@ -180,9 +181,9 @@ def test_a_page_is_found_only_at_the_place_that_it_was_computed_for() -> None:
         while not driver.outcomes["3"].ended:
             driver.step(600)
         small.leave("2")
-        text = b"".join(map(small._vocabulary.token_bytes, ids[PAGE_TOKENS : PAGE_TOKENS + 150])).decode()  # type: ignore[attr-defined]
+        text = b"".join(map(small.reader.vocabulary.token_bytes, ids[PAGE_TOKENS : PAGE_TOKENS + 150])).decode()  # type: ignore[attr-defined]
         again = generation(Prompt(text=text), max_tokens=8)
-        assert small.prepare(again).prompt_ids[:8] == ids[PAGE_TOKENS : PAGE_TOKENS + 8]
+        assert prepare(small, again).prompt_ids[:8] == ids[PAGE_TOKENS : PAGE_TOKENS + 8]
         assert run_one(small, again, 600).cached == 0
     finally:
         small.close()
@@ -193,13 +194,13 @@ def test_pages_decide_who_fits(engine: Engine) -> None:
     try:
         assert small.capacity().kv_tokens_total == 4 * PAGE_TOKENS and small.info.context_tokens == CONTEXT
         driver = Driver(small)
-        big = small.prepare(generation(Prompt(text=text_of(500)), name="0", max_tokens=200))
+        big = prepare(small, generation(Prompt(text=text_of(500)), name="0", max_tokens=200))
         driver.admit(big.generation)
         assert small.capacity().kv_tokens_free == PAGE_TOKENS and not small.capacity().fits(PAGE_TOKENS + 1)
         driver.admit(generation(QUESTIONS[2], name="1", max_tokens=20))
         assert not small.capacity().fits(1)
         with pytest.raises(AssertionError):
-            small.admit(small.prepare(generation(QUESTIONS[3], name="2", max_tokens=20)))
+            small.admit(prepare(small, generation(QUESTIONS[3], name="2", max_tokens=20)))
         driver.run()
         assert small.capacity().kv_tokens_free == small.capacity().kv_tokens_total
     finally:
@@ -214,13 +215,13 @@ def test_a_prompt_that_is_there_takes_no_room(engine: Engine) -> None:
     try:
         driver = Driver(small)
         driver.admit(generation(prompt, name="0", max_tokens=20))
-        assert len(small.prepare(generation(prompt)).prompt_pages) == 2
+        assert len(prepare(small, generation(prompt)).prompt_pages) == 2
         assert small.capacity().kv_tokens_free == PAGE_TOKENS
-        assert not small.fits(small.prepare(generation(Prompt(text="Other " + text_of(600)), max_tokens=20)))
+        assert not small.fits(prepare(small, generation(Prompt(text="Other " + text_of(600)), max_tokens=20)))
         driver.step(100)  # the prompt is not computed yet, the other waits for it
         driver.admit(generation(prompt, name="1", max_tokens=20))
         assert small.capacity().kv_tokens_free == 0
-        assert not small.fits(small.prepare(generation(prompt, name="2", max_tokens=20)))
+        assert not small.fits(prepare(small, generation(prompt, name="2", max_tokens=20)))
         driver.run(prefill_tokens_max=600)
         assert [outcome.ids for outcome in driver.outcomes.values()] == [alone.ids] * 2
         assert small.capacity().kv_tokens_free == small.capacity().kv_tokens_total
@@ -230,7 +231,7 @@ def test_a_prompt_that_is_there_takes_no_room(engine: Engine) -> None:
 
 def test_more_than_the_context_is_refused_before_it_takes_room(engine: Engine) -> None:
     with pytest.raises(InvalidParams, match=str(CONTEXT)):
-        engine.prepare(generation(Prompt(text=text_of(3 * CONTEXT))))
+        prepare(engine, generation(Prompt(text=text_of(3 * CONTEXT))))
 
 
 def test_no_page_is_lost_by_joining_leaving_and_ending_at_random(engine: Engine) -> None:
@@ -240,7 +241,7 @@ def test_no_page_is_lost_by_joining_leaving_and_ending_at_random(engine: Engine)
     for number in range(40):
         prompt = Prompt(text=text_of(order.choice([5, 200, 300, 520])) + order.choice(["", "And then", "12"]))
         wanted = generation(prompt, Sampling(seed=number), name=str(number), max_tokens=order.choice([1, 9, 60]))
-        if engine.capacity().fits(engine.prepare(wanted).tokens_max):
+        if engine.capacity().fits(prepare(engine, wanted).tokens_max):
             driver.admit(wanted)
         for _ in range(order.randrange(3)):
             driver.step(order.choice([0, 30, 300]))
@@ -291,7 +292,7 @@ def test_speculation_may_fill_the_context(speculating: Engine) -> None:
     settings = Sampling(temperature=0.0, ignore_eos=True)
     context = speculating.info.context_tokens
     outcome = run_one(speculating, generation(Prompt(text=text_of(300)), settings, max_tokens=10_000))
-    used = len(speculating.prepare(generation(Prompt(text=text_of(300)))).prompt_ids) + len(outcome.ids)
+    used = len(prepare(speculating, generation(Prompt(text=text_of(300)))).prompt_ids) + len(outcome.ids)
     assert (used, outcome.finish) == (context, "length")
 
 
@@ -299,7 +300,7 @@ def test_speculation_may_end_where_a_page_does(speculating: Engine) -> None:
     """Tokens that are guessed beyond the budget need a page of their own."""
     settings = Sampling(temperature=0.0, ignore_eos=True)
     prompt = Prompt(text=text_of(200))
-    left = PAGE_TOKENS - len(speculating.prepare(generation(prompt)).prompt_ids)
+    left = PAGE_TOKENS - len(prepare(speculating, generation(prompt)).prompt_ids)
     outcome = run_one(speculating, generation(prompt, settings, max_tokens=left))
     assert (len(outcome.ids), outcome.finish) == (left, "length")
 
@@ -347,7 +348,7 @@ def test_the_cache_is_as_large_as_memory_allows() -> None:
 
 def test_a_chat_is_rendered_as_the_other_engines_do(engine: Engine, oracle: Engine) -> None:
     wanted = generation(chat("Hello", system="Be kind."))
-    assert engine.prepare(wanted).prompt_ids == oracle.prepare(wanted).prompt_ids
+    assert prepare(engine, wanted).prompt_ids == prepare(oracle, wanted).prompt_ids
 
 
 def test_everything_is_computed_once_before_the_first_request() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.contracts.engines import Driver, generation, load, run_one
 from tests.engines.exllamav2 import cpu
+from tests.engines.reading import prepare
 from worker.engines.base import Engine, EngineSpec
 from worker.engines.exllamav2.options import PAGE_TOKENS
 from worker.requests import Prompt, Sampling
@@ -40,7 +41,7 @@ def test_counting_is_exact(engine: Engine) -> None:
 def test_pages_are_shared_copied_and_grown(engine: Engine) -> None:
     settings = Sampling(temperature=0.0, ignore_eos=True)
     prompt = Prompt(text=STORY * 13)
-    tokens = len(engine.prepare(generation(prompt)).prompt_ids)
+    tokens = len(prepare(engine, generation(prompt)).prompt_ids)
     assert tokens > PAGE_TOKENS
     first = run_one(engine, generation(prompt, settings, max_tokens=40))
     again = run_one(engine, generation(prompt, settings, max_tokens=40))

@@ -116,11 +116,12 @@ def test_every_end_token_of_any_document_counts(tmp_path: Path) -> None:
 
 def test_the_template_is_taken_from_its_file_or_from_the_tokenizer(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-    for given, expected in ((None, None), ("S", "S"), (named, "D"), ([], None), (7, None)):
+    each = {"tool_use": "T", "default": "D"}
+    for given, expected in ((None, {}), ("S", {"default": "S"}), (named, each), ([], {}), (7, {}), ("", {})):
         path = folder(tmp_path / "m", tokenizer_config={"chat_template": given})
-        assert Folder(path).chat_template() == expected
+        assert Folder(path).chat_templates() == expected
     (path / "chat_template.jinja").write_text("{{ ünd }}", encoding="utf-8")
-    assert Folder(path).chat_template() == "{{ ünd }}"
+    assert Folder(path).chat_templates() == {"default": "{{ ünd }}"}
 
 
 def test_special_tokens_are_named_as_text_or_as_objects(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.brokers.recorder import Recorder, running
 from tests.contracts.engines import chat, exported
 from tests.engines.exllamav2 import cpu
-from tests.engines.exllamav2.host import COMMAND
+from tests.engines.exllamav2.host import COMMAND, PREPARER
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
 from worker.engines.base import Delta, Generation, Prefilled
@@ -86,7 +86,7 @@ async def working(temperature: float) -> AsyncIterator[Journal]:
         engine_restart_backoff_s=0.05,
         engine_restart_backoff_max_s=0.2,
     )
-    broker = LocalBroker(settings, COMMAND)
+    broker = LocalBroker(settings, COMMAND, PREPARER)
     journal = Journal(broker, [(first, first + 24) for first in range(1, WORKS + 1)], temperature)
     journal.submit_unfinished()
     async with running(broker, journal):

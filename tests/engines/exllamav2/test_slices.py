@@ -9,6 +9,7 @@ import pytest
 
 from tests.contracts.engines import Driver, assert_alike, chat, generation, load, run_one
 from tests.engines.exllamav2 import cpu
+from tests.engines.reading import prepare
 from worker.engines.base import Engine, EngineSpec, Paused
 from worker.engines.exllamav2.options import PAGE_TOKENS
 from worker.requests import Prompt, ResponseFormat, Sampling
@@ -56,7 +57,7 @@ def test_a_slice_is_reserved_and_not_the_budget(engine: Engine) -> None:
     driver = Driver(engine)
     driver.admit(generation("Who are you?", LONG, name="0", max_tokens=900))
     assert engine.capacity().kv_tokens_free == (PAGES - 1) * PAGE_TOKENS
-    assert engine.prepare(generation("Who are you?", LONG, max_tokens=900)).tokens_max > 900
+    assert prepare(engine, generation("Who are you?", LONG, max_tokens=900)).tokens_max > 900
 
 
 def test_one_alone_grows_in_place_and_is_never_paused(engine: Engine, roomy: Engine) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.contracts.engines import Driver, Outcome, exported, generation, load
 from tests.engines.exllamav2 import cpu
+from tests.engines.reading import prepare
 from worker.engines.base import Engine, EngineSpec
 from worker.requests import Sampling
 
@@ -77,11 +78,11 @@ def fork(engine: Any, reference: Any) -> Callable[[str], float | None]:
     for words in QUESTIONS:
         driver.admit(generation(words, GREEDY, name=words, max_tokens=TOKENS))
     driver.run(prefill_tokens_max=40)
-    eos_ids = engine._vocabulary.eos_ids
+    eos_ids = engine.reader.vocabulary.eos_ids
 
     @cache
     def found(words: str) -> float | None:
-        prompt_ids = engine.prepare(generation(words)).prompt_ids
+        prompt_ids = prepare(engine, generation(words)).prompt_ids
         return first_fork(driver.outcomes[words], *greedy(reference, prompt_ids, eos_ids), eos_ids)
 
     return found
@@ -118,5 +119,5 @@ def test_counting_is_exact_in_both(engine: Any, reference: Any) -> None:
     wanted = generation("Count from 1 to 60", GREEDY, max_tokens=200)
     outcome = Driver(engine).run([wanted])["s"]
     assert outcome.text == " ".join(map(str, range(1, 61))) and outcome.finish == "stop"
-    expected, _ = greedy(reference, engine.prepare(wanted).prompt_ids, engine._vocabulary.eos_ids)
+    expected, _ = greedy(reference, prepare(engine, wanted).prompt_ids, engine.reader.vocabulary.eos_ids)
     assert list(outcome.ids[:TOKENS]) == expected

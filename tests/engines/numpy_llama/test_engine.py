@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.engines.models import TOKENS, Reference, Sizes, ignore_progress, random_weights, same_bits, write_model
+from tests.engines.reading import prepare
 from worker.engines.base import Broke, Delta, Engine, EngineSpec, Generation, LoadProgress, Prefilled
 from worker.engines.numpy_llama import engine as numpy_llama
 from worker.engines.numpy_llama.engine import CONTEXT_TOKENS_DEFAULT, load
@@ -42,7 +43,7 @@ def generation(name: str, text: str = TEXT, tokens: int = 10, sampling: Sampling
 
 
 def admit(engine: Engine, wanted: Generation) -> int:
-    return engine.admit(engine.prepare(wanted))
+    return engine.admit(prepare(engine, wanted))
 
 
 def run(engine: Engine, budget: int = 64) -> dict[str, list[tuple[int, float]]]:
@@ -60,7 +61,7 @@ def run(engine: Engine, budget: int = 64) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_greedy_tokens_and_their_probabilities_are_those_of_the_oracle(engine: Engine) -> None:
-    prompt = engine.prepare(generation("a", tokens=20)).prompt_ids
+    prompt = prepare(engine, generation("a", tokens=20)).prompt_ids
     admit(engine, generation("a", tokens=20))
     found = run(engine)["a"]
     assert len(found) == 20
@@ -112,8 +113,8 @@ def test_broken_weights_end_sequences_and_not_the_engine(tmp_path: Path) -> None
     for name in "ab":
         admit(engine, generation(name, "the an"))
     events = engine.step(100)
-    assert {event.lease: event.reason for event in events if isinstance(event, Broke)} == dict.fromkeys(
-        "ab", "ArithmeticError: the model's output is not a number"
+    assert {event.lease: event.error.detail for event in events if isinstance(event, Broke)} == dict.fromkeys(
+        "ab", "The engine failed on this job: ArithmeticError: the model's output is not a number."
     )
     assert engine.capacity().slots_free == SLOTS
     assert engine.step(100) == []
@@ -143,7 +144,7 @@ def test_a_token_with_broken_weights_breaks_those_that_have_it_and_nobody_after_
 def test_a_prompt_that_begins_alike_is_not_computed_again(engine: Engine) -> None:
     assert admit(engine, generation("a")) == 0
     first = run(engine)["a"]
-    total = len(engine.prepare(generation("b")).prompt_ids)
+    total = len(prepare(engine, generation("b")).prompt_ids)
     # All but the last token, whose logits are needed.
     assert admit(engine, generation("b")) == total - 1
     (prefilled, *_) = engine.step(64)
@@ -155,7 +156,7 @@ def test_a_prefix_is_copied_from_a_sequence_that_runs(engine: Engine) -> None:
     admit(engine, generation("a", tokens=30))
     engine.step(512)
     cached = admit(engine, generation("b", TEXT[:100] + "12 12", tokens=30))
-    shared = engine.prepare(generation("x", TEXT[:100])).prompt_ids
+    shared = prepare(engine, generation("x", TEXT[:100])).prompt_ids
     assert len(shared) - 2 <= cached <= len(shared) + 1
     both = run(engine)
     alone = load_alone(engine, TEXT[:100] + "12 12", 30)
@@ -174,14 +175,14 @@ def load_alone(engine: Engine, text: str, tokens: int) -> list[tuple[int, float]
 def test_a_continued_conversation_finds_its_answers_too(engine: Engine) -> None:
     admit(engine, generation("a", tokens=20))
     ids = [token for token, _ in run(engine)["a"]]
-    prepared = engine.prepare(generation("b"))
+    prepared = prepare(engine, generation("b"))
     resumed = Generation(lease="b", prompt=Prompt(text=TEXT), sampling=RANKED, max_tokens=25, generated=tuple(ids[:20]))
     # The last token was chosen, but never computed.
     assert admit(engine, resumed) == len(prepared.prompt_ids) + 19
 
 
 def test_prompts_that_come_together_and_begin_alike_are_computed_once(engine: Engine) -> None:
-    total = len(engine.prepare(generation("x")).prompt_ids)
+    total = len(prepare(engine, generation("x")).prompt_ids)
     for number in range(SLOTS):
         assert admit(engine, generation(str(number), sampling=Sampling(seed=number, ignore_eos=True, logprobs=0))) == 0
     events = engine.step(4 * total)
@@ -225,7 +226,7 @@ def test_a_leader_that_ends_with_its_first_token_was_not_waited_for_in_vain(engi
     admit(engine, generation("waits", TEXT, 12))
     engine.step(512)
     assert engine.capacity().slots_free == SLOTS - 1
-    total = len(engine.prepare(generation("x")).prompt_ids)
+    total = len(prepare(engine, generation("x")).prompt_ids)
     assert Prefilled("waits", total, total) in engine.step(2)
 
 
@@ -267,7 +268,7 @@ def test_loading_reports_stages_in_order(path: Path) -> None:
 def test_the_context_is_the_model_own_or_less(path: Path, asked: int, given: int) -> None:
     engine = load(EngineSpec(model=str(path), context_tokens=asked, slots=1), ignore_progress)
     assert engine.info.context_tokens == given
-    assert engine.prepare(generation("a", "the", 10_000)).tokens_max == given
+    assert prepare(engine, generation("a", "the", 10_000)).tokens_max == given
 
 
 def test_a_huge_context_is_only_taken_when_asked(tmp_path: Path) -> None:
@@ -324,4 +325,4 @@ def test_a_template_that_was_given_is_used_instead_of_the_model_own(path: Path) 
         EngineSpec(model=str(path), chat_template="{{ bos_token }}{{ messages[0].content }}"), ignore_progress
     )
     wanted = Generation(lease="a", prompt=Prompt(messages=(Message("user", "the"),)), sampling=RANKED, max_tokens=5)
-    assert engine.prepare(wanted).prompt_ids == (0, TOKENS.index("the"))
+    assert prepare(engine, wanted).prompt_ids == (0, TOKENS.index("the"))

@@ -248,7 +248,7 @@ def test_one_row_that_fails_breaks_alone(damage: float, sampling: Sampling) -> N
     logits[1] = damage
     fine, broken, other = advance(live, logits)
     assert (fine, other) == (Delta("a", (97,), "a"), Delta("c", (99,), "c"))
-    assert isinstance(broken, Broke) and broken.lease == "b" and "not a number" in broken.reason
+    assert isinstance(broken, Broke) and broken.lease == "b" and "not a number" in broken.error.detail
     assert [each.finished for each in live] == [False, True, False]
 
 
@@ -259,7 +259,7 @@ def test_a_guide_without_a_way_on_breaks_its_sequence_alone() -> None:
     logits[1, ord("q")] = -np.inf
     fine, broken = advance([sequence(name="a"), stuck], logits)
     assert fine == Delta("a", (97,), "a")
-    assert isinstance(broken, Broke) and "no token" in broken.reason and stuck.finished
+    assert isinstance(broken, Broke) and "no token" in broken.error.detail and stuck.finished
 
 
 def test_logits_are_left_as_they_were() -> None:
@@ -371,7 +371,7 @@ def test_without_a_token_that_may_heal_the_sequence_breaks_alone() -> None:
     logits[1, [97, 260]] = -np.inf
     fine, broken = advance([sequence(name="a"), stuck], logits)
     assert fine == Delta("a", (97,), "a")
-    assert isinstance(broken, Broke) and "no token" in broken.reason and stuck.finished
+    assert isinstance(broken, Broke) and "no token" in broken.error.detail and stuck.finished
 
 
 @given(

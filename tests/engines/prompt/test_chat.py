@@ -6,8 +6,8 @@ from datetime import datetime
 
 import pytest
 
-from worker.engines.prompt.chat import ChatTemplate
-from worker.errors import InvalidParams
+from worker.engines.prompt.chat import ChatTemplate, choose_template, named_templates
+from worker.errors import InvalidParams, ModelError
 from worker.requests import Message
 
 TALK = (
@@ -109,3 +109,75 @@ def test_one_rendering_leaves_nothing_for_the_next() -> None:
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}"
     )
     assert [template.render(TALK, 10), template.render(TALK[:1], 10)] == ["4", "1"]
+
+
+def test_tojson_takes_what_the_filter_of_transformers_takes() -> None:
+    value = "{{ {'b': 'é<', 'a': 1} | tojson"
+    assert render(value + "(ensure_ascii=False) }}") == '{"b": "é<", "a": 1}'
+    assert render(value + "(ensure_ascii=True) }}") == '{"b": "\\u00e9<", "a": 1}'
+    assert render(value + "(separators=(',', ':')) }}") == '{"b":"é<","a":1}'
+    assert render(value + "(sort_keys=True) }}") == '{"a": 1, "b": "é<"}'
+    assert render(value + "(indent=4) }}") == '{\n    "b": "é<",\n    "a": 1\n}'
+
+
+# ---- whether a template is any good ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        None,
+        CHATML,
+        LLAMA2,
+        "{% if messages[0].role != 'system' %}{{ raise_exception('System!') }}{% endif %}{{ messages[-1].content }}",
+        "{% if messages | length < 3 %}{{ raise_exception('I want more') }}{% endif %}{{ messages[-1].content }}",
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}{{ messages[-1].content }}",
+        "{% if enable_thinking is defined and not enable_thinking %}no{% endif %}{{ messages[-1].content }}",
+        "{% set n = namespace(x='') %}{% for m in messages %}{% set n.x = n.x + m['content'] %}{% endfor %}{{ n.x }}",
+        "{% for m in messages[::-1] %}{% if m.tool_calls %}x{% endif %}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}\r\n{{ m.content }}\r\n{% endfor %}",
+    ],
+)
+def test_a_template_that_works_passes_the_trial(source: str | None) -> None:
+    ChatTemplate(source).try_out()
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfo %}", "cannot be compiled: TemplateSyntaxError in line 1"),
+        ("{{ messages | nonsense }}", "cannot be compiled"),
+        ("{{ foo.bar }}{{ messages[-1].content }}", "fails on a small conversation: UndefinedError"),
+        ("{% set _ = messages.append(1) %}", "fails on a small conversation: SecurityError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{% if false %}x{% endif %}", "renders nothing"),
+        ("{{ raise_exception('Never') }}", "refuses every small conversation: Never"),
+    ],
+)
+def test_one_that_does_not_is_the_models_fault(source: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        ChatTemplate(source).try_out()
+
+
+# ---- several templates in one model ----------------------------------------------------------------------------------
+
+
+def test_named_templates_of_a_gguf_file() -> None:
+    metadata = {
+        "tokenizer.chat_template": "plain",
+        "tokenizer.chat_template.tool_use": "tools",
+        "tokenizer.chat_template.rag": "",
+        "tokenizer.chat_templates": ["tool_use"],
+        "tokenizer.ggml.model": "gpt2",
+    }
+    assert named_templates(metadata) == {"default": "plain", "tool_use": "tools"}
+    assert named_templates({"tokenizer.chat_template.default": "named"}) == {"default": "named"}
+
+
+def test_the_default_is_used_and_the_one_for_tools_where_there_are_some() -> None:
+    named = {"rag": "c", "tool_use": "b", "default": "a"}
+    assert (choose_template(named), choose_template(named, tools=True)) == ("a", "b")
+    assert choose_template({"default": "a"}, tools=True) == "a"
+    assert choose_template({"tool_use": "b"}) == "b"
+    assert choose_template({"tool_use": "b", "rag": "c"}) is None
+    assert choose_template({}) is None

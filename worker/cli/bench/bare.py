@@ -13,22 +13,22 @@ from dataclasses import asdict
 
 from worker.cli.bench.load import Gathered, Stopwatch
 from worker.config import load
-from worker.engines.base import Delta, Generation
+from worker.engines.base import Delta, Prepared
 from worker.engines.choose import choose
 from worker.operations.base import Limits
 from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.processes.messages import Open
 from worker.scheduler.loop import Loop
-from worker.scheduler.works import Work
+from worker.scheduler.works import PreparedWork
 
 
-def generate(loop: Loop, generations: list[Generation]) -> Gathered:
+def generate(loop: Loop, generations: list[Prepared]) -> Gathered:
     """Run the generations to their ends, all at once, and measure."""
     gathered, begun = Gathered(), time.perf_counter()
     watches = {generation.lease: Stopwatch(gathered) for generation in generations}
     for generation in generations:
-        loop.submit(Work(generation=generation))
+        loop.submit(PreparedWork(prepared=generation))
     while (batch := loop.step()) is not None:
         for event in batch.events:
             if isinstance(event, Delta) and event.ids:
@@ -51,8 +51,9 @@ def main() -> None:
         generations = [
             infer.parse(body, limits, WrongFields()).generation(str(number), seed=0) for number, body in bodies
         ]
+        prepared = [engine.reader.prepare(generation, engine.info.bounds) for generation in generations]
         before = time.process_time()
-        gathered = generate(loop, generations)
+        gathered = generate(loop, prepared)
         print(json.dumps({**asdict(gathered), "cpu_s": time.process_time() - before}), flush=True)
     engine.close()
 

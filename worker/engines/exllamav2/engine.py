@@ -22,7 +22,7 @@ from worker.engines.base import (
     Capacity,
     EngineInfo,
     EngineSpec,
-    Generation,
+    Forms,
     OnLoad,
     Paused,
     Prepared,
@@ -32,11 +32,9 @@ from worker.engines.exllamav2.folder import Folder
 from worker.engines.exllamav2.job import JobFault, Plan, SequenceJob, Step, page_names
 from worker.engines.exllamav2.model import Loaded, load_model
 from worker.engines.exllamav2.options import PAGE_TOKENS, Options, read_options
-from worker.engines.exllamav2.vocabulary import FolderVocabulary
-from worker.engines.output.guide import Guides
+from worker.engines.exllamav2.reader import reader_of
 from worker.engines.output.sequence import Sequence
-from worker.engines.prompt.chat import ChatTemplate
-from worker.engines.prompt.prepare import prepare
+from worker.engines.prompt.reader import ModelReader
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +64,7 @@ class ExLlamaV2Engine:
         self._generator = loaded.generator
         self._ahead = options.ahead
         self._slice_tokens = options.slice_tokens
-        self._vocabulary = FolderVocabulary(folder, loaded.rows)
-        self._guides = Guides(self._vocabulary)
-        template = spec.chat_template or folder.chat_template()
-        self._chat = ChatTemplate(
-            template, bos_token=folder.token_name("bos_token"), eos_token=folder.token_name("eos_token")
-        )
+        self._reader = reader_of(folder, spec, loaded.rows)
         self._step = Step()
         self._running: dict[str, _Running] = {}  # in order of admission
         self._paused: dict[str, Sequence] = {}
@@ -80,11 +73,13 @@ class ExLlamaV2Engine:
             model=folder.path.name,
             device=", ".join(loaded.devices),
             context_tokens=loaded.context_tokens,
-            vocab_size=self._vocabulary.size,
+            vocab_size=self._reader.vocabulary.size,
             parameters=loaded.parameters,
             slots=loaded.slots,
             weights_bytes=folder.weights_bytes,
-            has_chat_template=template is not None,
+            has_chat_template=self._reader.has_template,
+            kv_tokens_total=self._pages_total * PAGE_TOKENS,
+            rewinds=not self._ahead,
             details={
                 "attention": loaded.attention,
                 "cache": options.cache,
@@ -100,12 +95,20 @@ class ExLlamaV2Engine:
         """Facts about the engine, constant after loading."""
         return self._info
 
-    def prepare(self, generation: Generation) -> Prepared:
-        """Render, tokenize and check a generation, see `worker.engines.prompt.prepare`."""
-        context, rewinds = self._info.context_tokens, not self._ahead
-        prepared = prepare(generation, self._vocabulary, self._chat, self._guides, context, rewinds=rewinds)
+    @property
+    def reader(self) -> ModelReader:
+        """The reader of this model."""
+        return self._reader
+
+    @property
+    def forms(self) -> Forms:
+        """The compiled forms."""
+        return self._reader.guides
+
+    def adopt(self, prepared: Prepared) -> Prepared:
+        """Return it with the output tokens of a slice, and the names of the pages that its prompt fills."""
         # Tokens may have to be removed from its pages: they stay its own alone only if it is never paused.
-        slice_tokens = 0 if generation.sampling.banned_strings else self._slice_tokens
+        slice_tokens = 0 if prepared.generation.sampling.banned_strings else self._slice_tokens
         return msgspec.structs.replace(
             prepared, slice_tokens=slice_tokens, prompt_pages=page_names(prepared.prompt_ids)
         )
@@ -120,19 +123,22 @@ class ExLlamaV2Engine:
 
         With speculation a page is held back, for the tokens that are guessed beyond a budget.
         """
-        spare = 1 if self._ahead else 0
-        free = max(len(self._generator.unreferenced_pages) - spare, 0)
-        total = self._generator.max_pages - spare
-        slots = self._info.slots
+        slots, total = self._info.slots, self._pages_total
+        free = max(len(self._generator.unreferenced_pages) - (self._generator.max_pages - total), 0)
         return Capacity(slots - len(self._running), slots, free * PAGE_TOKENS, total * PAGE_TOKENS, PAGE_TOKENS)
+
+    @property
+    def _pages_total(self) -> int:
+        """Pages that sequences can fill."""
+        return int(self._generator.max_pages) - (1 if self._ahead else 0)
 
     def admit(self, prepared: Prepared) -> int:
         """Allocate the first pages of a sequence, be it new or paused; return how many of its tokens were cached."""
         assert self.fits(prepared), "admitted without room"
         assert prepared.lease not in self._running, "admitted twice"
-        sequence = self._paused.pop(prepared.lease, None) or Sequence(prepared, self._vocabulary, self._guides)
+        sequence = self._paused.pop(prepared.lease, None) or self._sequence(prepared)
         assert len(sequence.tokens) == prepared.tokens_present
-        plan = Plan(sequence, prepared.tokens_reserved, len(sequence.tokens), self._vocabulary.size, self._ahead)
+        plan = Plan(sequence, prepared.tokens_reserved, len(sequence.tokens), self._info.vocab_size, self._ahead)
         job = SequenceJob(plan, self._step, 0)
         self._running[prepared.lease] = _Running(job)
         cached = job.reported = self._start(job)
@@ -174,6 +180,9 @@ class ExLlamaV2Engine:
         self._running.clear()
         self._paused.clear()
         self._loaded.close()
+
+    def _sequence(self, prepared: Prepared) -> Sequence:
+        return Sequence(prepared, self._reader.vocabulary, self._reader.guides)
 
     def _pause(self, lease: str) -> None:
         """Remove a sequence from the batch, and keep its state."""

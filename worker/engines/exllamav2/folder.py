@@ -55,16 +55,17 @@ class Folder:
             found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
         return frozenset(found)
 
-    def chat_template(self) -> str | None:
-        """Return the model's own template, None if it has none."""
+    def chat_templates(self) -> dict[str, str]:
+        """Return the model's own templates by their names: one alone is `default`."""
         file = self.path / "chat_template.jinja"
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            return {"default": file.read_text(encoding="utf-8-sig")}
         template = self.tokenizer.get("chat_template")
         if isinstance(template, list):
             named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-            template = named.get("default")
-        return template if isinstance(template, str) else None
+        else:
+            named = {"default": template}
+        return {name: text for name, text in named.items() if isinstance(name, str) and isinstance(text, str) and text}
 
     def token_name(self, key: str) -> str:
         """Return the text of a special token by its key (`bos_token`), "" if the folder names none."""

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from worker.engines.base import Broke, Delta, EngineInfo, EngineSpec, OnLoad, StepEvent
-from worker.engines.llama_cpp.library import LlamaVocabulary, affordable_slots, library, load_model, make_context
+from worker.engines.llama_cpp.library import affordable_slots, library, load_model, make_context
+from worker.engines.llama_cpp.reader import reader_of
 from worker.engines.llama_cpp.sampler import Sampler
 from worker.engines.machine import cores
 from worker.engines.output.sampling import Logits, log_softmax
 from worker.engines.output.sequence import Sequence
-from worker.engines.prompt.chat import ChatTemplate
 from worker.engines.slots import Placement
 from worker.engines.slotted import SlotRow, SlottedEngine
 from worker.errors import ModelError
@@ -54,10 +54,8 @@ def load(spec: EngineSpec, on_load: OnLoad) -> SlottedEngine[LlamaCppRow]:
 def _engine(lib: Any, model: Any, name: str, spec: EngineSpec) -> SlottedEngine[LlamaCppRow]:
     if model.has_encoder() or not model.has_decoder():
         raise ValueError("encoder models are not supported")
-    vocabulary = LlamaVocabulary(model.get_vocab())
+    reader = reader_of(model, spec)
     metadata = model.metadata()
-    template = spec.chat_template or metadata.get("tokenizer.chat_template") or None
-    chat = ChatTemplate(template, bos_token=vocabulary.name(vocabulary.bos_id), eos_token=vocabulary.eos_name)
     context_tokens = min(model.n_ctx_train, spec.context_tokens or CONTEXT_TOKENS_DEFAULT)
     slots = affordable_slots(model, spec.slots, context_tokens)
     threads = spec.threads or (1 if model.n_params < SMALL_PARAMETERS else cores())
@@ -66,18 +64,18 @@ def _engine(lib: Any, model: Any, name: str, spec: EngineSpec) -> SlottedEngine[
         model=metadata.get("general.name", name),
         device=f"CPU, {threads} thread{'s' if threads > 1 else ''}",
         context_tokens=context_tokens,
-        vocab_size=vocabulary.size,
+        vocab_size=reader.vocabulary.size,
         parameters=model.n_params,
         slots=slots,
         weights_bytes=model.size,
-        has_chat_template=template is not None,
+        has_chat_template=reader.has_template,
+        kv_tokens_total=slots * context_tokens,
         details={"llama.cpp": str(lib.llama_version()), "model": model.desc, "slots_asked": str(spec.slots)},
     )
     return SlottedEngine(
         LlamaCppRunner(lib, model, info, threads),
         info,
-        vocabulary,
-        chat,
+        reader,
         # A model whose state is not a cache of tokens cannot go back to a prefix of it.
         reuse=not (model.is_recurrent() or model.is_hybrid()),
         step_prefill_tokens_max=PREFILL_TOKENS_MAX,

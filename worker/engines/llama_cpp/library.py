@@ -104,8 +104,9 @@ def affordable_slots(model: Any, asked: int, context_tokens: int) -> int:
 class LlamaVocabulary:
     """A model's tokens, see worker.engines.vocabulary."""
 
-    def __init__(self, vocab: Any) -> None:
-        self._vocab = vocab
+    def __init__(self, model: Any) -> None:
+        self._model = model  # a vocabulary is a part of its model
+        self._vocab = vocab = model.get_vocab()
         self.size: int = vocab.n_vocab
         self.bos_id: int | None = _token(vocab.token_bos())
         self.add_bos: bool = vocab.get_add_bos()

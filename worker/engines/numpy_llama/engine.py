@@ -16,10 +16,9 @@ from worker.engines.machine import memory_bytes
 from worker.engines.numpy_llama.forward import Chunk, Forward
 from worker.engines.numpy_llama.gguf import Gguf, open_gguf
 from worker.engines.numpy_llama.kv_cache import KvCache
-from worker.engines.numpy_llama.tokenizer import load_tokenizer
+from worker.engines.numpy_llama.reader import reader_of
 from worker.engines.numpy_llama.weights import LlamaWeights, load_weights
 from worker.engines.output.sequence import Sequence, advance
-from worker.engines.prompt.chat import ChatTemplate
 from worker.engines.slots import Placement
 from worker.engines.slotted import SlotRow, SlottedEngine
 from worker.errors import ModelError
@@ -36,7 +35,7 @@ def load(spec: EngineSpec, on_load: OnLoad) -> SlottedEngine[SlotRow]:
     assert spec.model is not None, "choose() resolves the bundled model"
     file = open_gguf(Path(spec.model))
     on_load(LoadProgress("tokenizer", 0, 1))
-    vocabulary = load_tokenizer(file)
+    reader = reader_of(file, spec)
     # Damaged weights show in the output, as sequences that break.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         weights = load_weights(file, on_load)
@@ -44,22 +43,20 @@ def load(spec: EngineSpec, on_load: OnLoad) -> SlottedEngine[SlotRow]:
     context_tokens = min(shape.context, spec.context_tokens or CONTEXT_TOKENS_DEFAULT)
     slots = _slots(file, weights, spec.slots, context_tokens)
     cache = KvCache(shape.layers, slots, shape.kv_heads, context_tokens, shape.head_dim)
-    template = spec.chat_template or file.get("tokenizer.chat_template", str, "") or None
-    end = vocabulary.name(vocabulary.end_id)
-    chat = ChatTemplate(template, bos_token=vocabulary.name(vocabulary.bos_id), eos_token=end)
     info = EngineInfo(
         engine="numpy",
         model=file.get("general.name", str, file.path.name),
         device="CPU",
         context_tokens=context_tokens,
-        vocab_size=vocabulary.size,
+        vocab_size=reader.vocabulary.size,
         parameters=sum(tensor.size for tensor in file.tensors.values()),
         slots=slots,
         weights_bytes=weights.nbytes,
-        has_chat_template=template is not None,
+        has_chat_template=reader.has_template,
+        kv_tokens_total=slots * context_tokens,
         details={"weights": "float32", "kv_bytes_max": str(cache.nbytes), "slots_asked": str(spec.slots)},
     )
-    return SlottedEngine(NumpyRunner(weights, cache, context_tokens), info, vocabulary, chat, wait_for_leader=True)
+    return SlottedEngine(NumpyRunner(weights, cache, context_tokens), info, reader, wait_for_leader=True)
 
 
 class NumpyRunner:

@@ -15,6 +15,7 @@ from worker.engines.output.guide import Guides
 from worker.engines.output.sampling import Logits, Shaping, biases, choose, likeliest, log_softmax, uniform
 from worker.engines.output.text import Piece, TextAssembler
 from worker.engines.vocabulary import Vocabulary
+from worker.errors import EngineFailed, InvalidParams, JobwireError
 from worker.events import FinishReason, TopLogprob
 
 
@@ -85,14 +86,14 @@ class Sequence:
     def choose_allowed(self, row: Logits) -> int:
         """Choose from one row of logits (vocab,) among the tokens that are allowed, after `accepts` refused one.
 
-        `row` has bias and penalties in it. Raises RuntimeError when none is left.
+        `row` has bias and penalties in it. Raises InvalidParams when none is left: the settings contradict each other.
         """
         masked = np.where(self._allowed(), row, np.float32(-np.inf))
         if not np.isfinite(masked.max()):
-            raise RuntimeError("no token of the model can continue the required format")
+            raise self._dead_end("no token of the model can continue the required format")
         token = int(choose(masked[None], [self.sampling], [self.draw(1)])[0])
         if not self.accepts(token):
-            raise RuntimeError(f"token {token} was allowed and then refused")
+            raise self._dead_end(f"token {token} was allowed and then refused")
         return token
 
     def append(self, token_id: int, logprobs: Logits | None = None) -> Delta | None:
@@ -126,12 +127,19 @@ class Sequence:
     def fail(self, error: Exception) -> Broke:
         """End the sequence because of an error in its part of a step."""
         self.finished = True
-        return Broke(self.lease, f"{type(error).__name__}: {error}")
+        if not isinstance(error, JobwireError):
+            error = EngineFailed(f"The engine failed on this job: {type(error).__name__}: {error}.")
+        return Broke(self.lease, error.problem())
 
     @property
     def _heals(self) -> bool:
         """Whether the next token begins with the one that was removed from the prompt."""
         return bool(self._healed) and self.position == 0
+
+    def _dead_end(self, reason: str) -> InvalidParams:
+        if self._guide is None:
+            return InvalidParams(f"The output came to a dead end: {reason}.")
+        return self._guide.refusal(reason)
 
     def _allowed(self) -> NDArray[np.bool_]:
         """Return which tokens may come next, shape (vocab,), when not every one may."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -14,7 +14,7 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from worker.errors import FieldError, InvalidParams
+from worker.errors import FieldError, InvalidParams, ModelError
 from worker.requests import Message
 
 FALLBACK_TEMPLATE = (
@@ -23,9 +23,42 @@ FALLBACK_TEMPLATE = (
 )
 """For models without a template of their own: one line per message, as in a written dialogue."""
 
+GGUF_KEY = "tokenizer.chat_template"
+"""Key of a GGUF file's default template; others have a dot and their name after it."""
+
+_TRIALS = (
+    (Message("user", "Hello"),),
+    (Message("system", "Be kind."), Message("user", "Hello")),
+    (Message("user", "Hello"), Message("assistant", "Hi"), Message("user", "Bye")),
+)
+"""Small conversations. A template may refuse some of them: not every model knows a system, or can do without."""
+
+
+class _Refused(jinja2.TemplateError):
+    """The template itself refuses the messages, with `raise_exception`."""
+
+
+def named_templates(metadata: Mapping[str, object]) -> dict[str, str]:
+    """Return the templates in a GGUF file's metadata by their names."""
+    found = {}
+    for key, text in metadata.items():
+        name = "default" if key == GGUF_KEY else key.removeprefix(GGUF_KEY + ".")
+        if name != key and isinstance(text, str) and text:
+            found[name] = text
+    return found
+
+
+def choose_template(named: Mapping[str, str], *, tools: bool = False) -> str | None:
+    """Return the template of a model that has several: the one for tools where there are some, else the default.
+
+    Where neither is there, one alone is used under any name. None means that the model has none.
+    """
+    alone = next(iter(named.values())) if len(named) == 1 else None
+    return (named.get("tool_use") if tools else None) or named.get("default") or alone
+
 
 class ChatTemplate:
-    """One model's template, compiled on first use. `source` None means `FALLBACK_TEMPLATE`.
+    """One model's template, compiled on first use. `source` None means `FALLBACK_TEMPLATE`: then it is not `own`.
 
     `bos_token` and `eos_token` are the names of those special tokens, "" where there is none. Templates that print the
     date read it from `clock`.
@@ -39,9 +72,15 @@ class ChatTemplate:
         eos_token: str = "",
         clock: Callable[[], datetime] = datetime.now,
     ) -> None:
+        self.own = source is not None
         self._source = FALLBACK_TEMPLATE if source is None else source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._clock = clock
+
+    @property
+    def dated(self) -> bool:
+        """Whether the text depends on the time."""
+        return "strftime_now" in self._source
 
     def render(self, messages: tuple[Message, ...], text_bytes_max: int) -> str:
         """Return the prompt that asks for the next assistant message.
@@ -57,11 +96,34 @@ class ChatTemplate:
                 size += len(part.encode("utf-8", "replace"))
                 if size > text_bytes_max:
                     break
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise _refusal(f"{type(error).__name__}: {error}") from error
-        except (MemoryError, RecursionError) as error:
-            raise _refusal(f"it needs too much memory ({type(error).__name__})") from error
+        except Exception as error:
+            raise _refusal(_reason(error)) from error
         return "".join(parts)
+
+    def try_out(self) -> None:
+        """Render a small conversation. Raises ModelError if the template cannot be compiled, fails, or renders nothing.
+
+        A conversation that the template itself refuses is not held against it, if another is rendered.
+        """
+        try:
+            template = self._template
+        except Exception as error:
+            raise ModelError(f"The model's chat template cannot be compiled: {_reason(error)}.") from error
+        refused: Exception | None = None
+        for messages in _TRIALS:
+            try:
+                text = template.render(self._variables(messages))
+            except _Refused as error:
+                refused = refused or error
+            except Exception as error:
+                raise ModelError(
+                    f"The model's chat template fails on a small conversation: {_reason(error)}."
+                ) from error
+            else:
+                if not text:
+                    raise ModelError("The model's chat template renders nothing of a small conversation.")
+                return
+        raise ModelError(f"The model's chat template refuses every small conversation: {refused}.") from refused
 
     @cached_property
     def _template(self) -> jinja2.Template:
@@ -93,14 +155,30 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _tojson(value: object, indent: int | None = None, **options: Any) -> str:
-    """Encode as transformers does: no HTML escapes, non-ASCII as it is."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Encode as transformers does, with its parameters: no HTML escapes, non-ASCII as it is."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:
     """Refuse messages: templates call this."""
-    raise jinja2.TemplateError(message)
+    raise _Refused(message)
+
+
+def _reason(error: Exception) -> str:
+    """Return why rendering failed."""
+    if isinstance(error, MemoryError | RecursionError):
+        return f"it needs too much memory ({type(error).__name__})"
+    if isinstance(error, _Refused):
+        return str(error)
+    where = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+    return f"{type(error).__name__}{where}: {error}"
 
 
 def _refusal(reason: str) -> InvalidParams:

@@ -69,24 +69,29 @@ class Admission:
         self._live[owner.name] += 1
         self._live_of_account[owner.account] += 1
 
-    def on_ended(self, owner: Principal, request: JobRequest, usage: Usage, now_ms: float) -> None:
+    def on_tokenized(self, owner: Principal, charged: int, exact: int, now_ms: float) -> None:
+        """Correct what was charged for a waiting job, an estimate, to what it may use now that its prompt is read."""
+        self.waiting_tokens += exact - charged
+        self._quotas.settle(owner.account, "tokens", exact - charged, now_ms)
+
+    def on_ended(self, owner: Principal, charged: int, usage: Usage, now_ms: float) -> None:
         """Count a job as ended, and correct what was charged for it to what it used."""
         for counter, name in ((self._live, owner.name), (self._live_of_account, owner.account)):
             counter[name] -= 1
             if not counter[name]:
                 del counter[name]
         used = usage.prompt_tokens + usage.completion_tokens
-        self._quotas.settle(owner.account, "tokens", used - request.tokens_estimate, now_ms)
+        self._quotas.settle(owner.account, "tokens", used - charged, now_ms)
 
-    def on_queued(self, request: JobRequest) -> None:
-        """Count a job that waits for a slot."""
+    def on_queued(self, tokens: int) -> None:
+        """Count a job that waits for a slot, and may occupy this many tokens."""
         self.waiting_jobs += 1
-        self.waiting_tokens += request.tokens_estimate
+        self.waiting_tokens += tokens
 
-    def on_dequeued(self, request: JobRequest) -> None:
+    def on_dequeued(self, tokens: int) -> None:
         """Count a job out of the queue: it has a slot, or ended there."""
         self.waiting_jobs -= 1
-        self.waiting_tokens -= request.tokens_estimate
+        self.waiting_tokens -= tokens
 
     def _retry_after_ms(self, stats: Stats | None) -> int:
         """Return an estimate of when a tenth of the waiting work will be done, at the decode rate measured last."""

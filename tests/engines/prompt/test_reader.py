@@ -1,4 +1,4 @@
-"""Preparation: what goes into the model, and what is refused before it takes any room."""
+"""The reader: what goes into the model, and what is refused before it takes any room."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from tests.engines.vocabularies import BOS, EOT, USER, ByteVocabulary
-from worker.engines.base import Generation, Prepared
-from worker.engines.output.guide import Guides
+from worker.engines.base import Bounds, Generation, Prepared, pack_ids
 from worker.engines.prompt.chat import ChatTemplate
-from worker.engines.prompt.prepare import prepare
+from worker.engines.prompt.reader import ModelReader
 from worker.errors import InvalidParams
 from worker.requests import Message, Prompt, ResponseFormat, Sampling
 
@@ -25,12 +24,20 @@ def prepared(
     max_tokens: int = 1000,
     context: int = 64,
     vocabulary: ByteVocabulary | None = None,
+    bounds: Bounds | None = None,
+    prompt_ids: bytes = b"",
 ) -> Prepared:
     vocabulary = vocabulary or ByteVocabulary()
     generation = Generation(
-        lease="g", prompt=prompt, sampling=sampling or Sampling(), max_tokens=max_tokens, generated=generated
+        lease="g",
+        prompt=prompt,
+        sampling=sampling or Sampling(),
+        max_tokens=max_tokens,
+        generated=generated,
+        prompt_ids=prompt_ids,
     )
-    return prepare(generation, vocabulary, ChatTemplate(TEMPLATE, bos_token="<bos>"), Guides(vocabulary), context)
+    bounds = bounds or Bounds(context, context, vocabulary.size)
+    return ModelReader(vocabulary, ChatTemplate(TEMPLATE, bos_token="<bos>")).prepare(generation, bounds)
 
 
 def text(words: str) -> Prompt:
@@ -121,24 +128,20 @@ def test_tokens_of_an_earlier_attempt_are_checked() -> None:
 
 
 def test_a_broken_template_concerns_chat_alone() -> None:
-    vocabulary = ByteVocabulary()
-    broken = ChatTemplate("{% nonsense %}")
+    reader, bounds = ModelReader(ByteVocabulary(), ChatTemplate("{% nonsense %}")), Bounds(64, 64, 260)
     plain = Generation(lease="g", prompt=text("a"), sampling=Sampling(), max_tokens=1)
-    assert prepare(plain, vocabulary, broken, Guides(vocabulary), 64).prompt_ids == (BOS, 97)
+    assert reader.prepare(plain, bounds).prompt_ids == (BOS, 97)
     chat = Generation(lease="g", prompt=Prompt(messages=(Message("user", "a"),)), sampling=Sampling(), max_tokens=1)
     with pytest.raises(InvalidParams, match="chat template"):
-        prepare(chat, vocabulary, broken, Guides(vocabulary), 64)
+        reader.prepare(chat, bounds)
 
 
 def test_banned_strings_need_an_engine_that_can_take_tokens_back() -> None:
     banning = Sampling(banned_strings=("never",))
     assert refused(text("a"), banning)[0] == "/banned_strings"
-    vocabulary = ByteVocabulary()
-    chat, guides = ChatTemplate(TEMPLATE), Guides(vocabulary)
 
     def prepare_here(sampling: Sampling) -> Prepared:
-        wanted = Generation(lease="g", prompt=text("a"), sampling=sampling, max_tokens=1)
-        return prepare(wanted, vocabulary, chat, guides, 64, rewinds=True)
+        return prepared(text("a"), sampling, bounds=Bounds(64, 64, 260, rewinds=True))
 
     assert prepare_here(banning).generation.sampling.banned_strings == ("never",)
     guided = ResponseFormat(type="regex", pattern="a")
@@ -181,3 +184,67 @@ def test_healing_and_structured_output_exclude_each_other() -> None:
     guided = ResponseFormat(type="regex", pattern="a")
     assert refused(text("a"), Sampling(token_healing=True, response_format=guided))[0] == "/token_healing"
     assert prepared(text("a"), Sampling(token_healing=False, response_format=guided)).prompt_ids == (BOS, 97)
+
+
+# ---- ids that were read before, and the engine's bounds --------------------------------------------------------------
+
+
+def test_the_prompt_itself_is_left_behind() -> None:
+    read = prepared(Prompt(messages=(Message("user", "a"),)))
+    assert (read.generation.prompt, read.generation.prompt_ids) == (Prompt(), b"")
+    assert read.packed_prompt == pack_ids((BOS, USER, 97, EOT))
+
+
+def test_a_prompt_that_was_read_before_is_not_read_again() -> None:
+    again = prepared(Prompt(), prompt_ids=pack_ids((BOS, 97, EOT)))
+    assert again == prepared(text("a<eot>"))
+    healing, vocabulary = Sampling(token_healing=True), ByteVocabulary((b"://",))
+    first = prepared(text("http:"), healing, vocabulary=vocabulary)
+    assert first.prompt_ids == (BOS, *b"http")
+    assert prepared(Prompt(), healing, vocabulary=vocabulary, prompt_ids=first.packed_prompt) == first
+
+
+def test_ids_that_were_read_before_must_be_tokens() -> None:
+    pointer, detail = refused(Prompt(), prompt_ids=pack_ids((BOS, 260)))
+    assert pointer == "/prompt" and "0 to 259" in detail
+
+
+def test_what_needs_more_than_the_whole_kv_cache_is_refused_with_both_numbers() -> None:
+    bounds = Bounds(context_tokens=64, kv_tokens_total=32, vocab_size=260)
+    assert prepared(text("a" * 15), max_tokens=16, bounds=bounds).tokens_max == 32
+    with pytest.raises(InvalidParams, match=r"need 33 tokens of KV cache.* has 32 in all"):
+        prepared(text("a" * 16), max_tokens=16, bounds=bounds)
+
+
+def test_a_model_whose_logits_are_narrower_than_its_vocabulary_has_fewer_tokens() -> None:
+    bounds = Bounds(64, 64, vocab_size=258)
+    with pytest.raises(InvalidParams, match="0 to 257"):
+        prepared(text("a"), Sampling(logit_bias={258: 1.0}), bounds=bounds)
+
+
+class CountingVocabulary(ByteVocabulary):
+    """Counts the texts that it has tokenized."""
+
+    count = 0
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        self.count += 1
+        return super().encode(text, special=special)
+
+
+def read_twice(template: str, prompt: Prompt) -> int:
+    """Return how many texts are tokenized when a prompt comes twice."""
+    vocabulary, bounds = CountingVocabulary(), Bounds(64, 64, 260)
+    reader = ModelReader(vocabulary, ChatTemplate(template))
+    generation = Generation(lease="g", prompt=prompt, sampling=Sampling(), max_tokens=1)
+    assert reader.prepare(generation, bounds) == reader.prepare(generation, bounds)
+    return vocabulary.count
+
+
+def test_the_choices_of_one_job_are_tokenized_once() -> None:
+    chat = Prompt(messages=(Message("user", "a"),))
+    assert read_twice(TEMPLATE, text("a")) == 1
+    assert read_twice(TEMPLATE, chat) == 1
+    # It would be another prompt after midnight.
+    assert read_twice(TEMPLATE + "{{ strftime_now('%d') }}", chat) == 2
+    assert read_twice(TEMPLATE + "{{ strftime_now('%d') }}", text("a")) == 1

@@ -1,0 +1,191 @@
+"""One preparer, from its start to its end, and the connections to the hands that it forks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol, cast
+
+from worker.brokers.child_output import READ_BYTES, connect, log_output
+from worker.processes import wire
+from worker.processes.child import Child
+from worker.processes.messages import (
+    FromHand,
+    FromPreparer,
+    Hand,
+    LoadFailed,
+    OpenPreparer,
+    PreparerLoaded,
+    TemplateFailed,
+    ToHand,
+)
+
+FDS_MAX = 8
+"""Connections that are received at a time."""
+
+FINAL_OUTPUT_S = 1.0
+"""How long the last output of a preparer that has ended is waited for."""
+
+preparer_logger = logging.getLogger("worker.preparer")
+
+
+class Owner(Protocol):
+    """What a preparer's process calls, on the event loop's thread."""
+
+    def on_loaded(self) -> None:
+        """Learn that it is loaded; hands follow."""
+        ...
+
+    def on_hand(self, hand: HandConnection, message: Hand) -> None:
+        """Learn that a hand is there, in place of the last one of its lane."""
+        ...
+
+    def on_answer(self, hand: HandConnection, message: FromHand) -> None:
+        """Receive what a hand answers."""
+        ...
+
+    def on_hand_closed(self, hand: HandConnection) -> None:
+        """Learn that a hand's connection is at its end: all that it sent has been received."""
+        ...
+
+
+class HandConnection(asyncio.Protocol):
+    """The connection to one hand. Messages are received in the event loop's own callback: a task would cost a turn."""
+
+    def __init__(self, owner: Owner, pid: int, lane: int) -> None:
+        self.pid = pid
+        self.lane = lane
+        self.open = True
+        self._owner = owner
+        self._messages = wire.from_hand()
+        self._transport: asyncio.Transport | None = None
+        self._pending: list[ToHand] = []
+
+    def send(self, message: ToHand) -> None:
+        """Send a message, as soon as the connection is made."""
+        if self._transport is None:
+            self._pending.append(message)
+        elif self.open:
+            self._transport.write(wire.frame(message))
+
+    def abort(self) -> None:
+        """Close the connection now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send what was to be sent."""
+        self._transport = cast(asyncio.Transport, transport)
+        pending, self._pending = self._pending, []
+        for message in pending:
+            self.send(message)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass the messages on. A hand that sends garbage is cut off, and exits because of that."""
+        try:
+            for message in self._messages.feed(data):
+                self._owner.on_answer(self, message)
+        except wire.Garbage:
+            preparer_logger.exception("hand %d cannot be understood", self.pid)
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
+        """Report the end."""
+        self.open = False
+        self._owner.on_hand_closed(self)
+
+
+class PreparerProcess:
+    """One preparer. `failure` is why it could not load, as it reported; `reason` why it ended."""
+
+    def __init__(self, child: Child, owner: Owner) -> None:
+        self.child = child
+        self.failure: LoadFailed | TemplateFailed | None = None
+        self.loaded = asyncio.Event()
+        self.gone = asyncio.Event()
+        self.reason = ""
+        self._owner = owner
+        self._messages = wire.from_preparer()
+        self._fds: list[int] = []
+        self._connecting: set[asyncio.Task[object]] = set()
+        self._hands: list[HandConnection] = []
+
+    def receive(self) -> None:
+        """Read what has arrived: messages, and the connections that come with them."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.child.socket, READ_BYTES, FDS_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        self._fds += fds
+        try:
+            for message in self._messages.feed(data):
+                self._on_message(message)
+        except wire.Garbage as garbage:
+            self.reason = f"the preparer cannot be understood: {garbage}"
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self.child.socket.fileno())
+            self.gone.set()
+
+    def _on_message(self, message: FromPreparer) -> None:
+        match message:
+            case PreparerLoaded():
+                self.loaded.set()
+                self._owner.on_loaded()
+            case Hand():
+                if not self._fds:
+                    raise wire.Garbage("a hand came without a connection")
+                hand = HandConnection(self._owner, message.pid, message.lane)
+                self._hands = [*(one for one in self._hands if one.open), hand]
+                self._owner.on_hand(hand, message)
+                self._connect(hand, socket.socket(fileno=self._fds.pop(0)))
+            case _:
+                self.failure = message
+
+    def _connect(self, hand: HandConnection, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        connection.setblocking(False)
+        task = loop.create_task(loop.create_connection(lambda: hand, sock=connection))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def close(self) -> None:
+        """End it and its hands now, and close every connection."""
+        self.child.kill()
+        asyncio.get_running_loop().remove_reader(self.child.socket.fileno())
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+        for hand in self._hands:
+            hand.abort()
+        for fd in self._fds:
+            socket.socket(fileno=fd).close()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(cls, command: Sequence[str], opening: OpenPreparer, owner: Owner) -> AsyncIterator[PreparerProcess]:
+        """Start a preparer, logged. However the block is left, the process has ended after it.
+
+        Raises OSError when the system starts no process.
+        """
+        child = Child(command, threads=1, name="preparer")
+        with contextlib.ExitStack() as stack:
+            stack.callback(child.close)
+            process = cls(child, owner)
+            try:
+                output, close_output = await connect(child)
+                stack.callback(close_output)
+                logging_output = asyncio.get_running_loop().create_task(log_output(child, output, preparer_logger))
+                stack.callback(logging_output.cancel)
+                child.socket.sendall(wire.frame(opening))
+                child.socket.setblocking(False)
+                asyncio.get_running_loop().add_reader(child.socket.fileno(), process.receive)
+                yield process
+                child.kill()
+                await asyncio.wait([logging_output], timeout=FINAL_OUTPUT_S)
+                process.reason = process.reason or child.ending()
+            finally:
+                await process.close()
