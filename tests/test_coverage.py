@@ -22,14 +22,18 @@ PURE = (
     "worker.jobs.limits",
     "worker.jobs.log",
     "worker.jobs.places",
+    "worker.brokers.lanes",
     "worker.brokers.phases",
+    "worker.brokers.refusals",
     "worker.protocol",
     "worker.requests",
     "worker.scheduler.policy",
 )
 
 TESTS = (
+    "tests/brokers/test_lanes.py",
     "tests/brokers/test_phases.py",
+    "tests/brokers/test_refusals.py",
     "tests/dialects",
     "tests/engines/output/test_text.py",
     "tests/jobs/limits",

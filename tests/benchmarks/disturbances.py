@@ -6,19 +6,23 @@ by `tests.benchmarks.undisturbed`. A new one is added to CASES.
 
 from __future__ import annotations
 
+import itertools
 import json
 import select
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from tests.benchmarks.probe import MARK, TAIL_BYTES, websocket
+from tests.conformance.hostile_forms import FORMS, varied
 from tests.conformance.rawsocket import PING, encode, text
 
 PROMPT_BYTES = 990_000
 """Just below `prompt_bytes_max`, and in a message just below `frame_bytes_max`."""
 
+WORD_LETTERS = 30_000
 FLOODING_SOCKETS = 4
 PINGS_AT_ONCE = 20_000
 BURN_S = 0.002
@@ -31,11 +35,27 @@ def none(port: int) -> None:
 
 def large_prompt(port: int) -> None:
     """Send 1 MB prompts, one after the other, from one client."""
-    plain, tail = websocket(port)
     prompt = "There was a fox who found a lantern. " * (PROMPT_BYTES // 37)
-    message = text(json.dumps({"type": "create", "prompt": prompt, "max_tokens": 1}))
-    while True:
-        plain.sendall(message)
+    _one_after_the_other(port, ({"prompt": f"{number} {prompt}"} for number in itertools.count()))
+
+
+def long_word(port: int) -> None:
+    """Send prompts of one word of 30,000 letters, one after the other, from one client."""
+    _one_after_the_other(port, ({"prompt": f"{number}{'a' * WORD_LETTERS}"} for number in itertools.count()))
+
+
+def hostile_forms(port: int) -> None:
+    """Ask for hostile response formats, each another one, one after the other, from one client."""
+    forms = itertools.cycle(FORMS.values())
+    bodies = ({"prompt": "x", "response_format": varied(next(forms), number)} for number in itertools.count())
+    _one_after_the_other(port, bodies)
+
+
+def _one_after_the_other(port: int, bodies: Iterator[dict[str, Any]]) -> None:
+    """Create a job of each body, and wait for its end or its refusal."""
+    plain, tail = websocket(port)
+    for body in bodies:
+        plain.sendall(text(json.dumps({"type": "create", "max_tokens": 1, **body})))
         while not {b"end", b"err"} & set(MARK.findall(tail)):
             data = plain.recv(1 << 16)
             assert data, "the worker closed the connection"
@@ -70,7 +90,9 @@ def burn(share: float) -> None:
             number = sum(range(200), number & 1)
 
 
-CASES: dict[str, Callable[[int], None]] = {case.__name__: case for case in (none, large_prompt, ping_flood)}
+CASES: dict[str, Callable[[int], None]] = {
+    case.__name__: case for case in (none, large_prompt, long_word, hostile_forms, ping_flood)
+}
 
 
 def main() -> None:

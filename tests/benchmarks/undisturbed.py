@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.benchmarks.disturbances import CASES
-from tests.benchmarks.reader import cpu_s
+from tests.benchmarks.reader import cpu_s, ended_cpu_s
 from tests.support.server import Server, descendants, serving
 
 WARM_UP_S = 0.3
@@ -101,7 +101,8 @@ class Probes:
 
     def _used_s(self, others: Sequence[int]) -> dict[int, float]:
         worker = self._server.process.pid
-        return {pid: cpu_s(pid) for pid in (worker, *descendants(worker), *others)}
+        # Hands of the preparer that have ended count as well: their parent has what they used.
+        return {pid: cpu_s(pid) + ended_cpu_s(pid) for pid in (worker, *descendants(worker), *others)}
 
     def close(self) -> None:
         """End them."""

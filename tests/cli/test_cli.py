@@ -310,6 +310,7 @@ def test_doctor_finds_that_this_machine_can_serve() -> None:
     assert done.stdout.splitlines()[-1] == "The worker can serve here."
     for part in ("ok       Python 3.", "ok       Packages: hypercorn ", "ok       Model: the bundled one", "CPU: "):
         assert part in done.stdout
+    assert re.search(r"^ok       Chat template and vocabulary are read .* in \d+ MiB$", done.stdout, re.MULTILINE)
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(busy_port: int, tmp_path: Path) -> None:
@@ -320,6 +321,33 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(busy_port: int, tmp_path:
     assert str(tmp_path / "none.gguf") in problems[0]
     assert f"port {busy_port}" in problems[1]
     assert done.stdout.splitlines()[-1] == "The worker cannot serve here yet."
+
+
+TEMPLATES = {
+    "syntax": ("{% for m in messages %}{{ m.content }}{% endfo %}", "template"),
+    "a constant": ("{{ 'x' * 1000000000 }}", "template"),
+    "no end": ("{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}", "takes over 2 s"),
+}
+"""Chat templates that no worker can use."""
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_chat_template_that_cannot_be_used_is_found_by_doctor_and_ends_serve(name: str, tmp_path: Path) -> None:
+    text, words = TEMPLATES[name]
+    path = tmp_path / "template.jinja"
+    path.write_text(text)
+    asked = ("--port", "0", "--chat-template", str(path))
+    found = jobwire("doctor", *asked)
+    assert found.returncode == EXIT_FAILED
+    (problem,) = [line for line in found.stdout.splitlines() if line.startswith("problem")]
+    assert words in problem
+    assert "--chat-template PATH" in found.stdout
+    done = jobwire("serve", *asked)
+    assert done.returncode == EXIT_USAGE
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("jobwire: ")
+    assert words in last
+    assert "Traceback" not in done.stderr
 
 
 def test_doctor_refuses_wrong_settings_like_serve() -> None:

@@ -6,13 +6,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.scheduler.engine import prepared_work
+from tests.scheduler.engine import make_work, prepared_work
 from worker.config import Settings
-from worker.engines.base import Broke, Delta, EngineInfo, Generation, LoadProgress, Paused, Prefilled, Prepared
+from worker.engines.base import Bounds, Broke, Delta, EngineInfo, Generation, LoadProgress, Paused, Prefilled, Prepared
 from worker.errors import EngineFailed, FieldError, InvalidParams, ModelError
 from worker.events import TopLogprob
 from worker.processes import wire
-from worker.processes.messages import Cancel, Close, Down, Loaded, LoadFailed, Loading, Open, Prioritize, Submit, Up
+from worker.processes.messages import (
+    Cancel,
+    Close,
+    Down,
+    FormPassed,
+    FromHand,
+    FromPreparer,
+    Hand,
+    Loaded,
+    LoadFailed,
+    Loading,
+    Made,
+    Open,
+    OpenPreparer,
+    Prepare,
+    PreparerLoaded,
+    Prioritize,
+    Refuse,
+    SetBounds,
+    Submit,
+    TemplateFailed,
+    ToHand,
+    Up,
+)
 from worker.requests import Prompt, ResponseFormat, Sampling
 from worker.scheduler.works import Batch, Placed, PreparedWork, Refused, Started, Stats
 
@@ -117,3 +140,20 @@ def test_messages_before_garbage_are_read() -> None:
         for message in reader.feed(bytes(wire.frame(UP[0])) + b"\xff" * 8):
             read.append(message)
     assert read == [UP[0]]
+
+
+def test_messages_of_preparer_and_hands_arrive_as_they_were() -> None:
+    problem = ModelError("gone").problem()
+    preparer: list[FromPreparer] = [PreparerLoaded(), TemplateFailed(problem), LoadFailed(problem), Hand(7, 1, 9, 0)]
+    down: list[ToHand] = [
+        SetBounds(Bounds(1, 2, 3, rewinds=True)),
+        Prepare(make_work("a", pattern="a+"), try_form=True),
+    ]
+    up: list[FromHand] = [FormPassed("a", 1.5), Made("a", 2, b"\1\0\0\0", b"frame"), Refuse("b", problem, "form")]
+    opening = OpenPreparer.of(Settings(prepare_timeout_s=3))
+    assert list(wire.from_preparer().feed(b"".join(map(wire.frame, preparer)))) == preparer
+    assert list(wire.to_hand().feed(b"".join(map(wire.frame, down)))) == down
+    assert list(wire.from_hand().feed(b"".join(map(wire.frame, up)))) == up
+    assert list(wire.opening().feed(wire.frame(opening))) == [opening]
+    with pytest.raises(wire.Garbage):
+        list(wire.from_hand().feed(bytes(wire.frame(opening))))

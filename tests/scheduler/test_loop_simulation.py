@@ -37,7 +37,8 @@ class Story:
                 assert event.position >= 1
             case Refused():
                 assert self.state == "waiting"
-                assert self.kind == "stumble"
+                form = self.work.generation.sampling.response_format
+                assert self.kind == "stumble" or form.pattern == "bad"
                 self.state = "ended"
             case Started():
                 assert self.state == "waiting"
@@ -76,6 +77,7 @@ class Simulation(RuleBasedStateMachine):
         self.engine = CountingEngine(
             slots=slots, kv_blocks=10, block=8, cached=cached, on_step=self.pass_time, slice_tokens=slice_tokens
         )
+        self.engine.forms.kept_max = 2
         schedule = Schedule(
             prefill_tokens_per_step=BUDGET, priority_ageing_s=0.5, queue_skips_max=skips_max, queue_news_ms=5
         )
@@ -98,9 +100,18 @@ class Simulation(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         generated=st.integers(0, 4),
         solo=st.booleans(),
+        pattern=st.sampled_from([None, None, None, "a", "b", "c", "bad"]),
     )
     def submit(
-        self, account: str, priority: int, kind: str, prompt: int, max_tokens: int, generated: int, solo: bool
+        self,
+        account: str,
+        priority: int,
+        kind: str,
+        prompt: int,
+        max_tokens: int,
+        generated: int,
+        solo: bool,
+        pattern: str | None,
     ) -> None:
         work = make_work(
             f"w{len(self.stories) + len(self.gone)}",
@@ -110,6 +121,7 @@ class Simulation(RuleBasedStateMachine):
             max_tokens,
             solo,
             range(min(generated, max_tokens - 1)),
+            pattern,
         )
         self.stories[work.generation.lease] = Story(work)
         self.loop.submit(prepare_work(work))
@@ -132,6 +144,11 @@ class Simulation(RuleBasedStateMachine):
         self.loop.prioritize(data.draw(st.sampled_from(list(self.stories))), priority)
         self.commands += 1
 
+    @precondition(lambda self: self.engine.forms.compiling)
+    @rule()
+    def compile(self) -> None:
+        self.engine.forms.finish()
+
     @rule(seconds=st.floats(0, 2))
     def wait(self, seconds: float) -> None:
         self.clock.now_s += seconds
@@ -142,6 +159,8 @@ class Simulation(RuleBasedStateMachine):
             self.step()
 
     def step(self) -> None:
+        if self.loop.at_rest and self.engine.forms.compiling:
+            self.engine.forms.finish()
         batch = self.loop.step()
         if batch is None:
             assert not self.here("waiting", "prefill", "decode"), "idle, with works left"

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, cast
 
 from worker.brokers.child_output import READ_BYTES, connect, log_output
@@ -99,18 +99,24 @@ class HandConnection(asyncio.Protocol):
 
 
 class PreparerProcess:
-    """One preparer. `failure` is why it could not load, as it reported; `reason` why it ended."""
+    """One preparer. `failure` is why it could not load, as it reported; `reason` why it ended.
 
-    def __init__(self, child: Child, owner: Owner) -> None:
+    `settled` is set when it is loaded or gone, `gone` when it is gone.
+    """
+
+    def __init__(
+        self, child: Child, owner: Owner, connect_hand: Callable[[HandConnection, socket.socket], object]
+    ) -> None:
         self.child = child
         self.failure: LoadFailed | TemplateFailed | None = None
-        self.loaded = asyncio.Event()
+        self.loaded = False
+        self.settled = asyncio.Event()
         self.gone = asyncio.Event()
         self.reason = ""
         self._owner = owner
+        self._connect_hand = connect_hand
         self._messages = wire.from_preparer()
         self._fds: list[int] = []
-        self._connecting: set[asyncio.Task[object]] = set()
         self._hands: list[HandConnection] = []
 
     def receive(self) -> None:
@@ -130,12 +136,14 @@ class PreparerProcess:
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(self.child.socket.fileno())
+            self.settled.set()
             self.gone.set()
 
     def _on_message(self, message: FromPreparer) -> None:
         match message:
             case PreparerLoaded():
-                self.loaded.set()
+                self.loaded = True
+                self.settled.set()
                 self._owner.on_loaded()
             case Hand():
                 if not self._fds:
@@ -143,26 +151,18 @@ class PreparerProcess:
                 hand = HandConnection(self._owner, message.pid, message.lane)
                 self._hands = [*(one for one in self._hands if one.open), hand]
                 self._owner.on_hand(hand, message)
-                self._connect(hand, socket.socket(fileno=self._fds.pop(0)))
+                self._connect_hand(hand, socket.socket(fileno=self._fds.pop(0)))
             case _:
                 self.failure = message
 
-    def _connect(self, hand: HandConnection, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        connection.setblocking(False)
-        task = loop.create_task(loop.create_connection(lambda: hand, sock=connection))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
-
-    async def close(self) -> None:
+    def close(self) -> None:
         """End it and its hands now, and close every connection."""
         self.child.kill()
         asyncio.get_running_loop().remove_reader(self.child.socket.fileno())
-        await asyncio.gather(*self._connecting, return_exceptions=True)
         for hand in self._hands:
             hand.abort()
-        for fd in self._fds:
-            socket.socket(fileno=fd).close()
+        while self._fds:
+            socket.socket(fileno=self._fds.pop()).close()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -171,21 +171,30 @@ class PreparerProcess:
 
         Raises OSError when the system starts no process.
         """
-        child = Child(command, threads=1, name="preparer")
+        child, loop = Child(command, threads=1, name="preparer"), asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
             stack.callback(child.close)
-            process = cls(child, owner)
-            try:
-                output, close_output = await connect(child)
-                stack.callback(close_output)
-                logging_output = asyncio.get_running_loop().create_task(log_output(child, output, preparer_logger))
-                stack.callback(logging_output.cancel)
-                child.socket.sendall(wire.frame(opening))
+            output, close_output = await connect(child)
+            stack.callback(close_output)
+            async with asyncio.TaskGroup() as tasks:
+                process = cls(child, owner, lambda hand, sock: tasks.create_task(_connect_hand(hand, sock)))
+                stack.callback(process.close)
+                logging_output = tasks.create_task(log_output(child, output, preparer_logger))
+                with contextlib.suppress(OSError):
+                    # One that is dead already is noticed when its socket is read.
+                    child.socket.sendall(wire.frame(opening))
                 child.socket.setblocking(False)
-                asyncio.get_running_loop().add_reader(child.socket.fileno(), process.receive)
+                loop.add_reader(child.socket.fileno(), process.receive)
                 yield process
-                child.kill()
+                process.close()
                 await asyncio.wait([logging_output], timeout=FINAL_OUTPUT_S)
                 process.reason = process.reason or child.ending()
-            finally:
-                await process.close()
+                logging_output.cancel()
+
+
+async def _connect_hand(hand: HandConnection, connection: socket.socket) -> None:
+    with contextlib.ExitStack() as on_error:
+        on_error.enter_context(connection)
+        connection.setblocking(False)
+        await asyncio.get_running_loop().create_connection(lambda: hand, sock=connection)
+        on_error.pop_all()

@@ -162,7 +162,9 @@ class Preparing:
             "hand %d is replaced by %d: signal %d, exit code %d",
             *(last.pid, hand.pid, message.signal, message.exit_code),
         )
-        self._ends[last], self._next[last] = (message.signal, message.exit_code), hand
+        # If a hand died before it could be that of its lane, it had no work: the end of the last one counts.
+        self._ends.setdefault(last, (message.signal, message.exit_code))
+        self._next[last] = hand
         if not last.open:
             self._bury(last)
 
@@ -251,7 +253,7 @@ class Preparing:
             except OSError as error:
                 self._report_failure(f"no preparer can be started ({error})", None, in_a_row)
             else:
-                if process.loaded.is_set():
+                if process.loaded:
                     in_a_row, ever = 0, True
                     logger.error("preparer %d is lost: %s", process.child.pid, process.reason)
                     self._note(restarts=self.state.restarts + 1)
@@ -268,7 +270,7 @@ class Preparing:
                 self._note(pid=process.child.pid)
                 try:
                     async with asyncio.timeout(self._settings.engine_start_timeout_s):
-                        await _first(process.loaded, process.gone)
+                        await process.settled.wait()
                 except TimeoutError:
                     process.reason = f"it did not load in {self._settings.engine_start_timeout_s:g} s"
                 else:
@@ -307,6 +309,8 @@ class Preparing:
         """Measure the memory every few seconds until cancelled."""
         while True:
             await asyncio.sleep(MEMORY_EVERY_S)
+            # What the kernel killed long ago was no hand of now.
+            self._oom_kills = oom_kills()
             if self.state.pid is not None:
                 # Reading it walks page tables: some milliseconds, for large processes.
                 self._note(memory_bytes=await asyncio.to_thread(shared_out_bytes, (self.state.pid, *self.state.hands)))
@@ -323,13 +327,3 @@ def _pointer(entry: Entry) -> str:
     if not entry.passed:
         return "/response_format"
     return "/messages" if entry.work.generation.prompt.messages else "/prompt"
-
-
-async def _first(*events: asyncio.Event) -> None:
-    """Wait until one of the events is set."""
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

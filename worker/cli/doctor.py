@@ -113,9 +113,12 @@ def check_preparer(settings: Settings) -> Iterator[Finding]:
     """Can the model's vocabulary and chat template be read, by the process that does so in `serve`?"""
     opening = OpenPreparer.of(settings)
     try:
-        choose(opening.spec)
+        _, chosen, _ = choose(opening.spec)
     except JobwireError:
         # That is the finding of another check.
+        return
+    if chosen.model and not Path(chosen.model).exists():
+        # And so is that.
         return
     answer, memory_bytes = rehearse(opening, settings.engine_start_timeout_s)
     if isinstance(answer, PreparerLoaded):

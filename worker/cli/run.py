@@ -58,7 +58,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     opening = Open.of(settings)
     engine = _load(opening, report)
     try:
-        engine.reader.try_template()
+        if request.prompt.messages:
+            engine.reader.try_template()
         loop = Loop(engine, opening.schedule)
         loop.submit(PreparedWork(prepared=engine.reader.prepare(_generation(request), engine.info.bounds)))
         _stream(loop, _Screen(report))

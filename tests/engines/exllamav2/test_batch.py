@@ -194,8 +194,7 @@ def test_pages_decide_who_fits(engine: Engine) -> None:
     try:
         assert small.capacity().kv_tokens_total == 4 * PAGE_TOKENS and small.info.context_tokens == CONTEXT
         driver = Driver(small)
-        big = prepare(small, generation(Prompt(text=text_of(500)), name="0", max_tokens=200))
-        driver.admit(big.generation)
+        driver.admit(generation(Prompt(text=text_of(500)), name="0", max_tokens=200))
         assert small.capacity().kv_tokens_free == PAGE_TOKENS and not small.capacity().fits(PAGE_TOKENS + 1)
         driver.admit(generation(QUESTIONS[2], name="1", max_tokens=20))
         assert not small.capacity().fits(1)

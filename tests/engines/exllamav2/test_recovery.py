@@ -158,7 +158,7 @@ def test_a_prompt_that_fails_breaks_alone_however_often(
     for name in ("7", "8"):
         bad = driver.admit(generation(Prompt(text=f"{name} {LONG}"), name=name))
         last = driver.step(64)
-        assert bad.broke == "MemoryError: out of memory: 12 GiB of 80 GiB are free"
+        assert bad.broke == "The engine failed on this job: MemoryError: out of memory: 12 GiB of 80 GiB are free."
         assert [event.lease for event in last].count(name) == 1
         # The others must be computed anew, and theirs would fail as well.
         faults.plan = lambda _prefill, _count: None
@@ -192,7 +192,10 @@ def test_output_that_is_no_number_breaks_its_own_sequence(
     driver = Driver(engine)
     all_of(driver)
     driver.run(prefill_tokens_max=500)
-    assert driver.outcomes["2"].broke == "ArithmeticError: the model's output is not a number"
+    assert (
+        driver.outcomes["2"].broke
+        == "The engine failed on this job: ArithmeticError: the model's output is not a number."
+    )
     assert_undisturbed(driver, alone, (0, 1, 3))
 
 
@@ -213,7 +216,7 @@ def test_a_sampler_that_fails_breaks_its_own_sequence(
     all_of(driver)
     bad = driver.admit(generation(QUESTIONS[0], Sampling(temperature=0.123), name="8"))
     driver.run()
-    assert bad.broke == "RuntimeError: no candidate is left"
+    assert bad.broke == "The engine failed on this job: RuntimeError: no candidate is left."
     assert_undisturbed(driver, alone)
 
 
@@ -249,7 +252,7 @@ def test_tokens_of_the_failing_step_are_reported_once(engine: Any, monkeypatch: 
     while armed:
         reported = [event.lease for event in driver.step(500) if isinstance(event, Delta)]
     assert reported[:2] == ["0", "1"] and "2" not in reported and "3" not in reported
-    assert driver.outcomes["2"].broke == "AssertionError: the page table is wrong"
+    assert driver.outcomes["2"].broke == "The engine failed on this job: AssertionError: the page table is wrong."
     driver.run()
     assert driver.outcomes["3"].finish and len(driver.outcomes["3"].ids) <= 24
 
@@ -273,7 +276,7 @@ def test_a_prompt_for_which_there_is_no_memory_breaks_alone_with_figures(
     faults.plan = plan
     bad = driver.admit(generation(Prompt(text=LONG), name="7"))
     driver.run()
-    assert bad.broke == f"OutOfMemoryError: {FULL}"
+    assert bad.broke == f"The engine failed on this job: OutOfMemoryError: {FULL}"
     assert_undisturbed(driver, alone)
 
 

@@ -260,6 +260,9 @@ def test_a_guide_without_a_way_on_breaks_its_sequence_alone() -> None:
     fine, broken = advance([sequence(name="a"), stuck], logits)
     assert fine == Delta("a", (97,), "a")
     assert isinstance(broken, Broke) and "no token" in broken.error.detail and stuck.finished
+    # Its author can act on that: no engine failed.
+    assert broken.error.code == "invalid_params"
+    assert [error.pointer for error in broken.error.errors] == ["/response_format/pattern"]
 
 
 def test_logits_are_left_as_they_were() -> None:

@@ -128,7 +128,8 @@ class Sequence:
         """End the sequence because of an error in its part of a step."""
         self.finished = True
         if not isinstance(error, JobwireError):
-            error = EngineFailed(f"The engine failed on this job: {type(error).__name__}: {error}.")
+            reason = f"{type(error).__name__}: {error}".rstrip(".")
+            error = EngineFailed(f"The engine failed on this job: {reason}.")
         return Broke(self.lease, error.problem())
 
     @property
