@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.jobs.scripted import LIMITS, READY, ManualClock, pack
-from tests.scheduler.engine import CountingEngine
+from tests.scheduler.engine import CountingEngine, prepare_work
 from worker.brokers.base import Sink
 from worker.config import Settings
 from worker.engines.base import Generation
@@ -28,7 +28,7 @@ from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.requests import Prompt, ResponseFormat
 from worker.scheduler.loop import Loop
-from worker.scheduler.works import Batch, Schedule, Work
+from worker.scheduler.works import Batch, PreparedWork, Schedule, Work
 
 
 class Died(BaseException):
@@ -44,10 +44,10 @@ def ids_of(generation: Generation) -> bytes:
     return generation.prompt_ids or pack(range(len(generation.prompt.text)))
 
 
-def read(work: Work) -> Work:
+def read(work: Work) -> PreparedWork:
     """Return a work as the engine gets it from a hand."""
-    text = "x" * (len(ids_of(work.generation)) // len(pack([0])))
-    return msgspec.structs.replace(work, generation=msgspec.structs.replace(work.generation, prompt=Prompt(text=text)))
+    generation = msgspec.structs.replace(work.generation, prompt_ids=ids_of(work.generation))
+    return prepare_work(msgspec.structs.replace(work, generation=generation))
 
 
 class Wires:
@@ -104,7 +104,7 @@ class Wires:
         work = self.hands.pop(lease)
         ids = ids_of(work.generation)
         sink.on_prepared(lease, len(ids) // len(pack([0])), b"" if work.generation.prompt_ids else ids)
-        self._pass(read(work))
+        self._pass(work)
 
     def refuse(self, sink: Sink, lease: str) -> None:
         """A hand died of its work, or was ended by a limit."""
@@ -120,7 +120,7 @@ class Wires:
         if self.loop is None:
             self.held[work.generation.lease] = work
         else:
-            self.down.append(lambda loop: loop.submit(work))
+            self.down.append(lambda loop: loop.submit(read(work)))
 
     # ---- the engine --------------------------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class Simulation(RuleBasedStateMachine):
         self.wires.start(self.engine)
 
     @precondition(lambda self: self.wires.loop is not None)
-    @rule(commands=st.integers(0, 9), at=st.sampled_from([None, None, "prepare", "admit"]), heard=st.integers(0, 9))
+    @rule(commands=st.integers(0, 9), at=st.sampled_from([None, None, "adopt", "admit"]), heard=st.integers(0, 9))
     def engine_steps_or_dies_in_it(self, commands: int, at: str | None, heard: int) -> None:
         def watch(call: str, _work_id: str) -> None:
             if call == at:
