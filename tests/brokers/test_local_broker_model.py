@@ -19,7 +19,7 @@ from worker.engines.choose import choose
 from worker.processes.messages import Open
 from worker.requests import Message, Prompt, Sampling
 from worker.scheduler.loop import Loop
-from worker.scheduler.works import Work
+from worker.scheduler.works import PreparedWork, Work
 
 SETTINGS = Settings(slots=4, engine_restart_backoff_s=0.05, engine_restart_backoff_max_s=0.2)
 PROMPTS = {f"Count from {first} to {first + 40}": 200 for first in (1, 7, 20)} | {"Tell me a story about a fox.": 60}
@@ -48,7 +48,8 @@ def engine() -> Iterator[Engine]:
 def alone(engine: Engine, prompt: str, temperature: float) -> tuple[list[int], str]:
     """Return ids and text of a prompt that has the engine to itself."""
     loop, ids, text = Loop(engine, Open.of(SETTINGS).schedule), list[int](), ""
-    loop.submit(work("alone", prompt, temperature))
+    generation = work("alone", prompt, temperature).generation
+    loop.submit(PreparedWork(prepared=engine.reader.prepare(generation, engine.info.bounds)))
     while (batch := loop.step()) is not None:
         for event in batch.events:
             if isinstance(event, Delta):

@@ -146,8 +146,9 @@ class LocalBroker:
         """Pass a work that was read on to the engine."""
         assert self._sink is not None, "works are read while run() runs"
         assert self._engine is not None, "works are handed out while an engine is ready"
-        self._sink.on_prepared(made.lease, made.prompt_tokens, made.ids)
+        # The engine begins while the sink writes; its events are read later than this in any case.
         self._engine.submit(made.submit)
+        self._sink.on_prepared(made.lease, made.prompt_tokens, made.ids)
         if priority is not None:
             self._engine.command(Prioritize(made.lease, priority))
 
