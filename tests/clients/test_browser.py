@@ -5,7 +5,6 @@ browsers have them, with their CORS; and a share link in a plain EventSource.
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -91,7 +90,7 @@ def test_the_page_of_the_readme(browser: Browser, tmp_path: Path) -> None:
             (job,) = server.get("/v1/jobs").json()["jobs"]
             text = _when_ended(server, job["job_id"])["text"]
             page.wait_for_function("text => document.querySelector('#out').textContent === text", arg=text)
-            assert re.match(r"\w", text)
+            assert len(text) > 20
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])

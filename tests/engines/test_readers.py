@@ -34,7 +34,7 @@ def generation(prompt: Prompt) -> Generation:
 def test_a_reader_reads_what_its_engine_reads(room: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.engines.exllamav2.missing", lambda: None)
     read, spec, why = choose_reader(spec_of(room))
-    assert spec.engine == NAMES[room] and "asked for" in why
+    assert spec.engine == NAMES[room] and "requested" in why
     reader, engine = read(spec), load(room, spec)
     try:
         for prompt in (chat("Who are you?", system="Be kind."), Prompt(text="Once upon a time")):

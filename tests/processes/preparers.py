@@ -179,9 +179,9 @@ class ByHand:
 
     def ask(self, work: Work, *, try_form: bool = False, lane: int = 0) -> list[FromHand]:
         """Have a work read; return the answers, the last of which may be missing because the hand died."""
-        self.send(Prepare(work, try_form), lane)
         messages, answers = wire.from_hand(), list[FromHand]()
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            self.send(Prepare(work, try_form), lane)
             while data := self.hands[lane][0].recv(1 << 20):
                 answers += messages.feed(data)
                 if answers and type(answers[-1]).__name__ in ("Made", "Refuse"):

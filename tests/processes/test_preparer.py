@@ -112,7 +112,8 @@ def test_hands_have_no_core_dumps_low_priority_and_a_parent_that_they_do_not_out
         one.until_hands()
         pids = [message.pid for _, message in one.hands.values()]
         for pid in pids:
-            assert os.getpriority(os.PRIO_PROCESS, pid) == 5
+            # The hand is known to us before it has confined itself.
+            wait_until("a low priority", lambda pid=pid: os.getpriority(os.PRIO_PROCESS, pid) == 5)  # type: ignore[misc]
             limits = Path(f"/proc/{pid}/limits").read_text()
             assert "Max core file size        0 " in limits
         os.kill(one.child.pid, signal.SIGKILL)

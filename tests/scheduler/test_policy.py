@@ -315,3 +315,15 @@ def test_paused_works_come_first_again_the_oldest_before_the_rest(bench: Bench) 
         assert waiting.output_tokens_max == 40 - produced
     assert bench.policy.revision == revision + 3
     assert bench.order() == ["a", "b", "c", "d"]
+
+
+def test_a_work_that_was_popped_and_cannot_start_yet_is_first_in_its_lane_again(bench: Bench) -> None:
+    for name in "ab":
+        bench.add(name)
+    popped = bench.policy.pop(bench.policy.select(bench.now_s), vacancy())
+    assert popped is not None
+    revision = bench.policy.revision
+    bench.policy.give_back(popped)
+    assert bench.policy.revision == revision + 1
+    assert bench.order() == ["a", "b"]
+    assert (popped.decoded, popped.skips) == (0, 0)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from worker.brokers.child_output import READ_BYTES, connect, log_output
+from worker.brokers.child_watch import FINAL_OUTPUT_S, READ_BYTES, REAP_TIMEOUT_S, connect, log_output, wait_end
 from worker.config import Settings
 from worker.errors import Problem
 from worker.processes import wire
@@ -17,12 +17,6 @@ from worker.scheduler.works import Batch
 
 CLOSE_GRACE_S = 2.0
 """How long an engine that is asked to close may take to free its memory."""
-
-REAP_TIMEOUT_S = 5.0
-"""How long the kernel may take to end a process that was killed, and its exit code to arrive."""
-
-FINAL_OUTPUT_S = 1.0
-"""How long the last output of a process that has ended is waited for."""
 
 TICKS = 8
 """How often the watchdog looks within its time limit. It counts ticks of our own clock, so that a gateway that was
@@ -133,7 +127,7 @@ class EngineProcess:
 
     async def _explain(self, logging_output: asyncio.Task[None]) -> None:
         """Wait a moment for the exit code and the final output, and make the reason of them."""
-        await self._wait_end(REAP_TIMEOUT_S)
+        await wait_end(self.child, REAP_TIMEOUT_S)
         await asyncio.wait([logging_output], timeout=FINAL_OUTPUT_S)
         self.reason = self.reason or self.child.ending()
 
@@ -142,20 +136,12 @@ class EngineProcess:
         try:
             if self.ready and not self._writer.is_closing():
                 self._send(Close())
-                await self._wait_end(CLOSE_GRACE_S)
+                await wait_end(self.child, CLOSE_GRACE_S)
         finally:
             self.child.kill()
             self._writer.transport.abort()
-        if not await self._wait_end(REAP_TIMEOUT_S):
+        if not await wait_end(self.child, REAP_TIMEOUT_S):
             logger.error("engine process %d does not end although it was killed", self.child.pid)
-
-    async def _wait_end(self, seconds: float) -> bool:
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + seconds
-        # Polling is cheaper here than a thread or file descriptor per process that could notify us.
-        while self.child.alive and loop.time() < until_s:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        return not self.child.alive
 
     @classmethod
     @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, cast
 
-from worker.brokers.child_output import READ_BYTES, connect, log_output
+from worker.brokers.child_watch import FINAL_OUTPUT_S, READ_BYTES, REAP_TIMEOUT_S, connect, log_output, wait_end
 from worker.processes import wire
 from worker.processes.child import Child
 from worker.processes.messages import (
@@ -25,9 +25,6 @@ from worker.processes.messages import (
 
 FDS_MAX = 8
 """Connections that are received at a time."""
-
-FINAL_OUTPUT_S = 1.0
-"""How long the last output of a preparer that has ended is waited for."""
 
 preparer_logger = logging.getLogger("worker.preparer")
 
@@ -186,6 +183,9 @@ class PreparerProcess:
                 child.socket.setblocking(False)
                 loop.add_reader(child.socket.fileno(), process.receive)
                 yield process
+                if process.gone.is_set():
+                    # Its exit code tells why; being killed here would hide it.
+                    await wait_end(child, REAP_TIMEOUT_S)
                 process.close()
                 await asyncio.wait([logging_output], timeout=FINAL_OUTPUT_S)
                 process.reason = process.reason or child.ending()

@@ -1,4 +1,4 @@
-"""Logs the output of a child process, line by line."""
+"""Watches a child process: logs its output line by line, and waits for its end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from worker.processes.child import Child
 READ_BYTES = 1 << 18
 """Most bytes that are read from a process at a time."""
 
+REAP_TIMEOUT_S = 5.0
+"""How long the kernel may take to end a process that was killed, and its exit code to arrive."""
+
+FINAL_OUTPUT_S = 1.0
+"""How long the last output of a process that has ended is waited for."""
+
 
 async def connect(child: Child) -> tuple[asyncio.StreamReader, Callable[[], None]]:
     """Return a reader of the child's output, and the function that closes it."""
@@ -19,6 +25,16 @@ async def connect(child: Child) -> tuple[asyncio.StreamReader, Callable[[], None
         lambda: asyncio.StreamReaderProtocol(output), child.process.stdout
     )
     return output, pipe.close
+
+
+async def wait_end(child: Child, seconds: float) -> bool:
+    """Wait for the end of a child, not longer than that; return whether it has ended."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + seconds
+    # Polling is cheaper here than a thread or file descriptor per process that could notify us.
+    while child.alive and loop.time() < until_s:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return not child.alive
 
 
 async def log_output(child: Child, output: asyncio.StreamReader, logger: logging.Logger) -> None:
