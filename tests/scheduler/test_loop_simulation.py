@@ -159,7 +159,8 @@ class Simulation(RuleBasedStateMachine):
             self.step()
 
     def step(self) -> None:
-        if self.loop.at_rest and self.engine.forms.compiling:
+        # The first may be of a work that was cancelled: then it wakes nobody.
+        while self.loop.at_rest and self.engine.forms.compiling:
             self.engine.forms.finish()
         batch = self.loop.step()
         if batch is None:
