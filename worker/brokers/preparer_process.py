@@ -182,7 +182,11 @@ class PreparerProcess:
                     child.socket.sendall(wire.frame(opening))
                 child.socket.setblocking(False)
                 loop.add_reader(child.socket.fileno(), process.receive)
-                yield process
+                try:
+                    yield process
+                finally:
+                    # A hand that is reported while the group ends would find no task to be connected in.
+                    loop.remove_reader(child.socket.fileno())
                 if process.gone.is_set():
                     # Its exit code tells why; being killed here would hide it.
                     await wait_end(child, REAP_TIMEOUT_S)
