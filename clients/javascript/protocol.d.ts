@@ -611,6 +611,8 @@ export interface Stats {
   kv_tokens_total: number;
   /** Time of a step; 0 when nothing runs. */
   step_ms: number;
+  /** Longest time between two steps, lately; 0 when nothing runs. */
+  step_gap_ms: number;
   /** Tokens produced per second; 0 when nothing runs. */
   decode_tokens_per_s: number;
   /** Prompt tokens read per second; 0 when nothing runs. */

@@ -1,4 +1,4 @@
-"""What an innocent client feels: `python -m tests.benchmarks.probe stream PORT` or `... health PORT`.
+"""What an innocent client feels: `python -m tests.benchmarks.probe KIND PORT`; kinds: stream, health, steps.
 
 Reads one task per line from its input, how many seconds to measure, and answers each with one line of JSON. It is a
 process with one thread that does nothing but wait for a socket, so that no work of the measuring side delays it. What
@@ -17,8 +17,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.conformance.rawsocket import handshake, text
+from worker.scheduler.rates import GAP_WINDOW_S
 
 PATIENCE_S = 120.0
 """Longest silence that is measured. More of it is a failure."""
@@ -30,7 +32,7 @@ MARK = re.compile(rb'"type":"(tok|end|err)')
 """Where a frame of interest begins. All marks are of one length, so that a tail of one byte less holds none."""
 
 TAIL_BYTES = len(b'"type":"tok') - 1
-HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+STEPS_PAUSE_S = 0.25
 
 
 class Arrivals:
@@ -122,12 +124,14 @@ class Stream:
 class Health:
     """A client that asks for the worker's health over and over, on one connection."""
 
+    _QUESTION = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
     def __init__(self, port: int) -> None:
         self._port = port
         self._socket = _connect(port)
 
     def _ask(self) -> bytes:
-        self._socket.sendall(HEALTH)
+        self._socket.sendall(self._QUESTION)
         answer, size = b"", None
         while size is None or len(answer) < size:
             data = self._socket.recv(1 << 16)
@@ -158,8 +162,8 @@ class Health:
         p50, p99 = (1e3 * waits_s[len(waits_s) * percent // 100] for percent in (50, 99))
         return {"p50_ms": p50, "p99_ms": p99, "slowest_ms": 1e3 * waits_s[-1], "answers": len(waits_s)}
 
-    def facts(self) -> dict[str, object]:
-        """Return what the worker says of itself."""
+    def facts(self) -> dict[str, Any]:
+        """Return what the worker answers."""
         return dict(json.loads(self._ask()))
 
     def close(self) -> None:
@@ -167,17 +171,31 @@ class Health:
         self._socket.close()
 
 
+class Steps(Health):
+    """A client that asks now and then for the longest time between two steps of the engine."""
+
+    _QUESTION = b"GET /v1/stats HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    def measure(self, seconds: float) -> dict[str, float]:
+        """Return the longest, in ms. The answers look back for some time: the first ones do not count."""
+        begun_s, longest_ms = time.monotonic(), 0.0
+        while (run_s := time.monotonic() - begun_s) < seconds:
+            time.sleep(min(STEPS_PAUSE_S, seconds / 10))
+            if run_s > min(2 * GAP_WINDOW_S, seconds / 2):
+                longest_ms = max(longest_ms, float(self.facts()["step_gap_ms"]))
+        return {"step_gap_ms": longest_ms}
+
+
 def _context_tokens(port: int) -> int:
     health = Health(port)
     found = health.facts()["context_tokens"]
     health.close()
-    assert isinstance(found, int)
-    return found
+    return int(found)
 
 
 def main() -> None:
     """Measure until there are no more tasks."""
-    kinds: dict[str, type[Stream | Health]] = {"stream": Stream, "health": Health}
+    kinds: dict[str, type[Stream | Health]] = {"stream": Stream, "health": Health, "steps": Steps}
     kind, port = kinds[sys.argv[1]], int(sys.argv[2])
     gc.disable()
     for line in sys.stdin:

@@ -1,9 +1,10 @@
 """What others feel while something happens: `python -m tests.benchmarks.undisturbed`, a few minutes, on Linux.
 
 Innocent are one stream, whose largest gap between token frames is measured, and a client that asks for `/health` a
-hundred times a second. Each case (`tests/benchmarks/disturbances.py`) is measured in turns with two controls: quiet,
-and a neutral process that uses as much CPU time as the case cost on top of quiet, in its clients and in the worker
-together. What differs from quiet is what others feel; what differs from neutral is not explained by a busy machine.
+hundred times a second; the engine itself reports the longest time between two of its steps. Each case
+(`tests/benchmarks/disturbances.py`) is measured in turns with two controls: quiet, and a neutral process that uses as
+much CPU time as the case cost on top of quiet, in its clients and in the worker together. What differs from quiet is
+what others feel; what differs from neutral is not explained by a busy machine.
 
 The measuring side does not count: stream and health are read by two processes that only wait for their sockets, and
 the time in which these had no core is subtracted (`tests/benchmarks/probe.py`). Figures are medians of the rounds;
@@ -36,6 +37,7 @@ IDLE_CORES = 0.2
 FLAGS = ("--orphan-ttl-s", "0.1", "--log-level", "error")
 FIGURES = {
     "gap_ms": "stream, largest gap",
+    "step_gap_ms": "engine, longest time between two steps",
     "p50_ms": "/health, p50",
     "p99_ms": "/health, p99",
     "slowest_ms": "/health, slowest",
@@ -79,7 +81,7 @@ class Probes:
         line = [sys.executable, "-m", "tests.benchmarks.probe"]
         self._processes = [
             subprocess.Popen([*line, kind, str(server.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for kind in ("stream", "health")
+            for kind in ("stream", "health", "steps")
         ]
 
     def measure(self, seconds: float, disturbing: Sequence[int] = ()) -> Felt:
@@ -173,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="how often each case is measured (5)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="how long each run (3)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long each run, at least 3 for the steps (3)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="which cases (all)")
     parser.add_argument("--model", default="", help="model to serve (the bundled one)")
     asked = parser.parse_args(arguments)

@@ -33,7 +33,7 @@ INFO = EngineInfo(
     has_chat_template=True,
     kv_tokens_total=1000,
 )
-STATS = Stats(1, 2, 4, 10, 100, 5.0, 200.0, 1000.0)
+STATS = Stats(1, 2, 4, 10, 100, 5.0, 6.0, 200.0, 1000.0)
 READY = EngineState(phase="ready", info=INFO)
 LIMITS = Limits(
     max_tokens_default=16,

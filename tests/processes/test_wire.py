@@ -52,7 +52,7 @@ INFO = EngineInfo(
     kv_tokens_total=1000,
     details={"kv": "f32"},
 )
-STATS = Stats(1, 2, 3, 4, 5, 6.5, 7.5, 8.5)
+STATS = Stats(1, 2, 3, 4, 5, 6.5, 7.5, 8.5, 9.5)
 EVENTS = (
     Placed("a", 3, 1500),
     Started("b", 10, 4),

@@ -190,7 +190,9 @@ def test_stats_are_the_numbers_of_now() -> None:
     assert (busy["running"], busy["waiting"], busy["restarts"]) == (STATS.running, STATS.waiting, 2)
     assert (busy["step_ms"], busy["decode_tokens_per_s"]) == (STATS.step_ms, STATS.decode_tokens_per_s)
     idle = msgspec.structs.replace(STATS, running=0)
-    assert body(views.stats(msgspec.structs.replace(READY, stats=idle), live=0, sockets=0, uptime_s=0))["step_ms"] == 0
+    assert busy["step_gap_ms"] == STATS.step_gap_ms
+    rest = body(views.stats(msgspec.structs.replace(READY, stats=idle), live=0, sockets=0, uptime_s=0))
+    assert (rest["step_ms"], rest["step_gap_ms"]) == (0, 0)
 
 
 def test_without_an_engine_all_jobs_wait() -> None:

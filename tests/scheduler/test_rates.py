@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.scheduler.rates import WINDOW_S, Mean, Rates
+from worker.scheduler.rates import GAP_WINDOW_S, WINDOW_S, Mean, Rates
 
 
 def test_nothing_measured_is_zero() -> None:
@@ -32,6 +32,28 @@ def test_a_change_of_speed_shows_within_the_window() -> None:
     for _ in range(round(WINDOW_S / 0.1)):
         rates.step(0.1, decoded=2, prefilled=0)
     assert rates.decode_tokens_per_s == pytest.approx(20 - 10 * math.exp(-1), rel=0.02)
+
+
+def test_the_longest_gap_between_steps_is_that_of_the_last_seconds() -> None:
+    rates = Rates()
+    for now_s in (1.0, 1.1, 1.5, 1.6):
+        rates.stepped(now_s, running=True)
+    assert rates.step_gap_ms == pytest.approx(400)
+    rates.stepped(1.6 + 2 * GAP_WINDOW_S, running=True)
+    assert rates.step_gap_ms == pytest.approx(2000 * GAP_WINDOW_S)
+    for tenth in range(1, 11):
+        rates.stepped(3.6 + tenth / 10, running=True)
+    assert rates.step_gap_ms == pytest.approx(2000 * GAP_WINDOW_S), "the window before counts as well"
+    for tenth in range(11, 25):
+        rates.stepped(3.6 + tenth / 10, running=True)
+    assert rates.step_gap_ms == pytest.approx(100)
+
+
+def test_a_pause_in_which_nothing_runs_is_no_gap() -> None:
+    rates = Rates()
+    for now_s, running in ((1.0, True), (1.2, False), (61.0, True), (61.1, True)):
+        rates.stepped(now_s, running=running)
+    assert rates.step_gap_ms == pytest.approx(100), "what was long ago does not count"
 
 
 def test_expected_output_is_what_others_had_but_never_more_than_allowed() -> None:

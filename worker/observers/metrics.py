@@ -236,6 +236,8 @@ class Exposition(Collector):
         yield _gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", used)
         yield _gauge("engine_slots", "Sequences that may share a step.", info.slots if info else 0)
         yield _gauge("engine_step_seconds", "Time of a step, lately.", stats.step_ms / 1000 if stats else 0.0)
+        gap_s = stats.step_gap_ms / 1000 if stats else 0.0
+        yield _gauge("engine_step_gap_seconds", "Longest time between two steps, in the last seconds.", gap_s)
         yield _counter("engine_restarts", "Deaths of engines that were ready.", state.restarts)
         preparer = state.preparer
         yield _counter("preparer_restarts", "Deaths of preparers that were loaded.", preparer.restarts)

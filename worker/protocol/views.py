@@ -107,6 +107,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens_used: Annotated[int, Meta(description="Tokens of KV cache in use.")]
     kv_tokens_total: Annotated[int, Meta(description="Tokens of KV cache in all.")]
     step_ms: Annotated[float, Meta(description="Time of a step; 0 when nothing runs.")]
+    step_gap_ms: Annotated[float, Meta(description="Longest time between two steps, lately; 0 when nothing runs.")]
     decode_tokens_per_s: Annotated[float, Meta(description="Tokens produced per second; 0 when nothing runs.")]
     prefill_tokens_per_s: Annotated[float, Meta(description="Prompt tokens read per second; 0 when nothing runs.")]
     sockets: Annotated[int, Meta(description="Open connections.")]
@@ -229,6 +230,7 @@ def stats(state: EngineState, *, live: int, sockets: int, uptime_s: float) -> by
         kv_tokens_used=now.kv_tokens_used if now else 0,
         kv_tokens_total=now.kv_tokens_total if now else 0,
         step_ms=round(busy.step_ms, 3) if busy else 0.0,
+        step_gap_ms=round(busy.step_gap_ms, 3) if busy else 0.0,
         decode_tokens_per_s=round(busy.decode_tokens_per_s, 1) if busy else 0.0,
         prefill_tokens_per_s=round(busy.prefill_tokens_per_s, 1) if busy else 0.0,
         sockets=sockets,

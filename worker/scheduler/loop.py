@@ -305,7 +305,9 @@ class Loop:
                 more_decoded, more_prefilled = self._account(running, event)
                 decoded += more_decoded
                 prefilled += more_prefilled
-        self._rates.step(self._clock() - begun_s, decoded, prefilled)
+        now_s = self._clock()
+        self._rates.step(now_s - begun_s, decoded, prefilled)
+        self._rates.stepped(now_s, running=bool(self._running))
 
     def _account(self, running: _Running, event: StepEvent) -> tuple[int, int]:
         """Update the books by one event; return the tokens that were decoded and prefilled according to it."""
@@ -366,6 +368,7 @@ class Loop:
             kv_tokens_used=capacity.kv_tokens_total - capacity.kv_tokens_free,
             kv_tokens_total=capacity.kv_tokens_total,
             step_ms=rates.step_ms,
+            step_gap_ms=rates.step_gap_ms,
             decode_tokens_per_s=rates.decode_tokens_per_s,
             prefill_tokens_per_s=rates.prefill_tokens_per_s,
         )

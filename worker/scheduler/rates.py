@@ -7,6 +7,9 @@ import math
 WINDOW_S = 5.0
 """Busy seconds after which a measurement counts 1/e of its first weight."""
 
+GAP_WINDOW_S = 1.0
+"""The longest gap between steps is that of the last one to two seconds."""
+
 FINISHED_WORKS = 16
 """The lengths of outputs are averaged over about this many finished works."""
 
@@ -30,6 +33,28 @@ class Mean:
         return self._above / self._below if self._below > 0 else 0.0
 
 
+class Longest:
+    """The longest of the durations that were added within the last seconds: one window's worth, at most two."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._begun_s = 0.0
+        self._seconds = self._before = 0.0
+
+    def add(self, seconds: float, now_s: float) -> None:
+        """Add a duration that ended now."""
+        age_s = now_s - self._begun_s
+        if age_s >= self._window_s:
+            self._before = self._seconds if age_s < 2 * self._window_s else 0.0
+            self._seconds, self._begun_s = 0.0, now_s
+        self._seconds = max(self._seconds, seconds)
+
+    @property
+    def value(self) -> float:
+        """The longest, 0 while nothing was added."""
+        return max(self._seconds, self._before)
+
+
 class Rates:
     """Speeds of an engine. Only time spent in its steps counts, so an idle hour changes nothing."""
 
@@ -37,6 +62,8 @@ class Rates:
         self._step_s = Mean()
         self._decode = Mean()
         self._prefill = Mean()
+        self._gap_s = Longest(GAP_WINDOW_S)
+        self._last_step_s: float | None = None
         self._output_tokens: float | None = None
 
     def step(self, seconds: float, decoded: int, prefilled: int) -> None:
@@ -45,6 +72,12 @@ class Rates:
         self._decode.add(decoded, seconds, seconds)
         if prefilled:
             self._prefill.add(prefilled, seconds, seconds)
+
+    def stepped(self, now_s: float, *, running: bool) -> None:
+        """Record that a step has ended, and whether works run that wait for the next one."""
+        if self._last_step_s is not None:
+            self._gap_s.add(now_s - self._last_step_s, now_s)
+        self._last_step_s = now_s if running else None
 
     def finished(self, output_tokens: int) -> None:
         """Record how much a work had produced when it left its slot."""
@@ -55,6 +88,11 @@ class Rates:
     def step_ms(self) -> float:
         """Mean duration of a step."""
         return self._step_s.value * 1000
+
+    @property
+    def step_gap_ms(self) -> float:
+        """Longest time from the end of a step to the end of the next one, lately, while works ran."""
+        return self._gap_s.value * 1000
 
     @property
     def decode_tokens_per_s(self) -> float:

@@ -79,7 +79,10 @@ WorkEvent: TypeAlias = Placed | Started | Refused | Prefilled | Delta | Broke | 
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
-    """The engine after a step. Rates are exponential means over the last seconds; 0 before anything was measured."""
+    """The engine after a step. Rates are exponential means over the last seconds; 0 before anything was measured.
+
+    `step_gap_ms` is the longest time between two steps of the last one to two seconds, while works ran.
+    """
 
     running: int
     waiting: int
@@ -87,6 +90,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
     kv_tokens_used: int
     kv_tokens_total: int
     step_ms: float
+    step_gap_ms: float
     decode_tokens_per_s: float
     prefill_tokens_per_s: float
 

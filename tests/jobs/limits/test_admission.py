@@ -21,7 +21,7 @@ def request(max_tokens: int = 10, prompt: str = "1234") -> JobRequest:
 
 def stats(decode_tokens_per_s: float) -> Stats:
     """Return engine statistics with this rate."""
-    return Stats(1, 1, 4, 0, 0, 1.0, decode_tokens_per_s, 0.0)
+    return Stats(1, 1, 4, 0, 0, 1.0, 1.5, decode_tokens_per_s, 0.0)
 
 
 def test_the_estimate_counts_all_choices_and_a_quarter_of_the_prompt() -> None:

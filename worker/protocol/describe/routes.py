@@ -94,6 +94,7 @@ ROUTES: tuple[Route, ...] = (
                     "kv_tokens_used": 4096,
                     "kv_tokens_total": 131072,
                     "step_ms": 2.5,
+                    "step_gap_ms": 3.1,
                     "decode_tokens_per_s": 800.0,
                     "prefill_tokens_per_s": 0.0,
                     "sockets": 5,
