@@ -12,7 +12,8 @@ from typing import Any, get_type_hints
 import msgspec
 from msgspec import inspect
 
-from worker.config.settings import GIB, GROUPS, KIB, MIB, Settings
+from worker.config.listening import GIB, KIB, MIB
+from worker.config.settings import GROUPS, Settings
 from worker.errors import ConfigError
 
 SECRET = "(not shown)"  # noqa: S105  (no secret: it is printed in place of one)

@@ -1,0 +1,89 @@
+"""The settings of the listening side: where, for whom, and how much a connection may cost. See `settings`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+DAY_S = 86_400
+ORIGIN = r"^[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9a-fA-F:.]+\]|[^\s/*?#@\[\]:]+)(:[0-9]{1,5})?$(?!\n)"
+"""An origin of web pages. No path, and no `*`: any page in the world could use the worker then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """The part of the settings that is about callers and their connections."""
+
+    # ---- Where to listen, and for whom ----
+    host: Annotated[
+        str, Meta(min_length=1, description="Address to listen on. Anything but loopback needs an API key.")
+    ] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port. 0 chooses any free one.")] = 8080
+    api_key: Annotated[
+        str,
+        Meta(
+            pattern=r"^[!-~]*$",
+            description="Key that every request must carry. Better set by variable or file than by flag.",
+            extra={"allowed": "printable ASCII without spaces"},
+        ),
+    ] = field(default="", repr=False)
+    keys_file: Annotated[
+        str | None,
+        Meta(
+            description="TOML file with keys, each with limits of its own. Changes apply within seconds.",
+            extra={"metavar": "PATH"},
+        ),
+    ] = None
+    token_ttl_max_s: Annotated[int, Meta(ge=1, le=30 * DAY_S, description="Longest life of a token for a browser.")] = (
+        DAY_S
+    )
+    hosts_allowed: Annotated[
+        tuple[str, ...],
+        Meta(description="Host names that requests may address, besides addresses and the one listened on."),
+    ] = ()
+    origins_allowed: Annotated[
+        tuple[Annotated[str, Meta(pattern=ORIGIN)], ...],
+        Meta(
+            description="Origins of web pages that may connect, besides the worker's own.",
+            extra={"allowed": "a list of origins like https://page.example, without paths, and without *"},
+        ),
+    ] = ()
+
+    # ---- Connections ----
+    frame_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=GIB,
+            description="Most bytes of a message or request body from a client. Token frames are merged up to it.",
+        ),
+    ] = MIB
+    connections_max: Annotated[int, Meta(ge=1, le=1 << 20, description="Open connections.")] = 4096
+    subscriptions_per_connection_max: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Jobs that one WebSocket may watch at a time.")
+    ] = 2048
+    window_frames_max: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Largest window that a client may set: frames of a job in flight.")
+    ] = 1024
+    coalesce_ms_max: Annotated[
+        int, Meta(ge=0, le=60_000, description="Longest pause between token frames of a job that a client may set.")
+    ] = 500
+    auth_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Time that a WebSocket without a key has to send one.")
+    ] = 10.0
+    heartbeat_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Silence after which a stream sends a sign of life.")
+    ] = 15.0
+    stall_timeout_s: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="Time after which a client that reads nothing is cut off. Its jobs go on."),
+    ] = 30.0
+    outbox_replies_max: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Replies waiting for one WebSocket client that does not read.")
+    ] = 1024
+    send_buffer_bytes: Annotated[
+        int, Meta(ge=4096, le=64 * MIB, description="Kernel send buffer of one connection.")
+    ] = 64 * KIB
