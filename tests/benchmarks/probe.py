@@ -1,5 +1,7 @@
 """What an innocent client feels: `python -m tests.benchmarks.probe KIND PORT`; kinds: stream, health, steps.
 
+It has a key of its own, which is no secret here (`tests/benchmarks/attacks/wire.py`).
+
 Reads one task per line from its input, how many seconds to measure, and answers each with one line of JSON. It is a
 process with one thread that does nothing but wait for a socket, so that no work of the measuring side delays it. What
 is left is the wait for a core, where others compute: the kernel counts it (the second number of `schedstat`), and it is
@@ -8,6 +10,7 @@ subtracted from when something arrived.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -19,7 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.conformance.rawsocket import handshake, text
+from tests.benchmarks.attacks.wire import AGAIN_S, INNOCENT, bearer, greet, request
+from tests.conformance.rawsocket import text
 from worker.scheduler.rates import GAP_WINDOW_S
 
 PATIENCE_S = 120.0
@@ -56,25 +60,13 @@ def _connect(port: int) -> socket.socket:
     return plain
 
 
-def websocket(port: int) -> tuple[socket.socket, bytes]:
-    """Open a WebSocket; return it with what came behind the handshake."""
-    plain = _connect(port)
-    plain.sendall(handshake())
-    head = b""
-    while b"\r\n\r\n" not in head:
-        data = plain.recv(4096)
-        assert data, "no handshake"
-        head += data
-    assert b" 101 " in head, head
-    return plain, head.partition(b"\r\n\r\n")[2]
-
-
 class Stream:
     """A client with one job at a time, which is followed by another one as long as it is needed."""
 
     def __init__(self, port: int) -> None:
         self._tokens = min(_context_tokens(port) - 100, 32_000)
-        self._socket, self._tail = websocket(port)
+        self._socket, self._tail = _connect(port), b""
+        greet(self._socket, INNOCENT)
         self._name = ""
         self._create()
 
@@ -124,29 +116,39 @@ class Stream:
 class Health:
     """A client that asks for the worker's health over and over, on one connection."""
 
-    _QUESTION = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    _QUESTION = request("GET /health", bearer(INNOCENT))
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._socket = _connect(port)
 
     def _ask(self) -> bytes:
-        self._socket.sendall(self._QUESTION)
+        """Ask until there is an answer. Who is cut off or refused comes again: that is a wait, too."""
+        until_s, answer = time.monotonic() + PATIENCE_S, b""
+        while time.monotonic() < until_s:
+            with contextlib.suppress(OSError):
+                self._socket.sendall(self._QUESTION)
+                answer = self._answer()
+                if b" 200 " in answer[:20]:
+                    return answer.partition(b"\r\n\r\n")[2]
+            self._socket.close()
+            time.sleep(AGAIN_S)
+            self._socket = _connect(self._port)
+        raise AssertionError(f"no answer in {PATIENCE_S} s, at last {answer!r}")
+
+    def _answer(self) -> bytes:
+        """Return one answer; what there is of it, if the worker closes."""
         answer, size = b"", None
         while size is None or len(answer) < size:
             data = self._socket.recv(1 << 16)
             if not data:
-                # A connection serves a limited number of requests.
-                self._socket.close()
-                self._socket = _connect(self._port)
-                return self._ask()
+                break
             answer += data
             head, found, _ = answer.partition(b"\r\n\r\n")
             length = re.search(rb"(?i)content-length: (\d+)", head)
             if found and length:
                 size = len(head) + len(found) + int(length[1])
-        assert b" 200 " in answer[:20], answer
-        return answer[size - int(length[1]) :] if size and length else b""
+        return answer
 
     def measure(self, seconds: float) -> dict[str, float]:
         """Return percentiles of the time until an answer, in ms, and how many came."""
@@ -174,7 +176,7 @@ class Health:
 class Steps(Health):
     """A client that asks now and then for the longest time between two steps of the engine."""
 
-    _QUESTION = b"GET /v1/stats HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    _QUESTION = request("GET /v1/stats", bearer(INNOCENT))
 
     def measure(self, seconds: float) -> dict[str, float]:
         """Return the longest, in ms. The answers look back for some time: the first ones do not count."""

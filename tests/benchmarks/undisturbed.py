@@ -19,13 +19,17 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from tests.benchmarks.attacks.wire import keys_file
 from tests.benchmarks.disturbances import CASES
 from tests.benchmarks.reader import cpu_s, ended_cpu_s
 from tests.support.server import Server, descendants, serving
@@ -60,12 +64,22 @@ class Felt:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Resident memory of the gateway process, in MiB: before a case, at its largest, and when it was worked off."""
+
+    before: float
+    peak: float
+    after: float
+
+
+@dataclass(frozen=True)
 class Round:
     """One case and its controls."""
 
     quiet: Felt
     neutral: Felt
     case: Felt
+    memory: Memory
 
     def cells(self, name: str) -> list[float]:
         """Return the values of one figure, as the columns show them."""
@@ -76,12 +90,12 @@ class Round:
 class Probes:
     """The processes that measure."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, kinds: Sequence[str] = ("stream", "health", "steps")) -> None:
         self._server = server
         line = [sys.executable, "-m", "tests.benchmarks.probe"]
         self._processes = [
             subprocess.Popen([*line, kind, str(server.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for kind in ("stream", "health", "steps")
+            for kind in kinds
         ]
 
     def measure(self, seconds: float, disturbing: Sequence[int] = ()) -> Felt:
@@ -105,6 +119,11 @@ class Probes:
         worker = self._server.process.pid
         # Hands of the preparer that have ended count as well: their parent has what they used.
         return {pid: cpu_s(pid) + ended_cpu_s(pid) for pid in (worker, *descendants(worker), *others)}
+
+    @property
+    def alive(self) -> bool:
+        """Whether none of them failed."""
+        return all(process.poll() is None for process in self._processes)
 
     def close(self) -> None:
         """End them."""
@@ -147,15 +166,36 @@ def settle(server: Server) -> None:
         used_s = cpu_s(server.process.pid) - before_s
 
 
+def memory_mib(server: Server, name: str) -> float:
+    """Return what the kernel calls `VmRSS` or, since `forget_peak`, `VmHWM` of the gateway process."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    found = re.search(rf"{name}:\s+(\d+) kB", status)
+    assert found, status
+    return int(found[1]) / 1024
+
+
+def forget_peak(server: Server) -> None:
+    """Begin `VmHWM` anew."""
+    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
+
+
+def disturb(server: Server, probes: Probes, case: str, seconds: float) -> tuple[Felt, Memory]:
+    """Measure one case, once, and wait until it is worked off."""
+    with disturbing((case, str(server.port))) as pids:
+        before = memory_mib(server, "VmRSS")
+        forget_peak(server)
+        felt = probes.measure(seconds, pids)
+    settle(server)
+    return felt, Memory(before, memory_mib(server, "VmHWM"), memory_mib(server, "VmRSS"))
+
+
 def measure(server: Server, probes: Probes, case: str, seconds: float) -> Round:
     """Measure one case and its controls, once."""
     quiet = probes.measure(seconds)
-    with disturbing((case, str(server.port))) as pids:
-        felt = probes.measure(seconds, pids)
-    settle(server)
+    felt, memory = disturb(server, probes, case, seconds)
     with disturbing(*burners(felt.surplus_cores(quiet))) as pids:
         neutral = probes.measure(seconds, pids)
-    return Round(quiet, neutral, felt)
+    return Round(quiet, neutral, felt, memory)
 
 
 def print_case(name: str, rounds: list[Round]) -> None:
@@ -169,6 +209,10 @@ def print_case(name: str, rounds: list[Round]) -> None:
     for figure, title in FIGURES.items():
         columns = zip(*(one.cells(figure) for one in rounds), strict=True)
         print(f"| {title} | {' | '.join(f'{statistics.median(column):.2f}' for column in columns)} |", flush=True)
+    before, peak, after = (
+        statistics.median(getattr(one.memory, name) for one in rounds) for name in ("before", "peak", "after")
+    )
+    print(f"\nMemory of the gateway: {before:.0f} MiB before, {peak:.0f} at most, {after:.0f} after.", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -181,7 +225,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     print(f"Python {platform.python_version()}, {len(os.sched_getaffinity(0))} cores, {asked.rounds} rounds in turns")
     rounds: dict[str, list[Round]] = {case: [] for case in asked.cases}
-    with serving(*FLAGS, *(("--model", asked.model) if asked.model else ())) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(
+            *FLAGS, "--keys-file", str(keys_file(Path(folder))), *(("--model", asked.model) if asked.model else ())
+        ) as server,
+    ):
         probes = Probes(server)
         try:
             probes.measure(min(asked.seconds, WARM_UP_S))

@@ -1,0 +1,115 @@
+"""Frames of WebSockets: many, small, empty, in parts."""
+
+from __future__ import annotations
+
+import itertools
+
+from tests.benchmarks.attacks.wire import WRONG, flood, frame, websocket
+from tests.conformance.rawsocket import BINARY, CONTINUATION, PING, PONG, TEXT, encode
+
+FRAMES_AT_ONCE = 20_000
+MESSAGES_AT_ONCE = 500
+EMPTY, BYTE = encode(CONTINUATION, fin=False), encode(CONTINUATION, b"a", fin=False)
+
+
+def _frames(port: int, one: bytes, key: bool = True, first: bytes = b"", at_once: int = FRAMES_AT_ONCE) -> None:
+    many = one * at_once
+    if key:
+        flood(port, websocket(lambda: itertools.repeat(many), first=first))
+    flood(port, websocket(lambda: itertools.repeat(many), None, first))
+
+
+def pings(port: int) -> None:
+    """Send empty pings, with a key."""
+    _frames(port, encode(PING))
+
+
+def pings_without_key(port: int) -> None:
+    """Send empty pings before a key."""
+    _frames(port, encode(PING), key=False)
+
+
+def full_pings(port: int) -> None:
+    """Send pings of 125 bytes, with a key."""
+    _frames(port, encode(PING, b"p" * 125))
+
+
+def pongs(port: int) -> None:
+    """Send empty pongs that nobody asked for, with a key."""
+    _frames(port, encode(PONG))
+
+
+def empty_fragments(port: int) -> None:
+    """Send one message in empty fragments, with a key."""
+    _frames(port, EMPTY, first=encode(TEXT, fin=False))
+
+
+def empty_fragments_without_key(port: int) -> None:
+    """Send one message in empty fragments, before a key."""
+    _frames(port, EMPTY, key=False, first=encode(TEXT, fin=False))
+
+
+def small_fragments(port: int) -> None:
+    """Send one message in fragments of one byte, with a key."""
+    _frames(port, BYTE, first=encode(TEXT, b"a", fin=False))
+
+
+def small_fragments_without_key(port: int) -> None:
+    """Send one message in fragments of one byte, before a key."""
+    _frames(port, BYTE, key=False, first=encode(TEXT, b"a", fin=False))
+
+
+def fragmented_frames(port: int) -> None:
+    """Send JSON pings, each in fragments of one byte, with a key."""
+    whole = b'{"type":"ping"}'
+    inner = b"".join(encode(CONTINUATION, whole[i : i + 1], fin=i == len(whole) - 1) for i in range(1, len(whole)))
+    _frames(port, encode(TEXT, whole[:1], fin=False) + inner, at_once=MESSAGES_AT_ONCE)
+
+
+def empty_messages(port: int) -> None:
+    """Send empty text messages, with a key."""
+    _frames(port, encode(TEXT))
+
+
+def binary_messages(port: int) -> None:
+    """Send binary messages, with a key."""
+    _frames(port, encode(BINARY, b"\x00"))
+
+
+def json_pings(port: int) -> None:
+    """Send JSON pings, with a key."""
+    _frames(port, frame("ping"), at_once=MESSAGES_AT_ONCE)
+
+
+def unknown_frames(port: int) -> None:
+    """Send frames of a type that there is not, with a key."""
+    _frames(port, frame("nothing"), at_once=MESSAGES_AT_ONCE)
+
+
+def unknown_jobs(port: int) -> None:
+    """Subscribe to jobs that there are not, with a key."""
+    _frames(port, frame("subscribe", job_id="x" * 20), at_once=MESSAGES_AT_ONCE)
+
+
+def wrong_keys(port: int) -> None:
+    """Send wrong keys in frames."""
+    _frames(port, frame("auth", token=WRONG), key=False, at_once=1)
+
+
+CASES = (
+    pings,
+    pings_without_key,
+    full_pings,
+    pongs,
+    empty_fragments,
+    empty_fragments_without_key,
+    small_fragments,
+    small_fragments_without_key,
+    fragmented_frames,
+    empty_messages,
+    binary_messages,
+    json_pings,
+    unknown_frames,
+    unknown_jobs,
+    wrong_keys,
+)
