@@ -137,6 +137,19 @@ async def test_the_life_of_the_engine_is_told(log: Log) -> None:
     assert log.lines("engine_ready")[0]["level"] == "info"
 
 
+async def test_a_flood_of_refusals_does_not_fill_the_log(tmp_path: Path) -> None:
+    with logging_worker(tmp_path / "log.json", "--log-refusals-per-minute-max", "5") as log:
+        async with http(log.server) as client, Socket(log.server) as socket:
+            for number in range(100):
+                assert (await client.get(f"/nothing-{number}")).status_code == 404
+                await socket.ask("cancel", job_id="there-is-no-such-job")
+            counted = (await client.get("/metrics")).text
+        wait_until("the end of the log", lambda: bool(log.lines("disconnected")))
+        told = [line["code"] for line in log.lines("refused")]
+    assert told == ["not_found", "job_not_found"] * 5
+    assert all(f'code="{code}"}} 100' in counted for code in set(told))
+
+
 async def test_prompts_are_told_when_asked_for(tmp_path: Path) -> None:
     with logging_worker(tmp_path / "log.json", "--log-prompts") as log:
         async with Socket(log.server) as socket:

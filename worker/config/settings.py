@@ -216,6 +216,12 @@ class Settings(Listening):
         Literal["auto", "pretty", "json"],
         Meta(description="Logs for people or for machines. auto is pretty on a terminal, otherwise json."),
     ] = "auto"
+    log_refusals_per_minute_max: Annotated[
+        int,
+        Meta(
+            ge=0, le=1 << 20, description="Lines per minute about refusals of one code. Metrics count all. 0 logs all."
+        ),
+    ] = 60
     log_prompts: Annotated[bool, Meta(description="Log prompts and answers.")] = False
     metrics_open: Annotated[bool, Meta(description="Answer /metrics without a key, even if there are keys.")] = False
     otel_endpoint: Annotated[

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from datetime import UTC, datetime
 from io import TextIOBase
 from typing import Any, TextIO
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 from worker.config import Settings
 from worker.events import TERMINAL, Cancelled, Finished, Record, Terminal, Token
 from worker.jobs.job import Job
+from worker.observers.budget import LineBudget
 
 PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """Attributes that every log record has, and those that formatting adds. The others were given as `extra`."""
@@ -30,6 +32,8 @@ def configure(settings: Settings, stream: TextIO | TextIOBase) -> None:
     pretty = settings.log_format == "pretty" or (settings.log_format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(PrettyFormatter() if pretty else JsonFormatter())
+    if settings.log_refusals_per_minute_max:
+        handler.addFilter(LineBudget(settings.log_refusals_per_minute_max, time.monotonic))
     logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
 
 

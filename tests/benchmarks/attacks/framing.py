@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import itertools
 
-from tests.benchmarks.attacks.wire import WRONG, flood, frame, websocket
+from tests.benchmarks.attacks.wire import ATTACKER, WRONG, flood, frame, websocket
 from tests.conformance.rawsocket import BINARY, CONTINUATION, PING, PONG, TEXT, encode
 
 FRAMES_AT_ONCE = 20_000
 MESSAGES_AT_ONCE = 500
+FORBIDDEN_AT_ONCE = 30
+"""More messages than a worker suffers of a kind that is forbidden."""
+
 EMPTY, BYTE = encode(CONTINUATION, fin=False), encode(CONTINUATION, b"a", fin=False)
+
+
+def _abuse(port: int, one: bytes, key: str | None = ATTACKER) -> None:
+    """Send some messages that close the connection, and come again."""
+    flood(port, websocket(lambda: [one * FORBIDDEN_AT_ONCE], key))
 
 
 def _frames(port: int, one: bytes, key: bool = True, first: bytes = b"", at_once: int = FRAMES_AT_ONCE) -> None:
@@ -68,12 +76,12 @@ def fragmented_frames(port: int) -> None:
 
 def empty_messages(port: int) -> None:
     """Send empty text messages, with a key."""
-    _frames(port, encode(TEXT))
+    _abuse(port, encode(TEXT))
 
 
 def binary_messages(port: int) -> None:
     """Send binary messages, with a key."""
-    _frames(port, encode(BINARY, b"\x00"))
+    _abuse(port, encode(BINARY, b"\x00"))
 
 
 def json_pings(port: int) -> None:
@@ -83,7 +91,7 @@ def json_pings(port: int) -> None:
 
 def unknown_frames(port: int) -> None:
     """Send frames of a type that there is not, with a key."""
-    _frames(port, frame("nothing"), at_once=MESSAGES_AT_ONCE)
+    _abuse(port, frame("nothing"))
 
 
 def unknown_jobs(port: int) -> None:
@@ -93,7 +101,7 @@ def unknown_jobs(port: int) -> None:
 
 def wrong_keys(port: int) -> None:
     """Send wrong keys in frames."""
-    _frames(port, frame("auth", token=WRONG), key=False, at_once=1)
+    _abuse(port, frame("auth", token=WRONG), None)
 
 
 CASES = (

@@ -27,7 +27,7 @@ LISTED_JOBS = 30_000
 RESUBSCRIBES_PER_S = 1000
 UNREAD_JOBS = 8
 LONG = {"prompt": "Tell me a story.", "max_tokens": 1900, "ignore_eos": True}
-UNREAD = {**LONG, "logprobs": True, "top_logprobs": 20}
+UNREAD = {**LONG, "logprobs": 20}
 
 
 def status_jobs(port: int) -> None:

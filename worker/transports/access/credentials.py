@@ -8,9 +8,9 @@ into the ticket in its URL. The first one found decides. None of them is ever lo
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 
 from worker.config import Settings
 from worker.config.keys import Key, KeySource
@@ -22,6 +22,8 @@ from worker.transports.access.signing import AccessToken, Signer, Ticket
 from worker.transports.correlation import Headers
 
 COOKIE = "jobwire"
+ESCAPED = re.compile(r"\\(?:([0-3][0-7]{2})|(.))")
+"""A character that stands in a quoted value by its octal code, or behind a backslash."""
 
 LOOK_EVERY_MS = 1000
 """How often the keys file is checked for changes."""
@@ -188,9 +190,16 @@ class Access:
 
 
 def _cookie(header: str | None) -> str | None:
-    """Return the value of our cookie in a Cookie header."""
-    try:
-        found = SimpleCookie(header or "").get(COOKIE)
-    except CookieError:
-        return None
-    return found.value if found is not None else None
+    """Return the value of our cookie in a Cookie header.
+
+    The parser of the standard library needs seconds for a quoted value of 14 KiB, before Python 3.11.10.
+    """
+    pairs = (pair.partition("=") for pair in reversed((header or "").split(";")))
+    value = next((value.strip() for name, found, value in pairs if found and name.strip() == COOKIE), None)
+    if value is None or len(value) < 2 or not value[0] == value[-1] == '"':
+        return value
+    return ESCAPED.sub(_unescaped, value[1:-1])
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return chr(int(found[1], 8)) if found[1] else found[2]
