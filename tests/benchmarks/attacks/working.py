@@ -25,7 +25,7 @@ from tests.benchmarks.attacks.wire import (
 FRAMES_AT_ONCE = 500
 LISTED_JOBS = 30_000
 RESUBSCRIBES_PER_S = 1000
-UNREAD_JOBS = 8
+UNREAD_JOBS = 4
 LONG = {"prompt": "Tell me a story.", "max_tokens": 1900, "ignore_eos": True}
 UNREAD = {**LONG, "logprobs": 20}
 
