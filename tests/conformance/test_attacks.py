@@ -28,7 +28,7 @@ pytestmark = [
 EXCESS_MS_MAX = 1000.0
 PEAK_MIB_MAX, KEPT_MIB_MAX = 64.0, 32.0
 ROUNDS_MAX = 3
-QUIET_S, SECONDS = 1.5, 3.0
+QUIET_S, SECONDS = 1.5, 2.5
 """A refused body is read for 2 s, and what follows then must be felt, too."""
 
 QUIET_FOR_S = 20.0
