@@ -180,9 +180,10 @@ class Steps(Health):
 
     def measure(self, seconds: float) -> dict[str, float]:
         """Return the longest, in ms. The answers look back for some time: the first ones do not count."""
-        begun_s, longest_ms = time.monotonic(), 0.0
-        while (run_s := time.monotonic() - begun_s) < seconds:
+        begun_s, run_s, longest_ms = time.monotonic(), 0.0, 0.0
+        while run_s < seconds:
             time.sleep(min(STEPS_PAUSE_S, seconds / 10))
+            run_s = time.monotonic() - begun_s
             if run_s > min(2 * GAP_WINDOW_S, seconds / 2):
                 longest_ms = max(longest_ms, float(self.facts()["step_gap_ms"]))
         return {"step_gap_ms": longest_ms}

@@ -84,7 +84,8 @@ class Round:
     def cells(self, name: str) -> list[float]:
         """Return the values of one figure, as the columns show them."""
         quiet, neutral, case = (one.figures[name] for one in (self.quiet, self.neutral, self.case))
-        return [quiet, neutral, case, case - quiet, case / quiet, case - neutral, case / neutral]
+        ratios = [case / control if control else math.nan for control in (quiet, neutral)]
+        return [quiet, neutral, case, case - quiet, ratios[0], case - neutral, ratios[1]]
 
 
 class Probes:

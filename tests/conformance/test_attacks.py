@@ -36,6 +36,7 @@ QUIET_FOR_S = 20.0
 
 KINDS = ("stream", "health")
 ONLY_MEASURED = {
+    "acknowledgements",
     "biases",
     "binary_messages",
     "channels",
@@ -56,8 +57,10 @@ ONLY_MEASURED = {
     "multipart",
     "open_lists",
     "pipelined_health",
+    "priorities",
     "pipelined_metrics",
     "refs",
+    "renewals",
     "refused_jobs",
     "refused_versions",
     "resubscribes_at_once",

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from tests.benchmarks.attacks.wire import (
+    ATTACKER,
     KEYED,
     READ_BYTES,
     SMALL_BUFFER_BYTES,
@@ -109,6 +110,48 @@ def resubscribes_at_once(port: int) -> None:
     flood(port, websocket(lambda: itertools.repeat(again), first=first))
 
 
+def unread_subscriptions(port: int) -> None:
+    """Subscribe to a job and leave it, over and over, and read nothing."""
+    job_id = uuid.uuid4().hex
+    many = (frame("subscribe", job_id=job_id) + frame("unsubscribe", job_id=job_id)) * FRAMES_AT_ONCE
+
+    def conduct(plain: socket.socket) -> None:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
+        greet(plain)
+        plain.sendall(frame("create", job_id=job_id, **LONG, detach=True))
+        while True:
+            plain.sendall(many)
+
+    flood(port, conduct)
+
+
+def acknowledgements(port: int) -> None:
+    """Acknowledge frames that were never sent."""
+    _about_a_job(port, "ack", cursor="zzzz-1")
+
+
+def priorities(port: int) -> None:
+    """Change the priority of a job, over and over."""
+    _about_a_job(port, "update", priority=5)
+
+
+def slow_subscriptions(port: int) -> None:
+    """Follow a job in a window of one frame, over and over."""
+    _about_a_job(port, "subscribe", window=1, coalesce_ms=500)
+
+
+def _about_a_job(port: int, kind: str, **fields: object) -> None:
+    job_id = uuid.uuid4().hex
+    many = frame(kind, job_id=job_id, **fields) * FRAMES_AT_ONCE
+    flood(port, websocket(lambda: itertools.repeat(many), first=frame("create", job_id=job_id, **LONG, detach=True)))
+
+
+def renewals(port: int) -> None:
+    """Show the key again, over and over."""
+    many = frame("auth", token=ATTACKER) * FRAMES_AT_ONCE
+    flood(port, websocket(lambda: itertools.repeat(many)))
+
+
 def unread_websockets(port: int) -> None:
     """Create jobs with twenty alternatives per token, and read nothing."""
     asked = frame("create", **UNREAD) * UNREAD_JOBS
@@ -160,6 +203,11 @@ CASES = (
     listed_jobs,
     resubscribes,
     resubscribes_at_once,
+    unread_subscriptions,
+    acknowledgements,
+    priorities,
+    slow_subscriptions,
+    renewals,
     unread_websockets,
     unread_streams,
     unread_answers,
