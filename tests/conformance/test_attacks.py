@@ -7,6 +7,8 @@ closer bounds, more figures and more of some kinds; what each of them is told by
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -15,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.attacks.wire import keys_file
+from tests.benchmarks.attacks.wire import ATTACKER, WRONG, frame, keys_file
 from tests.benchmarks.disturbances import ATTACKS
 from tests.benchmarks.undisturbed import FLAGS, Felt, Memory, Probes, disturb, disturbing, forget_peak, memory_mib
+from tests.conformance.rawsocket import BINARY, TEXT, encode, raw_socket
 from tests.support.server import Server, serving, wait_until
 
 pytestmark = [
@@ -35,6 +38,9 @@ QUIET_FOR_S = 20.0
 """How long a quiet run is compared with."""
 
 KINDS = ("stream", "health")
+GONE_S, FOLLOWING = 6.0, 200
+WRONG_KEY = frame("auth", token=WRONG)
+ABUSE = (frame("nothing"), encode(BINARY, b"\x00"), encode(TEXT), WRONG_KEY)
 ONLY_MEASURED = {
     "acknowledgements",
     "biases",
@@ -160,3 +166,15 @@ def test_while_a_model_loads_a_body_that_nobody_reads_costs_no_memory(tmp_path: 
             peak = memory_mib(server, "VmHWM")
     assert slowest_s < EXCESS_MS_MAX / 1000
     assert peak - before < PEAK_MIB_MAX
+
+
+@pytest.mark.parametrize("first", ABUSE, ids=["unknown", "binary", "empty", "wrong key"])
+async def test_who_is_closed_for_abuse_is_gone_although_more_follows(first: bytes, bench: Bench) -> None:
+    """Messages behind the one that closes are read by nobody, and the client says nothing."""
+    key = None if first == WRONG_KEY else f"Bearer {ATTACKER}"
+    async with raw_socket(bench.server, {"Authorization": key}) as plain:
+        plain.send(first * FOLLOWING)
+        async with asyncio.timeout(GONE_S):
+            # A reset is an end, too.
+            with contextlib.suppress(ConnectionError):
+                await plain.rest()
