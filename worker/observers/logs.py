@@ -1,14 +1,18 @@
 """Logs: one line per event, for people or for machines, with the job and the correlation id where there are some.
 
 Messages are names of events or sentences; further facts stand in `extra`, and both formats show all of them. Prompts
-and answers are never logged, unless `log_prompts` is set.
+and answers are never logged, unless `log_prompts` is set. What anybody could write into the log by asking for nothing,
+refusals and the traces of bugs, is bounded by `LineBudget`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import TextIOBase
 from typing import Any, TextIO
@@ -16,13 +20,16 @@ from typing import Any, TextIO
 from worker.config import Settings
 from worker.events import TERMINAL, Cancelled, Finished, Record, Terminal, Token
 from worker.jobs.job import Job
-from worker.observers.budget import LineBudget
 
 PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """Attributes that every log record has, and those that formatting adds. The others were given as `extra`."""
 
 NAMES = ("job_id", "principal", "correlation_id")
 """Fields that name a job. They are long, so the pretty format puts them last."""
+
+WINDOW_S = 60.0
+REFUSED = "refused"
+"""The event of all refusals. Lines about jobs, engines and settings always pass."""
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +88,42 @@ class PrettyFormatter(logging.Formatter):
 def _is_plain(value: object) -> bool:
     """Return whether a value can stand in a line without quotes."""
     return not isinstance(value, str) or (value.isprintable() and " " not in value)
+
+
+@dataclass(slots=True)
+class _Window:
+    begun_s: float = -math.inf
+    passed: int = 0
+    left_out: int = 0
+
+
+class LineBudget(logging.Filter):
+    """Lets `lines_per_minute_max` lines of each kind pass; the next one that passes has the number of `left_out`.
+
+    The kind of a refusal is its code, that of a trace its message. The metrics count every refusal all the same.
+    """
+
+    def __init__(self, lines_per_minute_max: int, monotonic_s: Callable[[], float]) -> None:
+        super().__init__()
+        self._lines_max = lines_per_minute_max
+        self._monotonic_s = monotonic_s
+        self._windows: dict[tuple[object, ...], _Window] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line passes."""
+        if record.msg != REFUSED and not record.exc_info:
+            return True
+        kind = record.msg, getattr(record, "code", None), getattr(record, "close_code", None)
+        window, now_s = self._windows.setdefault(kind, _Window()), self._monotonic_s()
+        if now_s - window.begun_s >= WINDOW_S:
+            window.begun_s, window.passed = now_s, 0
+        if window.passed >= self._lines_max:
+            window.left_out += 1
+            return False
+        window.passed += 1
+        record.left_out = window.left_out or None
+        window.left_out = 0
+        return True
 
 
 class JobLines:

@@ -6,8 +6,7 @@ import logging
 import sys
 from typing import Any
 
-from worker.observers.budget import WINDOW_S, LineBudget
-from worker.observers.logs import given
+from worker.observers.logs import WINDOW_S, LineBudget, given
 
 LINES_MAX = 3
 
