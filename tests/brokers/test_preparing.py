@@ -146,6 +146,69 @@ async def test_a_hand_that_has_grown_is_replaced_without_blame() -> None:
     assert sink.refused == {}
 
 
+# ---- hands that do not run -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The settings of a broker that soon notices what stands still."""
+    monkeypatch.setattr(preparing, "SLACK_S", 0.4)
+    return {"prepare_timeout_s": 0.4}
+
+
+async def test_a_hand_that_is_stopped_is_killed_and_its_work_tried_once_more(
+    tmp_path: Path, impatient: dict[str, float]
+) -> None:
+    broker, sink = make_broker(**impatient), Recorder()
+    async with running(broker, sink):
+        broker.submit(make_work("a", prompt=f"once {tmp_path / 'mark'} {signal.SIGSTOP}"))
+        broker.submit(make_work("b"))
+        await sink.until_finished("a", "b")
+        assert broker.state.preparer.hand_deaths == 1
+    assert sink.refused == {}
+
+
+async def test_a_work_that_stops_every_hand_is_refused_and_the_others_are_read(impatient: dict[str, float]) -> None:
+    broker, sink = make_broker(**impatient), Recorder()
+    async with running(broker, sink):
+        broker.submit(make_work("bad", account="p", prompt=f"signal {signal.SIGSTOP}"))
+        broker.submit(make_work("b", account="q"))
+        await sink.until("the refusal", lambda: "bad" in sink.refused)
+        await sink.until_finished("b")
+        assert broker.state.preparer.hand_deaths == 2
+        assert broker.refusal(Prompt(text=f"signal {signal.SIGSTOP}"), TEXT) == sink.refused["bad"]
+    assert "ended the process that read it twice (signal 9)" in sink.refused["bad"].detail
+
+
+async def test_idle_hands_are_left_alone(impatient: dict[str, float]) -> None:
+    broker, sink = make_broker(**impatient), Recorder()
+    async with running(broker, sink):
+        await sink.until_phase("ready")
+        hands = await sink.until_hands(broker)
+        for number in range(8):
+            broker.submit(make_work(f"a{number}", prompt="wait 0.2"))
+        await sink.until_finished(*(f"a{number}" for number in range(8)))
+        assert broker.state.preparer.hands == hands
+
+
+async def test_a_preparer_that_is_stopped_and_replaces_no_hand_is_replaced(
+    tmp_path: Path, impatient: dict[str, float]
+) -> None:
+    broker, sink = make_broker(**impatient), Recorder()
+    async with running(broker, sink):
+        await sink.until_phase("ready")
+        await sink.until_hands(broker)
+        first = broker.state.preparer.pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        broker.submit(make_work("a", prompt=f"once {tmp_path / 'mark'} {signal.SIGSEGV}"))
+        broker.submit(make_work("b"))
+        await sink.until_finished("a", "b")
+        assert broker.state.preparer.restarts == 1
+        assert not alive(first)
+    assert sink.refused == {}
+
+
 # ---- turns -----------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, cast
@@ -67,6 +69,11 @@ class HandConnection(asyncio.Protocol):
             self._pending.append(message)
         elif self.open:
             self._transport.write(wire.frame(message))
+
+    def kill(self) -> None:
+        """End the hand now; it may be stopped, or hang."""
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGKILL)
 
     def abort(self) -> None:
         """Close the connection now."""
@@ -151,6 +158,13 @@ class PreparerProcess:
                 self._connect_hand(hand, socket.socket(fileno=self._fds.pop(0)))
             case _:
                 self.failure = message
+
+    def kill(self, reason: str) -> None:
+        """End it and its hands now, because of `reason`."""
+        self.reason = reason
+        self.child.kill()
+        self.settled.set()
+        self.gone.set()
 
     def close(self) -> None:
         """End it and its hands now, and close every connection."""

@@ -3,11 +3,15 @@
 Works wait here, by lane and turn, until an engine is ready and a hand is free. What a hand is dead of decides what
 becomes of the work that it had: killed from outside, it is tried once more; anything else is the work's own doing, and
 what was expensive is remembered and refused unread for a while.
+
+A hand has timers of its own, but they fire only in a process that runs. One that was stopped, or hangs in the kernel,
+is killed from here, and so is a preparer that does not replace a hand.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -19,6 +23,7 @@ from worker.brokers.base import PreparerState
 from worker.brokers.lanes import LONG, SHORT, SHORT_BYTES_MAX, Entry, Lanes, size_bytes
 from worker.brokers.preparer_process import HandConnection, PreparerProcess
 from worker.brokers.refusals import OUTSIDE, Refusals, blame, form_digest, prompt_digest
+from worker.brokers.watchdog import LOOKS, Watchdog
 from worker.config import Settings
 from worker.engines.base import Bounds
 from worker.errors import ConfigError, ModelError, Problem
@@ -49,6 +54,9 @@ SHORT_FORM_MS_MAX = 25.0
 
 KILLS_FORGIVEN = 1
 """A work is tried again after this many hands were killed from outside while they had it."""
+
+SLACK_S = 5.0
+"""Longer than this above `prepare_timeout_s` no work is in a hand that runs, and no hand of one that does is missing."""
 
 MEMORY_EVERY_S = 5.0
 """How often the memory of the preparer and its hands is measured."""
@@ -134,14 +142,19 @@ class Preparing:
 
     def _pump(self, lane: int) -> None:
         """Give the hand of a lane the next work, if both are there."""
-        hand = self._hands[lane]
-        if self._bounds is None or hand is None or not hand.open or hand in self._ends:
+        hand = self._serving(lane)
+        if self._bounds is None or hand is None:
             return
         entry = self._lanes.hand_over(lane)
         if entry is not None:
             tried = not entry.digest or self._refusals.harmless(entry.digest)
             entry.passed = tried
             hand.send(Prepare(entry.work, try_form=not tried))
+
+    def _serving(self, lane: int) -> HandConnection | None:
+        """Return the hand of a lane; None if the last one is dead, and the next one not there."""
+        hand = self._hands[lane]
+        return None if hand is None or not hand.open or hand in self._ends else hand
 
     # ---- what the preparer reports -----------------------------------------------------------------------------------
 
@@ -274,10 +287,34 @@ class Preparing:
                 except TimeoutError:
                     process.reason = f"it did not load in {self._settings.engine_start_timeout_s:g} s"
                 else:
-                    await process.gone.wait()
+                    await self._watch(process)
         finally:
             self._abandon()
         return process
+
+    async def _watch(self, process: PreparerProcess) -> None:
+        """Wait until a preparer is gone. End a hand that is too long at one work, and all hands if one is missing."""
+        limit_s = self._settings.prepare_timeout_s + SLACK_S
+        watchdog = Watchdog(len(LANES))
+        while not process.gone.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.gone.wait(), limit_s / LOOKS)
+            for lane in LANES if FORKS else (SHORT,):
+                hand = self._serving(lane)
+                if not watchdog.overdue(lane, self._awaited(lane)):
+                    continue
+                if hand is None:
+                    process.kill(f"it forked no hand in {limit_s:g} s")
+                else:
+                    logger.warning("hand %d is killed: it has had the same work for %g s", hand.pid, limit_s)
+                    hand.kill()
+
+    def _awaited(self, lane: int) -> object:
+        """Return what happens next in a lane: that a hand comes, or that it answers; None for nothing."""
+        hand, entry = self._serving(lane), self._lanes.in_hand(lane)
+        if hand is None:
+            return self._hands[lane] or "the first hand"
+        return None if entry is None else (hand, entry)
 
     def _abandon(self) -> None:
         """Forget the hands of a preparer that is gone: what they had counts as killed from outside."""
