@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -341,6 +343,19 @@ async def test_without_fork_the_preparer_is_the_hand(tmp_path: Path, monkeypatch
         broker.submit(make_work("b"))
         await sink.until_finished("b")
     assert list(sink.refused) == ["bad"]
+
+
+async def test_preparers_that_load_and_die_are_started_with_growing_pauses(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    pauses_s = {"engine_restart_backoff_s": 0.3, "engine_restart_backoff_max_s": 0.9}
+    settings = dataclasses.replace(SETTINGS, model=str(starts), **pauses_s)  # type: ignore[arg-type]
+    broker, sink = LocalBroker(settings, command("mute"), preparers.command("fleeting")), Recorder()
+    async with running(broker, sink):
+        await asyncio.to_thread(wait_until, "five", lambda: starts.exists() and len(starts.read_text().split()) >= 5)
+    times_s = [float(line) for line in starts.read_text().split()]
+    between_s = [after - before for before, after in itertools.pairwise(times_s[:5])]
+    assert all(found > pause for found, pause in zip(between_s, (0.3, 0.6, 0.9, 0.9), strict=True)), between_s
+    assert broker.state.preparer.restarts >= 4
 
 
 # ---- preparers that do not load --------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ KILLS_FORGIVEN = 1
 """A work is tried again after this many hands were killed from outside while they had it."""
 
 SLACK_S = 5.0
-"""Longer than this above `prepare_timeout_s` no work is in a hand that runs, and no hand of one that does is missing."""
+"""How much longer than `prepare_timeout_s` a work may be in a hand, or a hand be missing. None that runs needs it."""
 
 MEMORY_EVERY_S = 5.0
 """How often the memory of the preparer and its hands is measured."""
@@ -100,6 +100,7 @@ class Preparing:
         self._refusals = Refusals(time.monotonic)
         self._bounds: Bounds | None = None
         self._oom_kills = oom_kills()
+        self._dead_starts = 0
         self.state = PreparerState()
         self.loaded = False
 
@@ -258,23 +259,26 @@ class Preparing:
 
     async def run(self) -> None:
         """Keep a preparer running until cancelled. Raises ConfigError if the first one finds the template unusable."""
-        in_a_row, ever = 0, False
+        starts_in_a_row, ever = 0, False
         while True:
-            in_a_row += 1
+            starts_in_a_row += 1
             try:
                 process = await self._serve()
             except OSError as error:
-                self._report_failure(f"no preparer can be started ({error})", None, in_a_row)
+                self._report_failure(f"no preparer can be started ({error})", None)
             else:
                 if process.loaded:
-                    in_a_row, ever = 0, True
+                    ever, self._dead_starts = True, 0
                     logger.error("preparer %d is lost: %s", process.child.pid, process.reason)
                     self._note(restarts=self.state.restarts + 1)
+                    if process.loaded_s > self._settings.engine_restart_backoff_max_s:
+                        # One that was loaded for longer than the longest pause ends the row, and is replaced at once.
+                        starts_in_a_row = 0
                 elif isinstance(process.failure, TemplateFailed) and not ever:
                     raise ConfigError(process.failure.error.detail)
                 else:
-                    self._report_failure(process.reason, process.failure, in_a_row)
-            await asyncio.sleep(self._pause_s(in_a_row))
+                    self._report_failure(process.reason, process.failure)
+            await asyncio.sleep(self._pause_s(starts_in_a_row))
 
     async def _serve(self) -> PreparerProcess:
         """Start a preparer and serve with it until it is gone; return it, with the reason of its end."""
@@ -326,19 +330,20 @@ class Preparing:
         self._next.clear()
         self._note(pid=None, hands=(), memory_bytes=None)
 
-    def _report_failure(self, reason: str, failure: LoadFailed | TemplateFailed | None, in_a_row: int) -> None:
+    def _report_failure(self, reason: str, failure: LoadFailed | TemplateFailed | None) -> None:
         problem = failure.error if failure is not None else None
         logger.error("the preparer could not be started: %s", reason if problem is None else problem.detail)
-        if problem is None and in_a_row >= DEAD_STARTS_MAX:
-            problem = ModelError(f"Loading the preparer was tried {in_a_row} times: {reason}.").problem()
+        self._dead_starts += 1
+        if problem is None and self._dead_starts >= DEAD_STARTS_MAX:
+            problem = ModelError(f"Loading the preparer was tried {self._dead_starts} times: {reason}.").problem()
         if problem is not None:
             self._taker.on_preparer_failed(problem)
 
-    def _pause_s(self, in_a_row: int) -> float:
-        if in_a_row == 0:
+    def _pause_s(self, starts_in_a_row: int) -> float:
+        if starts_in_a_row == 0:
             return 0.0
         longest_s = self._settings.engine_restart_backoff_max_s
-        return min(self._settings.engine_restart_backoff_s * 2.0 ** min(in_a_row - 1, 32), longest_s)
+        return min(self._settings.engine_restart_backoff_s * 2.0 ** min(starts_in_a_row - 1, 32), longest_s)
 
     # ---- its facts ---------------------------------------------------------------------------------------------------
 
