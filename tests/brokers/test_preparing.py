@@ -128,6 +128,7 @@ async def test_after_the_form_has_passed_the_prompt_is_to_blame() -> None:
 
 
 async def test_when_the_kernel_is_short_of_memory_nothing_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter is ours: the kernel's needs a control group with a limit, which tests may not make."""
     kills = iter(range(100))
     monkeypatch.setattr(preparing, "oom_kills", lambda: next(kills))
     broker, sink = make_broker(), Recorder()
