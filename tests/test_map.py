@@ -202,7 +202,7 @@ RESERVED = {
         "processes/child.py",
     },
     "os.getenv": set[str](),
-    "sys.argv": {"cli/__init__.py", "cli/bench/bare.py", "processes/engine.py", "processes/preparer.py"},
+    "sys.argv": {"cli/__init__.py", "cli/bench/bare.py", "processes/parent.py"},
     "tomllib.loads": {"config/sources.py"},
     "time.time": set[str](),
     "time.time_ns": {"app.py"},

@@ -104,6 +104,7 @@ class Worker:
             timer=EventLoopTimer(clock),
         )
         self._shutdown = asyncio.Event()
+        self._engine_pid: int | None = None
         self._url = ""
 
     # ---- the broker's sink -------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ class Worker:
 
     def on_lost(self, reason: str) -> None:
         """Pass an engine's death on to the jobs."""
-        logger.warning("engine_lost", extra={"reason": reason, "live_jobs": self.jobs.live})
+        logger.warning("engine_lost", extra={"reason": reason, "pid": self._engine_pid, "live_jobs": self.jobs.live})
         self.jobs.on_lost(reason)
 
     def on_state(self, state: EngineState) -> None:
@@ -131,7 +132,7 @@ class Worker:
         for wake in tuple(self.gateway.state_wakers):
             wake()
         if state.phase == "ready" and state.info is not None:
-            info = state.info
+            info, self._engine_pid = state.info, state.pid
             facts = {"engine": info.engine, "model": info.model, "pid": state.pid, "restarts": state.restarts}
             logger.log(logging.WARNING if state.restarts else logging.INFO, "engine_ready", extra=facts)
             self.announce(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -126,6 +128,7 @@ async def test_after_the_form_has_passed_the_prompt_is_to_blame() -> None:
 
 
 async def test_when_the_kernel_is_short_of_memory_nothing_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter is ours: the kernel's needs a control group with a limit, which tests may not make."""
     kills = iter(range(100))
     monkeypatch.setattr(preparing, "oom_kills", lambda: next(kills))
     broker, sink = make_broker(), Recorder()
@@ -143,6 +146,69 @@ async def test_a_hand_that_has_grown_is_replaced_without_blame() -> None:
             broker.submit(make_work(f"a{number}", prompt="grow"))
             broker.submit(make_work(f"b{number}"))
         await sink.until_finished(*(f"{name}{number}" for name in "ab" for number in range(3)))
+    assert sink.refused == {}
+
+
+# ---- hands that do not run -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The settings of a broker that soon notices what stands still."""
+    monkeypatch.setattr(preparing, "SLACK_S", 0.4)
+    return {"prepare_timeout_s": 0.4}
+
+
+async def test_a_hand_that_is_stopped_is_killed_and_its_work_tried_once_more(
+    tmp_path: Path, impatient: dict[str, float]
+) -> None:
+    broker, sink = make_broker(**impatient), Recorder()
+    async with running(broker, sink):
+        broker.submit(make_work("a", prompt=f"once {tmp_path / 'mark'} {signal.SIGSTOP}"))
+        broker.submit(make_work("b"))
+        await sink.until_finished("a", "b")
+        assert broker.state.preparer.hand_deaths == 1
+    assert sink.refused == {}
+
+
+async def test_a_work_that_stops_every_hand_is_refused_and_the_others_are_read(impatient: dict[str, float]) -> None:
+    broker, sink = make_broker(**impatient), Recorder()
+    async with running(broker, sink):
+        broker.submit(make_work("bad", account="p", prompt=f"signal {signal.SIGSTOP}"))
+        broker.submit(make_work("b", account="q"))
+        await sink.until("the refusal", lambda: "bad" in sink.refused)
+        await sink.until_finished("b")
+        assert broker.state.preparer.hand_deaths == 2
+        assert broker.refusal(Prompt(text=f"signal {signal.SIGSTOP}"), TEXT) == sink.refused["bad"]
+    assert "ended the process that read it twice (signal 9)" in sink.refused["bad"].detail
+
+
+async def test_idle_hands_are_left_alone(impatient: dict[str, float]) -> None:
+    broker, sink = make_broker(**impatient), Recorder()
+    async with running(broker, sink):
+        await sink.until_phase("ready")
+        hands = await sink.until_hands(broker)
+        for number in range(8):
+            broker.submit(make_work(f"a{number}", prompt="wait 0.2"))
+        await sink.until_finished(*(f"a{number}" for number in range(8)))
+        assert broker.state.preparer.hands == hands
+
+
+async def test_a_preparer_that_is_stopped_and_replaces_no_hand_is_replaced(
+    tmp_path: Path, impatient: dict[str, float]
+) -> None:
+    broker, sink = make_broker(**impatient), Recorder()
+    async with running(broker, sink):
+        await sink.until_phase("ready")
+        await sink.until_hands(broker)
+        first = broker.state.preparer.pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        broker.submit(make_work("a", prompt=f"once {tmp_path / 'mark'} {signal.SIGSEGV}"))
+        broker.submit(make_work("b"))
+        await sink.until_finished("a", "b")
+        assert broker.state.preparer.restarts == 1
+        assert not alive(first)
     assert sink.refused == {}
 
 
@@ -278,6 +344,19 @@ async def test_without_fork_the_preparer_is_the_hand(tmp_path: Path, monkeypatch
         broker.submit(make_work("b"))
         await sink.until_finished("b")
     assert list(sink.refused) == ["bad"]
+
+
+async def test_preparers_that_load_and_die_are_started_with_growing_pauses(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    pauses_s = {"engine_restart_backoff_s": 0.3, "engine_restart_backoff_max_s": 0.9}
+    settings = dataclasses.replace(SETTINGS, model=str(starts), **pauses_s)  # type: ignore[arg-type]
+    broker, sink = LocalBroker(settings, command("mute"), preparers.command("fleeting")), Recorder()
+    async with running(broker, sink):
+        await asyncio.to_thread(wait_until, "five", lambda: starts.exists() and len(starts.read_text().split()) >= 5)
+    times_s = [float(line) for line in starts.read_text().split()]
+    between_s = [after - before for before, after in itertools.pairwise(times_s[:5])]
+    assert all(found > pause for found, pause in zip(between_s, (0.3, 0.6, 0.9, 0.9), strict=True)), between_s
+    assert broker.state.preparer.restarts >= 4
 
 
 # ---- preparers that do not load --------------------------------------------------------------------------------------

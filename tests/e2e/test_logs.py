@@ -130,9 +130,10 @@ async def test_what_is_asked_and_answered_is_not_told(log: Log) -> None:
 
 async def test_the_life_of_the_engine_is_told(log: Log) -> None:
     before = len(log.lines("engine_ready"))
+    pid = log.lines("engine_ready")[-1]["pid"]
     log.server.kill_engine()
     wait_until("the engine to be back", lambda: len(log.lines("engine_ready")) == before + 1)
-    assert log.lines("engine_lost", level="warning")
+    assert log.lines("engine_lost", level="warning")[-1]["pid"] == pid
     assert log.lines("engine_ready")[-1]["level"] == "warning"
     assert log.lines("engine_ready")[0]["level"] == "info"
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.client import Reading, Socket
-from tests.support.server import Server, descendants, serving, wait_until
+from tests.support.server import Server, alive, descendants, serving, wait_until
 
 JOBS, TOKENS = 16, 40
 HOSTILE = {"type": "json_schema", "schema": {"type": "integer", "multipleOf": 999_983}}
@@ -23,7 +23,8 @@ MOMENTS = {"at once": 0, "early": 30, "in the middle": JOBS * TOKENS // 2}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serving("--engine-restart-backoff-s", "0.05", "--engine-deaths-per-job-max", "100") as running:
+    flags = ("--engine-restart-backoff-s", "0.05", "--engine-deaths-per-job-max", "100", "--prepare-timeout-s", "3")
+    with serving(*flags) as running:
         yield running
 
 
@@ -105,6 +106,28 @@ async def test_a_killed_process_changes_no_text(
     assert all(error["error"]["code"] == "invalid_params" for error in other.errors)
     for reading in other.readings.values():
         assert (reading.end["status"], reading.end["error"]["code"]) == ("failed", "invalid_params")
+
+
+@pytest.mark.parametrize("name", ["preparer", "hands"])
+async def test_processes_that_are_stopped_are_replaced_and_no_text_changes(
+    server: Server, undisturbed: list[str], name: str
+) -> None:
+    await asyncio.to_thread(wait_until, "all processes", lambda: whole(server))
+    preparer, hands = [await asyncio.to_thread(victims, server, one) for one in ("preparer", "hands")]
+    for pid in preparer if name == "preparer" else hands:
+        os.kill(pid, signal.SIGSTOP)
+    if name == "preparer":
+        for pid in hands:
+            os.kill(pid, signal.SIGKILL)
+    async with Socket(server) as socket:
+        readings = await start(socket)
+        await socket.finish()
+    assert [reading.text() for reading in readings] == undisturbed
+    # The hand that had nothing to do may be stopped still.
+    assert [pid for pid in (*preparer, *hands) if not alive(pid)]
+    for pid in hands:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 async def test_a_hand_that_breaks_by_itself_takes_its_own_work_at_most(server: Server, undisturbed: list[str]) -> None:

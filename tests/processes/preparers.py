@@ -29,6 +29,7 @@ from worker.processes.messages import (
     HandLimits,
     OpenPreparer,
     Prepare,
+    PreparerLoaded,
     SetBounds,
     ToHand,
 )
@@ -126,6 +127,16 @@ def dying() -> None:
     """Ends at once, with a last word."""
     print("OutOfLuck: no more", file=sys.stderr)
     os._exit(7)
+
+
+def fleeting() -> None:
+    """Loads, and ends at once. Leaves the time of its start in the file that is its model."""
+    begun_s, connection = time.monotonic(), socket.socket(fileno=int(sys.argv[1]))
+    (opening,) = wire.opening().feed(connection.recv(1 << 16))
+    assert opening.spec.model is not None
+    with Path(opening.spec.model).open("a") as file:
+        file.write(f"{begun_s}\n")
+    connection.sendall(wire.frame(PreparerLoaded()))
 
 
 def garbage() -> None:

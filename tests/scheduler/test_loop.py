@@ -357,6 +357,18 @@ def test_stats_count_what_is_here() -> None:
     assert stats.prefill_tokens_per_s == pytest.approx(16 / 0.018)
 
 
+def test_rest_after_a_cancelled_work_is_no_gap_between_steps() -> None:
+    bench = Bench()
+    bench.loop.submit(prepared_work("a", prompt=4))
+    bench.step()
+    bench.loop.cancel("a")
+    bench.step()
+    bench.clock.now_s += 60
+    bench.loop.submit(prepared_work("b", prompt=4, max_tokens=2))
+    batches = [bench.loop.step() for _ in range(2)]
+    assert [batch.stats.step_gap_ms for batch in batches if batch is not None] == [0, pytest.approx(STEP_S * 1000)]
+
+
 def test_adopting_a_burst_does_not_hold_up_those_who_run() -> None:
     bench = Bench(slots=1)
 

@@ -37,22 +37,25 @@ def test_a_change_of_speed_shows_within_the_window() -> None:
 def test_the_longest_gap_between_steps_is_that_of_the_last_seconds() -> None:
     rates = Rates()
     for now_s in (1.0, 1.1, 1.5, 1.6):
-        rates.stepped(now_s, running=True)
+        rates.stepped(now_s)
     assert rates.step_gap_ms == pytest.approx(400)
-    rates.stepped(1.6 + 2 * GAP_WINDOW_S, running=True)
+    rates.stepped(1.6 + 2 * GAP_WINDOW_S)
     assert rates.step_gap_ms == pytest.approx(2000 * GAP_WINDOW_S)
     for tenth in range(1, 11):
-        rates.stepped(3.6 + tenth / 10, running=True)
+        rates.stepped(3.6 + tenth / 10)
     assert rates.step_gap_ms == pytest.approx(2000 * GAP_WINDOW_S), "the window before counts as well"
     for tenth in range(11, 25):
-        rates.stepped(3.6 + tenth / 10, running=True)
+        rates.stepped(3.6 + tenth / 10)
     assert rates.step_gap_ms == pytest.approx(100)
 
 
 def test_a_pause_in_which_nothing_runs_is_no_gap() -> None:
     rates = Rates()
-    for now_s, running in ((1.0, True), (1.2, False), (61.0, True), (61.1, True)):
-        rates.stepped(now_s, running=running)
+    for now_s in (1.0, 1.2):
+        rates.stepped(now_s)
+    rates.begun()
+    for now_s in (61.0, 61.1):
+        rates.stepped(now_s)
     assert rates.step_gap_ms == pytest.approx(100), "what was long ago does not count"
 
 

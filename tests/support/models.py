@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,9 @@ import pytest
 FOLDER_VARIABLE = "JOBWIRE_TEST_MODELS"
 DOWNLOAD_TIMEOUT_S = 900.0
 BLOCK_BYTES = 1 << 20
+
+GGUF_STRING = 8
+"""The type of a text, in a GGUF file."""
 
 
 class Unavailable(Exception):
@@ -86,6 +90,16 @@ def path_of(model: TestModel) -> Path:
         return fetch(model, folder())
     except Unavailable as error:
         pytest.skip(str(error))
+
+
+def with_pre_tokenizer(model: Path, name: str, made: Path) -> Path:
+    """Write a copy of a GGUF file that asks for another way to split words; its name must be as long. Return it."""
+    key, length = b"tokenizer.ggml.pre", struct.pack("<IQ", GGUF_STRING, len(name))
+    data = bytearray(model.read_bytes())
+    begin = data.index(key + length) + len(key + length)
+    data[begin : begin + len(name)] = name.encode()
+    made.write_bytes(data)
+    return made
 
 
 def folder() -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, cast
@@ -68,6 +70,11 @@ class HandConnection(asyncio.Protocol):
         elif self.open:
             self._transport.write(wire.frame(message))
 
+    def kill(self) -> None:
+        """End the hand now; it may be stopped, or hang."""
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGKILL)
+
     def abort(self) -> None:
         """Close the connection now."""
         if self._transport is not None:
@@ -115,6 +122,12 @@ class PreparerProcess:
         self._messages = wire.from_preparer()
         self._fds: list[int] = []
         self._hands: list[HandConnection] = []
+        self._loaded_at_s = self._gone_at_s = 0.0
+
+    @property
+    def loaded_s(self) -> float:
+        """Seconds for which it was loaded before it was gone."""
+        return self._gone_at_s - self._loaded_at_s if self.loaded else 0.0
 
     def receive(self) -> None:
         """Read what has arrived: messages, and the connections that come with them."""
@@ -133,13 +146,17 @@ class PreparerProcess:
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(self.child.socket.fileno())
-            self.settled.set()
-            self.gone.set()
+            self._end()
+
+    def _end(self) -> None:
+        self._gone_at_s = asyncio.get_running_loop().time()
+        self.settled.set()
+        self.gone.set()
 
     def _on_message(self, message: FromPreparer) -> None:
         match message:
             case PreparerLoaded():
-                self.loaded = True
+                self.loaded, self._loaded_at_s = True, asyncio.get_running_loop().time()
                 self.settled.set()
                 self._owner.on_loaded()
             case Hand():
@@ -151,6 +168,12 @@ class PreparerProcess:
                 self._connect_hand(hand, socket.socket(fileno=self._fds.pop(0)))
             case _:
                 self.failure = message
+
+    def kill(self, reason: str) -> None:
+        """End it and its hands now, because of `reason`."""
+        self.reason = reason
+        self.child.kill()
+        self._end()
 
     def close(self) -> None:
         """End it and its hands now, and close every connection."""

@@ -3,11 +3,15 @@
 Works wait here, by lane and turn, until an engine is ready and a hand is free. What a hand is dead of decides what
 becomes of the work that it had: killed from outside, it is tried once more; anything else is the work's own doing, and
 what was expensive is remembered and refused unread for a while.
+
+A hand has timers of its own, but they fire only in a process that runs. One that was stopped, or hangs in the kernel,
+is killed from here, and so is a preparer that does not replace a hand.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -19,6 +23,7 @@ from worker.brokers.base import PreparerState
 from worker.brokers.lanes import LONG, SHORT, SHORT_BYTES_MAX, Entry, Lanes, size_bytes
 from worker.brokers.preparer_process import HandConnection, PreparerProcess
 from worker.brokers.refusals import OUTSIDE, Refusals, blame, form_digest, prompt_digest
+from worker.brokers.watchdog import LOOKS, Watchdog
 from worker.config import Settings
 from worker.engines.base import Bounds
 from worker.errors import ConfigError, ModelError, Problem
@@ -49,6 +54,9 @@ SHORT_FORM_MS_MAX = 25.0
 
 KILLS_FORGIVEN = 1
 """A work is tried again after this many hands were killed from outside while they had it."""
+
+SLACK_S = 5.0
+"""How much longer than `prepare_timeout_s` a work may be in a hand, or a hand be missing. None that runs needs it."""
 
 MEMORY_EVERY_S = 5.0
 """How often the memory of the preparer and its hands is measured."""
@@ -92,6 +100,7 @@ class Preparing:
         self._refusals = Refusals(time.monotonic)
         self._bounds: Bounds | None = None
         self._oom_kills = oom_kills()
+        self._dead_starts = 0
         self.state = PreparerState()
         self.loaded = False
 
@@ -134,14 +143,19 @@ class Preparing:
 
     def _pump(self, lane: int) -> None:
         """Give the hand of a lane the next work, if both are there."""
-        hand = self._hands[lane]
-        if self._bounds is None or hand is None or not hand.open or hand in self._ends:
+        hand = self._serving(lane)
+        if self._bounds is None or hand is None:
             return
         entry = self._lanes.hand_over(lane)
         if entry is not None:
             tried = not entry.digest or self._refusals.harmless(entry.digest)
             entry.passed = tried
             hand.send(Prepare(entry.work, try_form=not tried))
+
+    def _serving(self, lane: int) -> HandConnection | None:
+        """Return the hand of a lane; None if the last one is dead, and the next one not there."""
+        hand = self._hands[lane]
+        return None if hand is None or not hand.open or hand in self._ends else hand
 
     # ---- what the preparer reports -----------------------------------------------------------------------------------
 
@@ -245,23 +259,26 @@ class Preparing:
 
     async def run(self) -> None:
         """Keep a preparer running until cancelled. Raises ConfigError if the first one finds the template unusable."""
-        in_a_row, ever = 0, False
+        starts_in_a_row, ever = 0, False
         while True:
-            in_a_row += 1
+            starts_in_a_row += 1
             try:
                 process = await self._serve()
             except OSError as error:
-                self._report_failure(f"no preparer can be started ({error})", None, in_a_row)
+                self._report_failure(f"no preparer can be started ({error})", None)
             else:
                 if process.loaded:
-                    in_a_row, ever = 0, True
+                    ever, self._dead_starts = True, 0
                     logger.error("preparer %d is lost: %s", process.child.pid, process.reason)
                     self._note(restarts=self.state.restarts + 1)
+                    if process.loaded_s > self._settings.engine_restart_backoff_max_s:
+                        # One that was loaded for longer than the longest pause ends the row, and is replaced at once.
+                        starts_in_a_row = 0
                 elif isinstance(process.failure, TemplateFailed) and not ever:
                     raise ConfigError(process.failure.error.detail)
                 else:
-                    self._report_failure(process.reason, process.failure, in_a_row)
-            await asyncio.sleep(self._pause_s(in_a_row))
+                    self._report_failure(process.reason, process.failure)
+            await asyncio.sleep(self._pause_s(starts_in_a_row))
 
     async def _serve(self) -> PreparerProcess:
         """Start a preparer and serve with it until it is gone; return it, with the reason of its end."""
@@ -274,10 +291,34 @@ class Preparing:
                 except TimeoutError:
                     process.reason = f"it did not load in {self._settings.engine_start_timeout_s:g} s"
                 else:
-                    await process.gone.wait()
+                    await self._watch(process)
         finally:
             self._abandon()
         return process
+
+    async def _watch(self, process: PreparerProcess) -> None:
+        """Wait until a preparer is gone. End a hand that is too long at one work, and all hands if one is missing."""
+        limit_s = self._settings.prepare_timeout_s + SLACK_S
+        watchdog = Watchdog(len(LANES))
+        while not process.gone.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.gone.wait(), limit_s / LOOKS)
+            for lane in LANES if FORKS else (SHORT,):
+                hand = self._serving(lane)
+                if not watchdog.overdue(lane, self._awaited(lane)):
+                    continue
+                if hand is None:
+                    process.kill(f"it forked no hand in {limit_s:g} s")
+                else:
+                    logger.warning("hand %d is killed: it has had the same work for %g s", hand.pid, limit_s)
+                    hand.kill()
+
+    def _awaited(self, lane: int) -> object:
+        """Return what happens next in a lane: that a hand comes, or that it answers; None for nothing."""
+        hand, entry = self._serving(lane), self._lanes.in_hand(lane)
+        if hand is None:
+            return self._hands[lane] or "the first hand"
+        return None if entry is None else (hand, entry)
 
     def _abandon(self) -> None:
         """Forget the hands of a preparer that is gone: what they had counts as killed from outside."""
@@ -289,19 +330,20 @@ class Preparing:
         self._next.clear()
         self._note(pid=None, hands=(), memory_bytes=None)
 
-    def _report_failure(self, reason: str, failure: LoadFailed | TemplateFailed | None, in_a_row: int) -> None:
+    def _report_failure(self, reason: str, failure: LoadFailed | TemplateFailed | None) -> None:
         problem = failure.error if failure is not None else None
         logger.error("the preparer could not be started: %s", reason if problem is None else problem.detail)
-        if problem is None and in_a_row >= DEAD_STARTS_MAX:
-            problem = ModelError(f"Loading the preparer was tried {in_a_row} times: {reason}.").problem()
+        self._dead_starts += 1
+        if problem is None and self._dead_starts >= DEAD_STARTS_MAX:
+            problem = ModelError(f"Loading the preparer was tried {self._dead_starts} times: {reason}.").problem()
         if problem is not None:
             self._taker.on_preparer_failed(problem)
 
-    def _pause_s(self, in_a_row: int) -> float:
-        if in_a_row == 0:
+    def _pause_s(self, starts_in_a_row: int) -> float:
+        if starts_in_a_row == 0:
             return 0.0
         longest_s = self._settings.engine_restart_backoff_max_s
-        return min(self._settings.engine_restart_backoff_s * 2.0 ** min(in_a_row - 1, 32), longest_s)
+        return min(self._settings.engine_restart_backoff_s * 2.0 ** min(starts_in_a_row - 1, 32), longest_s)
 
     # ---- its facts ---------------------------------------------------------------------------------------------------
 

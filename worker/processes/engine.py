@@ -15,12 +15,11 @@ import faulthandler
 import logging
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import msgspec
 
@@ -41,11 +40,11 @@ from worker.processes.messages import (
     Submit,
     Up,
 )
-from worker.processes.parent import EXIT_ORPHANED, belong_to
+from worker.processes.parent import EXIT_ORPHANED, run
 from worker.scheduler.loop import Loop
 
-EXIT_CLOSED, EXIT_BROKEN, EXIT_LOAD_FAILED, EXIT_GARBAGE = 0, 1, 3, 5
-"""Exit codes: closed by the gateway; the engine raised; no model; the gateway sent garbage."""
+EXIT_CLOSED, EXIT_LOAD_FAILED, EXIT_GARBAGE = 0, 3, 5
+"""Exit codes: closed by the gateway; no model; the gateway sent garbage."""
 
 RECEIVE_BYTES = 1 << 16
 
@@ -139,19 +138,10 @@ def _send(sock: socket.socket, message: Up) -> None:
         os._exit(EXIT_ORPHANED)
 
 
-def main(choose: Choose) -> None:
-    """Run the engine process with the arguments of the command line. Does not return."""
+def main(choose: Choose) -> NoReturn:
+    """Run the engine process with the arguments of the command line."""
     faulthandler.enable()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    belong_to(parent_pid=int(sys.argv[2]))
-    code = EXIT_BROKEN
-    try:
-        code = serve(socket.socket(fileno=int(sys.argv[1])), choose)
-    except BaseException:
-        logger.exception("the engine broke")
-    # Not sys.exit: tearing down an interpreter full of native libraries may hang, and nothing is left to save.
-    logging.shutdown()
-    os._exit(code)
+    run(lambda sock: serve(sock, choose))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn, TypeAlias
@@ -38,10 +37,10 @@ from worker.processes.messages import (
     PreparerLoaded,
     TemplateFailed,
 )
-from worker.processes.parent import EXIT_ORPHANED, belong_to
+from worker.processes.parent import EXIT_BROKEN, EXIT_ORPHANED, run
 
-EXIT_BROKEN, EXIT_LOAD_FAILED = 1, 3
-"""Exit codes, as those of the engine process."""
+EXIT_LOAD_FAILED = 3
+"""Exit code of a preparer that has nothing to read with."""
 
 LANES = 2
 """Hands: one for short works, one for the rest."""
@@ -233,15 +232,7 @@ def _send(sock: socket.socket, message: FromPreparer, connection: socket.socket 
 
 def main(choose: Choose) -> NoReturn:
     """Run the preparer with the arguments of the command line."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    belong_to(parent_pid=int(sys.argv[2]))
-    code = EXIT_BROKEN
-    try:
-        code = serve(socket.socket(fileno=int(sys.argv[1])), choose)
-    except BaseException:
-        logger.exception("the preparer broke")
-    logging.shutdown()
-    os._exit(code)
+    run(lambda sock: serve(sock, choose))
 
 
 if __name__ == "__main__":

@@ -270,6 +270,8 @@ class Loop:
                 # Others have taken the place of its form meanwhile.
                 self._form(waiting.lease, waiting.work, waiting)
                 continue
+            if not self._running:
+                self._rates.begun()
             running = self._running[waiting.lease] = _Running(waiting, 0, waiting.decoded)
             self._places[waiting.lease] = _Place.RUNNING
             send_all(waiting.lease)
@@ -307,7 +309,7 @@ class Loop:
                 prefilled += more_prefilled
         now_s = self._clock()
         self._rates.step(now_s - begun_s, decoded, prefilled)
-        self._rates.stepped(now_s, running=bool(self._running))
+        self._rates.stepped(now_s)
 
     def _account(self, running: _Running, event: StepEvent) -> tuple[int, int]:
         """Update the books by one event; return the tokens that were decoded and prefilled according to it."""

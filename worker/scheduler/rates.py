@@ -73,11 +73,15 @@ class Rates:
         if prefilled:
             self._prefill.add(prefilled, seconds, seconds)
 
-    def stepped(self, now_s: float, *, running: bool) -> None:
-        """Record that a step has ended, and whether works run that wait for the next one."""
+    def begun(self) -> None:
+        """Record that works run again after none did: the time until now was no gap."""
+        self._last_step_s = None
+
+    def stepped(self, now_s: float) -> None:
+        """Record that a step has ended."""
         if self._last_step_s is not None:
             self._gap_s.add(now_s - self._last_step_s, now_s)
-        self._last_step_s = now_s if running else None
+        self._last_step_s = now_s
 
     def finished(self, output_tokens: int) -> None:
         """Record how much a work had produced when it left its slot."""

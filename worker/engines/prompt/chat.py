@@ -109,12 +109,12 @@ class ChatTemplate:
             template = self._template
         except Exception as error:
             raise ModelError(f"The model's chat template cannot be compiled: {_reason(error)}.") from error
-        refused: Exception | None = None
+        reason = ""
         for messages in _TRIALS:
             try:
                 text = template.render(self._variables(messages))
             except _Refused as error:
-                refused = refused or error
+                reason = reason or _reason(error)
             except Exception as error:
                 raise ModelError(
                     f"The model's chat template fails on a small conversation: {_reason(error)}."
@@ -123,7 +123,7 @@ class ChatTemplate:
                 if not text:
                     raise ModelError("The model's chat template renders nothing of a small conversation.")
                 return
-        raise ModelError(f"The model's chat template refuses every small conversation: {refused}.") from refused
+        raise ModelError(f"The model's chat template refuses every small conversation: {reason}.")
 
     @cached_property
     def _template(self) -> jinja2.Template:
@@ -172,13 +172,13 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _reason(error: Exception) -> str:
-    """Return why rendering failed."""
+    """Return why rendering failed, as the end of a sentence."""
     if isinstance(error, MemoryError | RecursionError):
         return f"it needs too much memory ({type(error).__name__})"
     if isinstance(error, _Refused):
-        return str(error)
+        return str(error).removesuffix(".")
     where = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-    return f"{type(error).__name__}{where}: {error}"
+    return f"{type(error).__name__}{where}: {error}".removesuffix(".")
 
 
 def _refusal(reason: str) -> InvalidParams:
