@@ -9,7 +9,8 @@ from quart import Blueprint, Quart
 from worker import __version__
 from worker.transports.access.guards import Guards
 from worker.transports.gateway import Gateway
-from worker.transports.routes import jobs, operators, tokens
+from worker.transports.routes import bodies, jobs, operators, tokens
+from worker.transports.routes.intake import bounded
 from worker.transports.routes.problems import Problems
 
 
@@ -21,8 +22,9 @@ def build(
 ) -> Quart:
     """Return the application with all routes of `version` and with `pages`. `exposition` makes Prometheus' format."""
     app = Quart("worker", static_folder=None)
-    # The limit is ours, see `bodies`: Quart's answer to a large body does not reach the client.
+    # The limits are ours, see `intake` and `bodies`: Quart's answer to a large body does not reach the client.
     app.config["MAX_CONTENT_LENGTH"] = None
+    app.asgi_app = bounded(app.asgi_app, gateway.settings.frame_bytes_max)  # type: ignore[method-assign, assignment]
     for blueprint in (
         jobs.blueprint(gateway),
         tokens.blueprint(gateway),
@@ -31,5 +33,6 @@ def build(
     ):
         app.register_blueprint(blueprint)
     Guards(gateway.origins, version, credentials=gateway.access.required).install(app)
-    Problems(gateway.tally.refusals).install(app)
+    app.before_request(bodies.refuse_needless)
+    Problems(gateway.tally.refusals, gateway.settings.frame_bytes_max).install(app)
     return app
