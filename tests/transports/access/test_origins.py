@@ -76,7 +76,7 @@ def test_a_host_must_be_ours_listed_or_an_address(settings: dict[str, Any], host
     [
         "http://[", "[", "[::1", "::1", "[::1]x", "[zz]", "localhost:80:80", "localhost:65536", "localhost:-1",
         "localhost:8o", "localhost:٣", "localhost ", " localhost", "local host", "localhost/x", "user@localhost",
-        "//localhost", "http://localhost", "bücher.example", "\x00", "localhost\n", "localhost\x1b[2J", "x" * 999 + ":x",
+        "//localhost", "http://localhost", "bücher.example", "\x00", "localhost\n", "localhost\x1b[2J", "x:x",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("listening", ["127.0.0.1", "0.0.0.0"])

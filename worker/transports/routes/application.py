@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from quart import Blueprint, Quart
+from quart.wrappers.base import BaseRequestWebsocket
+from werkzeug.exceptions import BadHost
+from werkzeug.routing import MapAdapter
 
 from worker import __version__
 from worker.transports.access.guards import Guards
@@ -21,7 +24,7 @@ def build(
     version: str = __version__,
 ) -> Quart:
     """Return the application with all routes of `version` and with `pages`. `exposition` makes Prometheus' format."""
-    app = Quart("worker", static_folder=None)
+    app = _Application("worker", static_folder=None)
     # The limits are ours, see `intake` and `bodies`: Quart's answer to a large body does not reach the client.
     app.config["MAX_CONTENT_LENGTH"] = None
     app.asgi_app = bounded(app.asgi_app, gateway.settings.frame_bytes_max)  # type: ignore[method-assign, assignment]
@@ -36,3 +39,17 @@ def build(
     app.before_request(bodies.refuse_needless)
     Problems(gateway.tally.refusals, gateway.settings.frame_bytes_max).install(app)
     return app
+
+
+class _Application(Quart):
+    """Quart, but for hosts that are none: they are for the guards to refuse, whose answer a client can read."""
+
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """Return what finds the route of a request. No route depends on its host."""
+        try:
+            return super().create_url_adapter(request)
+        except BadHost:
+            assert request is not None
+            return self.url_map.bind(
+                "localhost", url_scheme=request.scheme, default_method=request.method, path_info=request.path
+            )

@@ -49,8 +49,8 @@ class Intake:
         self._receive = receive
         self._send = send
         self._kept_max = kept_max
-        self._bytes_max = DISCARD_BYTES_MAX
         self._bytes = 0
+        self._streams = False
         self._over = asyncio.Event()
 
     async def receive(self) -> AsgiMessage:
@@ -67,17 +67,17 @@ class Intake:
                 return message if before < self._kept_max else {"type": "http.request", "body": b""}
             if before < self._kept_max:
                 return message
-            if self._bytes > self._bytes_max:
-                self._over.set()
+            if self._streams and self._bytes > self._kept_max + NEEDLESS_BYTES_MAX:
+                # A stream may be long: its request has no right to be, too.
                 return {"type": "http.disconnect"}
+            if self._bytes > DISCARD_BYTES_MAX:
+                self._over.set()
 
     async def send(self, message: AsgiMessage) -> None:
         """Send a message of the answer; before the last one, which ends the connection, drop what is left."""
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
-            if all(name.lower() != b"content-length" for name, _ in headers):
-                # A stream may be long: its request has no right to be, too.
-                self._bytes_max = self._kept_max + NEEDLESS_BYTES_MAX
+            self._streams = all(name.lower() != b"content-length" for name, _ in headers)
             if not self._over.is_set():
                 message = {**message, "headers": [*headers, (b"connection", b"close")]}
         elif not message.get("more_body", False):
@@ -85,7 +85,7 @@ class Intake:
         await self._send(message)
 
     async def _drop_rest(self) -> None:
-        self._bytes_max = DISCARD_BYTES_MAX
+        self._streams = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DISCARD_TIMEOUT_S):
                 await self._over.wait()

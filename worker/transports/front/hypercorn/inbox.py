@@ -16,20 +16,30 @@ from worker.transports.wake import Wake
 
 
 class Inbox:
-    """A queue of at most `messages_max` messages, with one reader. Writers wait while it is full."""
+    """A queue of at most `messages_max` messages, with one reader. Writers wait while it is full and not closed."""
 
-    __slots__ = ("_messages", "_room", "_wake")
+    __slots__ = ("_closed", "_messages", "_room", "_wake")
 
     def __init__(self, messages_max: int) -> None:
         self._messages: list[Any] = []
         self._room = asyncio.Semaphore(messages_max)
         self._wake = Wake()
+        self._closed = False
 
     async def put(self, message: Any) -> None:
         """Append a message as soon as the queue is not full."""
         await self._room.acquire()
+        if self._closed:
+            # The next writer that waits.
+            self._room.release()
+            return
         self._messages.append(message)
         self._wake.set()
+
+    def close(self) -> None:
+        """Drop what comes from now on: nobody reads it, and writers that wait would wait for ever."""
+        self._closed = True
+        self._room.release()
 
     async def get(self) -> Any:
         """Remove and return the oldest message as soon as there is one."""
@@ -48,5 +58,12 @@ async def spawn_app(
     """
     inbox = Inbox(config.max_app_queue_size)
     handle = task_group._handle  # noqa: SLF001 - it has no public name
-    group.spawn(handle, app, config, scope, inbox.get, send, None, None)
+
+    async def send_or_close(message: Any) -> None:
+        # None: the application is done.
+        if message is None:
+            inbox.close()
+        await send(message)
+
+    group.spawn(handle, app, config, scope, inbox.get, send_or_close, None, None)
     return inbox.put
