@@ -158,7 +158,7 @@ class FrameTooLarge(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """The body is not JSON, or a WebSocket message is binary."""
+    """The body is not JSON, or is compressed; or a WebSocket message is binary."""
 
     code, status, title = "unsupported_media_type", 415, "Media type not supported"
 
