@@ -34,8 +34,7 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
     @routes.get("/v1/loading/progress")
     async def loading() -> Response:
         """Stream the progress of loading."""
-        gateway.check_connections()
-        return event_stream(loading_events(gateway, known=is_known(gateway)))
+        return _loading_stream(gateway)
 
     @routes.get("/metrics")
     async def metrics() -> Response:
@@ -55,3 +54,9 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
         return Response(body, content_type=JSON, headers={"Cache-Control": "no-store"})
 
     return routes
+
+
+def _loading_stream(gateway: Gateway) -> Response:
+    """Answer with the progress of loading, as long as there is room for a stream. Raises Overloaded."""
+    gateway.check_connections()
+    return event_stream(loading_events(gateway, known=is_known(gateway)))
