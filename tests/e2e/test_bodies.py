@@ -197,6 +197,7 @@ async def test_what_a_client_sent_is_never_quoted_at_length(server: Server) -> N
     for sent in (
         request("GET", f"/v1/jobs/{long}", JSON),
         request("GET", f"/{long}", JSON),
+        request("X" * 9999, "/health", {**JSON, **LONG}),
         request("GET", "/health", {**JSON, "Host": long + ".example"}),
         request("GET", "/health", {**JSON, "Origin": f"https://{long}"}),
         request("POST", "/v1/jobs", {**JSON, "Content-Encoding": long}, b"{}"),

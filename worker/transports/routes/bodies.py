@@ -20,7 +20,7 @@ BODY_TIMEOUT_S = 60.0
 async def refuse_needless() -> None:
     """Refuse a large body where none has a meaning. A small one is dropped. Raises FrameTooLarge."""
     if request.method not in METHODS_WITH_BODY and (request.content_length or 0) > NEEDLESS_BYTES_MAX:
-        raise FrameTooLarge(f"A request with {request.method} needs no body. Send it without one.")
+        raise FrameTooLarge(f"A request with {shortened(request.method)} needs no body. Send it without one.")
 
 
 async def read_object(settings: Settings) -> dict[str, Any]:

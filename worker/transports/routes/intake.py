@@ -14,6 +14,9 @@ from typing import Any, TypeAlias
 
 METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
+FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+"""A request with neither header has no body (RFC 9112, 6.3)."""
+
 NEEDLESS_BYTES_MAX = 64 << 10
 """The body of a request of another method. It means nothing (RFC 9110, 9.3.1), but some libraries send a small one."""
 
@@ -35,7 +38,7 @@ def bounded(app: App, frame_bytes_max: int) -> App:
         if scope["type"] == "http":
             # One byte more shows that a body is too large.
             kept_max = frame_bytes_max + 1 if scope["method"] in METHODS_WITH_BODY else 0
-            intake = Intake(receive, send, kept_max)
+            intake = Intake(receive, send, kept_max, has_body=any(name in FRAMING for name, _ in scope["headers"]))
             receive, send = intake.receive, intake.send
         await app(scope, receive, send)
 
@@ -45,13 +48,15 @@ def bounded(app: App, frame_bytes_max: int) -> App:
 class Intake:
     """One request. The application gets about `kept_max` bytes of its body, and then the end of it, if it comes."""
 
-    def __init__(self, receive: Receive, send: Send, kept_max: int) -> None:
+    def __init__(self, receive: Receive, send: Send, kept_max: int, *, has_body: bool) -> None:
         self._receive = receive
         self._send = send
         self._kept_max = kept_max
         self._bytes = 0
         self._streams = False
         self._over = asyncio.Event()
+        if not has_body:
+            self._over.set()
 
     async def receive(self) -> AsgiMessage:
         """Return the next message that the application needs. A body without bounds ends the request."""

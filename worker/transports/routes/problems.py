@@ -64,7 +64,7 @@ class Problems:
         """Count a refusal, and log it."""
         self._refusals[code] += 1
         # A WebSocket at an unknown path is refused without being a request.
-        about = {"method": request.method, "path": shortened(request.path)} if has_request_context() else {}
+        about = {"method": shortened(request.method), "path": shortened(request.path)} if has_request_context() else {}
         log_ids = {"correlation_id": g.correlation.correlation_id} if "correlation" in g else {}
         logger.info("refused", extra={"code": code, "status": status, **about, **log_ids})
 
