@@ -32,10 +32,19 @@ On the wire an error is a problem object (RFC 9457), built here so that HTTP, We
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+import copy
+from typing import Annotated, ClassVar, Self
 
 import msgspec
 from msgspec import Meta
+
+QUOTED_CHARS_MAX = 200
+"""Characters of a client's text that an answer or a log line repeats."""
+
+
+def shortened(text: str) -> str:
+    """Return what a client sent, cut to QUOTED_CHARS_MAX."""
+    return text if len(text) <= QUOTED_CHARS_MAX else f"{text[: QUOTED_CHARS_MAX - 1]}…"
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -72,6 +81,13 @@ class JobwireError(Exception):
         self.detail = detail
         self.retry_after_ms = retry_after_ms
         self.errors = errors
+
+    def shorter(self) -> Self:
+        """Return the same error with half as many fields named, and a detail of half the length."""
+        small = copy.copy(self)
+        small.errors = self.errors[: len(self.errors) // 2]
+        small.detail = f"{self.detail[: len(self.detail) // 2]}…"
+        return small
 
     def problem(self) -> Problem:
         """Return the RFC 9457 object for this error."""
@@ -142,7 +158,7 @@ class FrameTooLarge(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """The body is not JSON, or a WebSocket message is binary."""
+    """The body is not JSON, or is compressed; or a WebSocket message is binary."""
 
     code, status, title = "unsupported_media_type", 415, "Media type not supported"
 

@@ -567,12 +567,17 @@ export interface ResponseFormat {
 /**
  * What a client must keep to, or may count on.
  *
- * Operators know the same limits by other names, of their settings: `frame_bytes_max`, `jobs_per_principal_max`,
- * `queue_jobs_max`, `subscriptions_per_connection_max`, `window_frames_max` and `coalesce_ms_max`.
+ * Operators know the same limits by other names, of their settings: `frame_bytes_max`, `json_members_max`,
+ * `messages_max`, `jobs_per_principal_max`, `queue_jobs_max`, `subscriptions_per_connection_max`, `window_frames_max`
+ * and `coalesce_ms_max`.
  */
 export interface ServerLimits {
   /** Size of one message, either way. (integer) */
   max_frame_bytes: number;
+  /** Fields and elements in one message, at all depths together. (integer) */
+  max_members: number;
+  /** Messages of a conversation. (integer) */
+  max_messages: number;
   /** Live jobs of one client. (integer) */
   max_jobs: number;
   /** Waiting jobs, over all clients. (integer) */

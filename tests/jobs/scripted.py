@@ -39,6 +39,7 @@ LIMITS = Limits(
     max_tokens_default=16,
     max_tokens_max=1000,
     prompt_bytes_max=10_000,
+    messages_max=8,
     choices_max=4,
     deadline_default_ms=0,
     window_frames_max=8,

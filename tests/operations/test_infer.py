@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.jobs.scripted import LIMITS
 from worker.errors import InvalidParams
-from worker.operations.base import JobRequest, fingerprint
+from worker.operations.base import JobRequest
+from worker.operations.base import fingerprint as fingerprint_of
 from worker.operations.fields import WrongFields
 from worker.operations.infer import FIELDS, FORM_BYTES_MAX, Infer
 from worker.requests import Message, Prompt, ResponseFormat
@@ -217,9 +218,13 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
 # ---- identity --------------------------------------------------------------------------------------------------------
 
 
+def fingerprint(body: dict[str, Any]) -> bytes:
+    return fingerprint_of(body, FIELDS)
+
+
 def test_the_order_of_fields_their_delivery_and_nulls_do_not_matter() -> None:
     one = {"prompt": "Hi", "n": 2, "logit_bias": {"1": 1, "2": 2}}
-    two = {"logit_bias": {"2": 2, "1": 1}, "n": 2, "prompt": "Hi", "after": "x-1", "ref": "r", "seed": None}
+    two = {"logit_bias": {"2": 2, "1": 1}, "n": 2, "prompt": "Hi", "after": "x-1", "ref": "r", "seed": None, "x": 1}
     assert fingerprint(one) == fingerprint(two)
     assert len(fingerprint(one)) == 16
 

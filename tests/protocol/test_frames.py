@@ -74,6 +74,11 @@ def test_a_job_id_is_16_to_64_url_safe_characters(job_id: str) -> None:
     assert decode(json.dumps({"type": "cancel", "job_id": job_id}), LIMIT, LIMITS) == Cancel(job_id=job_id)
 
 
+def test_a_byte_order_mark_before_json_is_skipped() -> None:
+    assert decode('\ufeff{"type":"ping","t":1}', LIMIT, LIMITS) == Ping(t=1)
+    assert decode(b'\xef\xbb\xbf{"type":"ping","t":"\xef\xbb\xbf"}', LIMIT, LIMITS) == Ping(t="\ufeff")
+
+
 def test_of_a_key_that_comes_twice_the_last_counts() -> None:
     assert decode('{"type":"ping","type":"ping","t":1,"t":2}', LIMIT, LIMITS) == Ping(t=2)
 
@@ -117,7 +122,8 @@ def test_a_post_takes_its_idempotency_key_for_its_job_id() -> None:
         '{"type":"ping","t":"\\udc00x"}',
         '{"type":"ping","t":"' + "\ud800" + '"}',
         '{"type":"ping","t":"\n"}',
-        "\ufeff" + '{"type":"ping"}',
+        "\ufeff\ufeff" + '{"type":"ping"}',
+        " \ufeff" + '{"type":"ping"}',
         "[" * 100_000,
         '{"a":' * 5000,
         '{"type":"create","prompt":"Hi","x":' + "[" * 900 + "]" * 900 + "}",

@@ -151,6 +151,19 @@ def test_a_worker_without_a_usable_model_says_why() -> None:
     assert "progress_url" not in ready
 
 
+def test_strangers_are_not_told_why_there_is_no_model() -> None:
+    """The reason may name files."""
+    answers = (
+        views.health(BROKEN, known=False)[1],
+        views.ready(BROKEN, known=False)[1],
+        views.loading_item(BROKEN, known=False)[0],
+    )
+    for data in answers:
+        assert b"broken" not in data
+        assert views.UNSAID.encode() in data
+    assert body(views.health(READY, known=False)[1]) == body(views.health(READY)[1])
+
+
 def test_ready_is_idle_or_busy_or_draining() -> None:
     assert views.ready(READY) == (200, b'{"ready":true,"state":"idle","model_loaded":true}')
     assert body(views.ready(msgspec.structs.replace(READY, stats=STATS))[1])["state"] == "busy"

@@ -25,6 +25,7 @@ from worker.protocol.tally import Tally
 Sent: TypeAlias = dict[str, Any]
 
 ID = "3f2c9a7e-5b1d-4c8e-9f00-aa12bb34cc56"
+MEMBERS_MAX = 20_000
 OTHER = "another-job-of-ours"
 IDS = [f"job-number-{number_:08d}" for number_ in range(64)]
 
@@ -133,7 +134,7 @@ def remark(job: Job, action: str = "remark") -> None:
 
 def decode(data: str | bytes, frame_bytes_max: int, limits: Limits) -> ClientFrame:
     """Return the client frame in a message."""
-    return decoding.interpret(decoding.load(data, frame_bytes_max), limits)
+    return decoding.interpret(decoding.load(data, frame_bytes_max, MEMBERS_MAX), limits)
 
 
 def parsed(data: bytes) -> Sent:

@@ -56,11 +56,15 @@ class Listening:
     frame_bytes_max: Annotated[
         int,
         Meta(
-            ge=1024,
+            ge=4096,
             le=GIB,
             description="Most bytes of a message or request body from a client. Token frames are merged up to it.",
         ),
     ] = MIB
+    json_members_max: Annotated[
+        int,
+        Meta(ge=64, le=1 << 24, description="Fields and elements in a message or request body, at all depths."),
+    ] = 20_000
     connections_max: Annotated[int, Meta(ge=1, le=1 << 20, description="Open connections.")] = 4096
     subscriptions_per_connection_max: Annotated[
         int, Meta(ge=1, le=1 << 20, description="Jobs that one WebSocket may watch at a time.")

@@ -156,6 +156,7 @@ class Settings(Listening):
     ] = 512
     max_tokens_max: Annotated[int, Meta(ge=1, le=1 << 24, description="Output tokens that a job may ask for.")] = 32_768
     prompt_bytes_max: Annotated[int, Meta(ge=1, le=GIB, description="Size of a prompt.")] = 1_000_000
+    messages_max: Annotated[int, Meta(ge=1, le=1 << 20, description="Messages of a conversation.")] = 4096
     choices_max: Annotated[int, Meta(ge=1, le=4096, description="Choices (n) of one job.")] = 16
     deadline_default_ms: Annotated[
         int, Meta(ge=0, le=DAY_S * 1000, description="Deadline of a job that sets none, from its creation. 0 is none.")

@@ -25,6 +25,7 @@ from worker.errors import (
     JobNotFound,
     ModelError,
     Problem,
+    shortened,
 )
 from worker.events import (
     TERMINAL,
@@ -134,7 +135,9 @@ class Jobs:
         """Return a job. Raises JobNotFound."""
         job = self._jobs.get((owner_name, job_id))
         if job is None:
-            raise JobNotFound(f"There is no job {job_id}. It may have been forgotten after its retention time.")
+            raise JobNotFound(
+                f"There is no job {shortened(job_id)}. It may have been forgotten after its retention time."
+            )
         return job
 
     def list(self, owner_name: str | None) -> list[Job]:

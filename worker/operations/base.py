@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypedDict
 
 import msgspec
@@ -13,9 +13,6 @@ from worker.engines.base import Generation
 from worker.events import Event
 from worker.operations.fields import WrongFields
 from worker.requests import Prompt, Sampling
-
-DELIVERY_FIELDS = frozenset({"type", "job_id", "after", "ref", "window", "channels", "coalesce_ms"})
-"""Fields of a request that say how to deliver a job, not what to do: they do not take part in its identity."""
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +71,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens_default: int
     max_tokens_max: int
     prompt_bytes_max: int
+    messages_max: int
     choices_max: int
     deadline_default_ms: int
     window_frames_max: int
@@ -120,9 +118,13 @@ class Operation(Described, Protocol):
         ...
 
 
-def fingerprint(body: Mapping[str, object]) -> bytes:
-    """Return 16 bytes that identify what a body asks for, whatever the order of its fields and its delivery."""
-    relevant = {key: value for key, value in body.items() if key not in DELIVERY_FIELDS and value is not None}
+def fingerprint(body: Mapping[str, object], params: Iterable[str]) -> bytes:
+    """Return 16 bytes that identify what a body asks for: its operation, and the fields that this reads.
+
+    Their order does not matter, nor what belongs to the delivery, nor fields that nobody knows.
+    """
+    values = ((name, body.get(name)) for name in ("operation", *params))
+    relevant = {name: value for name, value in values if value is not None}
     return hashlib.blake2b(msgspec.json.encode(relevant, order="deterministic"), digest_size=16).digest()
 
 
@@ -133,6 +135,6 @@ def scripted(operation: str, body: Mapping[str, object], script: tuple[Event, ..
         prompt=Prompt(),
         sampling=Sampling(),
         max_tokens=0,
-        fingerprint=fingerprint(body),
+        fingerprint=fingerprint(body, ()),
         script=script,
     )

@@ -28,6 +28,9 @@ PARTS_MAX = 4096
 DETAIL_CHARS_MAX = 120
 """A detail may quote a value of the client."""
 
+REASON_CHARS_MAX = 1000
+"""What is looked at of msgspec's message, which may quote a whole value between its beginning and its end."""
+
 KEY_CHARS_MAX = 20
 """Characters that are quoted of a key."""
 
@@ -109,7 +112,7 @@ def compiled(kinds: Mapping[str, Any]) -> Kinds:
 
 def field_error(error: msgspec.ValidationError, pointer: str = "") -> FieldError:
     """Return what msgspec found wrong in the value at `pointer`: a pointer to the exact place, and what is allowed."""
-    reason, path = str(error), ""
+    reason, path = _ends(str(error)), ""
     found = _PLACE.search(reason)
     if found is not None:
         # msgspec does not name the key of a mapping: then the pointer is to the mapping.
@@ -236,6 +239,12 @@ def _fields(struct: type[msgspec.Struct]) -> dict[str, tuple[Any, bool]]:
 
 
 # ---- msgspec's words -------------------------------------------------------------------------------------------------
+
+
+def _ends(reason: str) -> str:
+    """Return the beginning and the end of a message."""
+    half = REASON_CHARS_MAX // 2
+    return reason if len(reason) <= REASON_CHARS_MAX else f"{reason[:half]}…{reason[-half:]}"
 
 
 def _in_words(reason: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, cast, get_type_hints
 
@@ -127,7 +127,8 @@ class Infer:
 
     def parse(self, body: Mapping[str, object], limits: Limits, wrong: WrongFields) -> JobRequest:
         """Check a body against FIELDS and the limits. Raises InvalidParams that names every wrong field."""
-        values = cast("Params", wrong.convert(_with_whole_numbers(body), _KINDS, _words(limits)))
+        _check_messages(body.get("messages"), limits, wrong)
+        values = cast("Params", wrong.convert(_readable(body, wrong.names), _KINDS, _words(limits)))
         _check_limits(values, limits, wrong)
         wrong.refuse()
         return JobRequest(
@@ -135,7 +136,7 @@ class Infer:
             prompt=_prompt(values),
             sampling=_sampling(values),
             max_tokens=values.get("max_tokens", limits.max_tokens_default),
-            fingerprint=fingerprint(body),
+            fingerprint=fingerprint(body, FIELDS),
             seed=values["seed"] % SEED_MODULUS if "seed" in values else None,
             n=values.get("n", 1),
             priority=values.get("priority", 5),
@@ -145,11 +146,21 @@ class Infer:
         )
 
 
-def _with_whole_numbers(body: Mapping[str, object]) -> dict[str, object]:
-    """Return a body in which whole numbers are integers: clients that know only floats send 20.0."""
+def _check_messages(messages: object, limits: Limits, wrong: WrongFields) -> None:
+    """Record too many messages, before they are looked at one by one."""
+    if isinstance(messages, list) and len(messages) > limits.messages_max:
+        wrong.add("/messages", f"Expected at most {limits.messages_max} messages, got {len(messages)}")
+
+
+def _readable(body: Mapping[str, object], wrong: Container[str]) -> dict[str, object]:
+    """Return the fields of a body that can be read, without those that are `wrong` already.
+
+    Whole numbers are integers there: clients that know only floats send 20.0.
+    """
+    fields = ((name, body.get(name)) for name in FIELDS if name not in wrong)
     return {
         name: int(value) if isinstance(value, float) and name in _INTEGERS and value.is_integer() else value
-        for name, value in body.items()
+        for name, value in fields
     }
 
 

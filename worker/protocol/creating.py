@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from worker.errors import UnsupportedOperation
+from worker.errors import UnsupportedOperation, shortened
 from worker.jobs.job import Job
 from worker.operations.base import Described
 from worker.operations.fields import WrongFields
@@ -44,7 +44,7 @@ def create(host: SessionHost, caller: Caller, frame: Create) -> Creation:
     if operation is None:
         offered = ", ".join(sorted(host.operations))
         wrong.add("/operation", f"Expected one of {offered}")
-        detail = f"This worker has no operation {frame.operation!r}. It has: {offered}."
+        detail = f"This worker has no operation {shortened(frame.operation)!r}. It has: {offered}."
         raise UnsupportedOperation(detail, errors=wrong.error().errors)
     request = operation.parse(frame.body, host.limits, wrong)
     job, existing = host.jobs.create(

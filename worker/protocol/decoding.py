@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import accumulate
 from typing import Any, TypeVar, get_type_hints
 
 import msgspec
@@ -15,29 +16,44 @@ from worker.protocol.frames import CLIENT_FRAMES, JOB_ID_ALLOWED, ClientFrame, C
 DEPTH_MAX = 64
 """Nesting of a client's JSON. Deeper values could exhaust the stack of code that walks them."""
 
+BOM = b"\xef\xbb\xbf"
+"""Some editors and shells write it before UTF-8. It is no part of JSON (RFC 8259, 8.1)."""
+
+STEPS = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
+"""What each bracket adds to the depth."""
+
+DIGITS_MAX = 1000
+"""Digits of a number in a client's JSON. The time to read one grows with their square."""
+
+LONG_NUMBER = b"0" * (DIGITS_MAX + 1)
+DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+NO_BRACKETS = bytes(byte for byte in range(256) if byte not in STEPS)
+WHITESPACE = b" \t\r\n"
+
 
 F = TypeVar("F", bound=ClientFrame)
 
 
-def load(data: str | bytes, frame_bytes_max: int) -> dict[str, Any]:
-    """Return the JSON object in a message. Raises FrameTooLarge or BadFrame."""
+def load(data: str | bytes, frame_bytes_max: int, members_max: int) -> dict[str, Any]:
+    """Return the JSON object in a message. Raises FrameTooLarge or BadFrame.
+
+    Its depth and the number of its members are checked before there are any values: a message of small values costs
+    a hundred times as much to build and to walk through as one of the same size with a few large ones.
+    """
     try:
         raw = data.encode() if isinstance(data, str) else data
     except UnicodeEncodeError:
         raise BadFrame("The message is not Unicode: it contains half a surrogate pair.") from None
     if len(raw) > frame_bytes_max:
         raise FrameTooLarge(f"The message has {len(raw)} bytes, of at most {frame_bytes_max}.")
+    raw = raw.removeprefix(BOM)
+    _check_shape(raw, members_max)
     try:
         value = msgspec.json.decode(raw)
-    except RecursionError:
-        raise BadFrame(f"The message is nested deeper than {DEPTH_MAX} levels.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadFrame(f"The message is not JSON: {error}.") from None
     if not isinstance(value, dict):
         raise BadFrame("The message is JSON, but not an object.")
-    # Counting brackets is cheap, and most messages have too few to be deep.
-    if raw.count(b"[") + raw.count(b"{") > DEPTH_MAX and _is_deep(value):
-        raise BadFrame(f"The message is nested deeper than {DEPTH_MAX} levels.")
     return value
 
 
@@ -135,12 +151,38 @@ _REQUIRED: dict[type[msgspec.Struct], tuple[str, ...]] = {
 """The fields without which a client frame means nothing."""
 
 
-def _is_deep(value: dict[str, Any]) -> bool:
-    """Return whether a JSON object is nested deeper than DEPTH_MAX, without recursion."""
-    level: list[dict[str, object] | list[object]] = [value]
-    for _ in range(DEPTH_MAX):
-        inner = [item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer)]
-        level = [item for item in inner if isinstance(item, dict | list)]
-        if not level:
-            return False
-    return True
+def _check_shape(raw: bytes, members_max: int) -> None:
+    """Raise BadFrame if JSON is nested too deep, has too many members or too long a number.
+
+    What is not JSON may pass: the parser refuses it. The time is in proportion to the bytes, a few ms for 1 MiB.
+    """
+    opens = raw.count(b"[") + raw.count(b"{")
+    long_number = len(raw) > DIGITS_MAX and LONG_NUMBER in raw.translate(DIGITS_AS_ZEROS)
+    if not long_number and opens <= DEPTH_MAX and opens + raw.count(b",") <= members_max:
+        # Most messages have too few of them, within strings or not.
+        return
+    bare = _without_strings(raw, members_max)
+    brackets = bare.translate(None, NO_BRACKETS)[: 2 * members_max + 2]
+    if max(accumulate(map(STEPS.__getitem__, brackets)), default=0) > DEPTH_MAX:
+        raise BadFrame(f"The message is nested deeper than {DEPTH_MAX} levels.")
+    opens = bare.count(b"[") + bare.count(b"{")
+    # A container has one member more than commas, unless it is empty.
+    if opens + bare.count(b",") - bare.count(b"[]") - bare.count(b"{}") > members_max:
+        raise _too_many(members_max)
+    if LONG_NUMBER in bare.translate(DIGITS_AS_ZEROS):
+        raise BadFrame(f"The message has a number of more than {DIGITS_MAX} digits.")
+
+
+def _without_strings(raw: bytes, members_max: int) -> bytes:
+    """Return JSON without whitespace, and with a quote in place of each string."""
+    if b"\\" in raw:
+        # A backslash is always in a string. Pairs go first: what follows one is not escaped.
+        raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if raw.count(b'"') > 4 * members_max:
+        # Each member has two strings at most.
+        raise _too_many(members_max)
+    return b'"'.join(raw.split(b'"')[::2]).translate(None, WHITESPACE)
+
+
+def _too_many(members_max: int) -> BadFrame:
+    return BadFrame(f"The message has more than {members_max} members: fields and elements, at all depths together.")

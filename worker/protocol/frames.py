@@ -6,13 +6,13 @@ source of the protocol's schema: each field is described here, and `corpus` has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
-from worker.errors import FieldError, Problem
+from worker.errors import FieldError, JobwireError, Problem
 from worker.events import Usage
 
 PROTOCOL = "jobwire.v1"
@@ -159,11 +159,14 @@ EchoedRef: TypeAlias = Annotated[str, Meta(description="The `ref` of the request
 class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a client must keep to, or may count on.
 
-    Operators know the same limits by other names, of their settings: `frame_bytes_max`, `jobs_per_principal_max`,
-    `queue_jobs_max`, `subscriptions_per_connection_max`, `window_frames_max` and `coalesce_ms_max`.
+    Operators know the same limits by other names, of their settings: `frame_bytes_max`, `json_members_max`,
+    `messages_max`, `jobs_per_principal_max`, `queue_jobs_max`, `subscriptions_per_connection_max`, `window_frames_max`
+    and `coalesce_ms_max`.
     """
 
     max_frame_bytes: Annotated[int, Meta(description="Size of one message, either way.")]
+    max_members: Annotated[int, Meta(description="Fields and elements in one message, at all depths together.")]
+    max_messages: Annotated[int, Meta(description="Messages of a conversation.")]
     max_jobs: Annotated[int, Meta(description="Live jobs of one client.")]
     max_queue: Annotated[int, Meta(description="Waiting jobs, over all clients.")]
     max_subscriptions: Annotated[int, Meta(description="Jobs that one connection may follow at the same time.")]
@@ -310,6 +313,9 @@ class Goaway(msgspec.Struct, frozen=True, kw_only=True, tag="goaway"):
 
 ServerFrame: TypeAlias = Hello | Accepted | NarrationFrame | TokenFrame | End | Error | Pong | Goaway
 
+DETAIL_CHARS_MIN = 80
+"""What is left of a detail at least, where an error must be short."""
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -332,6 +338,15 @@ def _whole(value: Any) -> Any:
             return [_whole(item) for item in value]
         case _:
             return value
+
+
+def encode_error(error: JobwireError, bytes_max: int, encoded: Callable[[JobwireError], bytes]) -> bytes:
+    """Return an error as `encoded` makes it. One that would have more than `bytes_max` bytes says less."""
+    data = encoded(error)
+    while len(data) > bytes_max and (error.errors or len(error.detail) > DETAIL_CHARS_MIN):
+        error = error.shorter()
+        data = encoded(error)
+    return data
 
 
 def sse_url(job_id: str) -> str:

@@ -147,7 +147,7 @@ class Session:
         try:
             if isinstance(data, bytes):
                 raise UnsupportedMediaType("The message is binary. Send JSON as a text message.")
-            fields = decoding.load(data, self._settings.frame_bytes_max)
+            fields = decoding.load(data, self._settings.frame_bytes_max, self._settings.json_members_max)
             reply = self._act(decoding.interpret(fields, self._host.limits), now_ms)
         except JobwireError as error:
             self._host.tally.refusals[error.code] += 1
@@ -156,7 +156,8 @@ class Session:
             job_id = _short(fields.get("job_id"))
             log_ids = {"job_id": job_id, "correlation_id": self._correlation.correlation_id}
             logger.info("refused", extra={"code": error.code, "frame": _short(fields.get("type")), **log_ids})
-            reply = Error(error=error.problem(), job_id=job_id, ref=_short(fields.get("ref")))
+            self._refuse(error, job_id, _short(fields.get("ref")))
+            return
         if reply is not None:
             self._reply(reply)
 
@@ -257,6 +258,13 @@ class Session:
         self._outbox.append(frames.encode(frame))
         self._wake()
 
+    def _refuse(self, error: JobwireError, job_id: str | None, ref: str | None) -> None:
+        def encoded(error: JobwireError) -> bytes:
+            return frames.encode(Error(error=error.problem(), job_id=job_id, ref=ref))
+
+        self._outbox.append(frames.encode_error(error, self._settings.frame_bytes_max, encoded))
+        self._wake()
+
     def _hello(self, now_ms: float, ref: str | None = None) -> Hello:
         settings, grant = self._settings, self._grant
         expires_at_ms = grant.expires_at_ms if grant is not None else None
@@ -269,6 +277,8 @@ class Session:
             expires_in=None if expires_at_ms is None else max(int(expires_at_ms - now_ms) // 1000, 0),
             limits=ServerLimits(
                 max_frame_bytes=settings.frame_bytes_max,
+                max_members=settings.json_members_max,
+                max_messages=settings.messages_max,
                 max_jobs=jobs_max or settings.jobs_per_principal_max,
                 max_queue=settings.queue_jobs_max,
                 max_subscriptions=settings.subscriptions_per_connection_max,

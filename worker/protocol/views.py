@@ -21,6 +21,8 @@ from worker.protocol.reading import wire_queue, wire_state
 LOADING_URL = "/v1/loading/progress"
 WS_URL = "/v1/ws"
 
+UNSAID = "The model could not be loaded. Ask with a key for the reason, or look into the worker's log."
+
 
 class Created(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The answer to POST /v1/jobs."""
@@ -190,14 +192,22 @@ def _item(job: Job) -> dict[str, Any]:
     }
 
 
-def health(state: EngineState) -> tuple[HTTPStatus, bytes]:
+def _error(state: EngineState, *, known: bool) -> Problem | None:
+    """Return why there is no model. What went wrong may name files, which is for those alone who are `known`."""
+    if state.error is None or known:
+        return state.error
+    return msgspec.structs.replace(state.error, detail=UNSAID)
+
+
+def health(state: EngineState, *, known: bool = True) -> tuple[HTTPStatus, bytes]:
     """Return status and body: healthy as long as the worker serves or will; without a usable model it is not."""
     info, stats, failed = state.info, state.stats, state.phase == "failed"
+    error = _error(state, known=known) if failed else None
     body = Health(
         status="unhealthy" if failed else "healthy",
         version=__version__,
         engine_phase=state.phase,
-        message=state.error.detail if failed and state.error is not None else None,
+        message=error.detail if error is not None else None,
         model=info.model if info else None,
         engine=info.engine if info else None,
         device=info.device if info else None,
@@ -240,7 +250,7 @@ def stats(state: EngineState, *, live: int, sockets: int, uptime_s: float) -> by
     return encode(body)
 
 
-def ready(state: EngineState, *, draining: bool = False) -> tuple[HTTPStatus, bytes]:
+def ready(state: EngineState, *, draining: bool = False, known: bool = True) -> tuple[HTTPStatus, bytes]:
     """Return status and body: ready when a new job would start without waiting for a model."""
     if draining:
         return HTTPStatus.SERVICE_UNAVAILABLE, encode(Ready(ready=False, state="draining"))
@@ -252,17 +262,17 @@ def ready(state: EngineState, *, draining: bool = False) -> tuple[HTTPStatus, by
         state=state.phase,
         model_loaded=False,
         progress_url=LOADING_URL if state.phase in ("loading", "restarting") else None,
-        error=state.error,
+        error=_error(state, known=known),
     )
     return HTTPStatus.SERVICE_UNAVAILABLE, encode(body)
 
 
-def loading_item(state: EngineState) -> tuple[bytes, bool]:
+def loading_item(state: EngineState, *, known: bool = True) -> tuple[bytes, bool]:
     """Return the event of the current state of loading, and whether it is the last."""
     if state.phase == "ready":
         return encode(LoadingItem(stage="ready")), True
     if state.phase in ("failed", "closed"):
-        return encode(LoadingItem(stage=state.phase, error=state.error)), True
+        return encode(LoadingItem(stage=state.phase, error=_error(state, known=known))), True
     progress = state.progress
     if progress is None:
         return encode(LoadingItem(stage=state.phase)), False

@@ -82,7 +82,7 @@ OUTCOMES = {
 def post(data: str) -> tuple[Job, dict[str, Any]]:
     """Create a job as a POST does; return it and the request that reached it. Raises errors of the tree."""
     client = Wire().connect()
-    frame = decoding.create_of(decoding.load(data, 1 << 20), LIMITS)
+    frame = decoding.create_of(decoding.load(data, 1 << 20, 20_000), LIMITS)
     return creating.create(client, Caller(ANN), frame).job, frame.body
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from worker.errors import BadFrame, Forbidden, FrameTooLarge, InvalidParams, Unauthorized, UnsupportedMediaType
+from worker.errors import (
+    BadFrame,
+    Forbidden,
+    FrameTooLarge,
+    InvalidParams,
+    Overloaded,
+    Unauthorized,
+    UnsupportedMediaType,
+)
 from worker.protocol.describe.job_routes import JOB_ROUTES
 from worker.protocol.describe.route import EVENTS, HTML, JSON, TEXT, Answer, Errors, Route
 
@@ -122,6 +130,7 @@ ROUTES: tuple[Route, ...] = (
         summary="Watch the model being loaded",
         text="A stream of data lines that ends with `[DONE]`.",
         answers=(Answer(status=200, text="One event for every change.", media=EVENTS, schema="LoadingStream"),),
+        errors=(Overloaded,),
     ),
     Route(
         method="get",

@@ -6,15 +6,20 @@ can be made to lead there (DNS rebinding). So both headers are checked, with or 
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from worker.config import Settings
-from worker.errors import Forbidden
+from worker.config.listening import ORIGIN
+from worker.errors import Forbidden, shortened
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound to
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+PORTS = r"6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[1-5]\d{4}|\d{0,4}"
+HOST = re.compile(rf"(?a:(\[(?P<address>[0-9a-fA-F:.]+)\]|(?P<name>[\w.~-]*))(:({PORTS}))?)")
+"""A Host header (RFC 9110, 7.2). Names are those of the DNS and of containers; the port may be empty."""
 
 
 class Origins:
@@ -36,22 +41,28 @@ class Origins:
         An address always passes: probes and scrapers use it, and only names can be made to lead a page here.
         """
         name = _host_name(host or "")
+        if name is None:
+            raise Forbidden(f"{shortened(host or '')!r} is no host. Send a name or an address, and perhaps a port.")
         allowed = {*self._hosts_allowed, self._host.lower()}
         if self._host in LOOPBACK_HOSTS:
             allowed |= LOOPBACK_HOSTS
         elif self._host in WILDCARD_HOSTS and not self._hosts_allowed:
             return
         if name not in allowed and not _is_address(name):
-            raise Forbidden(f"This worker does not answer to the host {name!r}. Allow it with --hosts-allowed.")
+            raise Forbidden(
+                f"This worker does not answer to the host {shortened(name)!r}. Allow it with --hosts-allowed."
+            )
 
     def check_origin(self, origin: str | None, host: str | None) -> None:
         """Raise Forbidden if a browser page of another origin calls. Programs send no Origin and pass."""
         if origin is None or self.is_listed(origin):
             return
-        parts = urlsplit(origin)
-        ours, theirs = (host or "").lower(), parts.netloc.lower()
-        if not theirs or theirs not in (ours, ours.removesuffix(DEFAULT_PORTS.get(parts.scheme, ""))):
-            raise Forbidden(f"Pages of {origin!r} may not use this worker. Allow them with --origins-allowed.")
+        scheme, _, theirs = origin.lower().partition("://")
+        ours = (host or "").lower()
+        if not re.match(ORIGIN, origin) or theirs not in (ours, ours.removesuffix(DEFAULT_PORTS.get(scheme, " "))):
+            raise Forbidden(
+                f"Pages of {shortened(origin)!r} may not use this worker. Allow them with --origins-allowed."
+            )
 
     def is_listed(self, origin: str) -> bool:
         """Return whether the settings allow an origin."""
@@ -64,12 +75,10 @@ def _normal(origin: str) -> str:
     return origin.removesuffix(DEFAULT_PORTS.get(origin.partition("://")[0], " "))
 
 
-def _host_name(host: str) -> str:
-    """Return the name in a Host header, without port and brackets, in lower case."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+def _host_name(host: str) -> str | None:
+    """Return the name in a Host header, without port and brackets, in lower case; None if it is malformed."""
+    found = HOST.fullmatch(host)
+    return (found["address"] or found["name"]).lower() if found is not None else None
 
 
 def _is_address(name: str) -> bool:

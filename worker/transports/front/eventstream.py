@@ -70,9 +70,9 @@ def legacy_events(gateway: Gateway, job: Job, grant: Grant, reader: LegacyReader
     return EventStreamConnection(gateway, grant, events, wake, kind="legacy", heartbeat=b"", chunk_bytes=1).follow(job)
 
 
-def loading_events(gateway: Gateway) -> AsyncIterator[bytes]:
-    """Stream the progress of loading the model until it is ready or has failed."""
-    return LoadingConnection(gateway).follow()
+def loading_events(gateway: Gateway, *, known: bool) -> AsyncIterator[bytes]:
+    """Stream the progress of loading the model until it is ready or has failed; the reason only to `known` callers."""
+    return LoadingConnection(gateway, known=known).follow()
 
 
 class _LegacyEvents:
@@ -185,9 +185,12 @@ class LoadingConnection:
 
     kind = "loading"
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, *, known: bool) -> None:
         self._gateway = gateway
+        self._known = known
         self._wake = Wake()
+        self._silent_since = gateway.clock.monotonic_ms()
+        self._heartbeat_due = False
         self._finishing = False
 
     async def follow(self) -> AsyncIterator[bytes]:
@@ -197,10 +200,12 @@ class LoadingConnection:
         try:
             with gateway.connected(self):
                 while not self._finishing:
-                    item, done = views.loading_item(gateway.jobs.engine)
-                    if item != last:
-                        yield b"data: " + item + b"\n\n"
-                        last = item
+                    item, done = views.loading_item(gateway.jobs.engine, known=self._known)
+                    chunk = b"data: %b\n\n" % item if item != last else sse.HEARTBEAT if self._heartbeat_due else b""
+                    self._heartbeat_due = False
+                    if chunk:
+                        yield chunk
+                        self._silent_since, last = gateway.clock.monotonic_ms(), item
                     if done:
                         yield b"data: [DONE]\n\n"
                         return
@@ -209,7 +214,10 @@ class LoadingConnection:
             gateway.state_wakers.discard(self._wake.set)
 
     def tick(self, now_ms: float) -> None:
-        """Do nothing: old clients do not know comments, so there are no heartbeats."""
+        """Send a heartbeat after a silence: a client that is gone is noticed only by writing to it."""
+        if now_ms - self._silent_since >= self._gateway.settings.heartbeat_s * 1000:
+            self._heartbeat_due = True
+            self._wake.set()
 
     def drain(self) -> None:
         """Do nothing: the stream follows no job."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from quart import Response, request
 
+from worker.errors import Forbidden, Unauthorized
 from worker.jobs.limits.principals import Grant
 from worker.transports.gateway import Gateway
 
@@ -23,6 +24,14 @@ def grant_of_request(gateway: Gateway) -> Grant:
     return gateway.access.require(request.headers)
 
 
+def is_known(gateway: Gateway) -> bool:
+    """Return whether the current request shows who calls. Without keys everybody is known."""
+    try:
+        return gateway.access.identify(request.headers) is not None
+    except (Unauthorized, Forbidden):
+        return False
+
+
 def json_answer(body: bytes, status: int = 200) -> Response:
     """Answer with JSON that the protocol has encoded."""
     return Response(body, status, content_type=JSON)
@@ -30,7 +39,14 @@ def json_answer(body: bytes, status: int = 200) -> Response:
 
 def event_stream(events: AsyncIterator[bytes], headers: Mapping[str, str] | None = None) -> Response:
     """Answer with a stream of events, and more headers."""
-    response = Response(events, headers=EVENT_STREAM_HEADERS | dict(headers or {}))
+    # A HEAD asks for the headers alone: its answer would last as long as the stream, and carry nothing.
+    content = events if request.method != "HEAD" else _no_events()
+    response = Response(content, headers=EVENT_STREAM_HEADERS | dict(headers or {}))
     # Quart ends a response after 60 s otherwise, silently.
     response.timeout = None
     return response
+
+
+async def _no_events() -> AsyncIterator[bytes]:
+    return
+    yield b""

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from quart import Blueprint, Quart
+from quart.wrappers.base import BaseRequestWebsocket
+from werkzeug.exceptions import BadHost
+from werkzeug.routing import MapAdapter
 
 from worker import __version__
 from worker.transports.access.guards import Guards
 from worker.transports.gateway import Gateway
-from worker.transports.routes import jobs, operators, tokens
+from worker.transports.routes import bodies, jobs, operators, tokens
+from worker.transports.routes.intake import bounded
 from worker.transports.routes.problems import Problems
 
 
@@ -20,9 +24,10 @@ def build(
     version: str = __version__,
 ) -> Quart:
     """Return the application with all routes of `version` and with `pages`. `exposition` makes Prometheus' format."""
-    app = Quart("worker", static_folder=None)
-    # The limit is ours, see `bodies`: Quart's answer to a large body does not reach the client.
+    app = _Application("worker", static_folder=None)
+    # The limits are ours, see `intake` and `bodies`: Quart's answer to a large body does not reach the client.
     app.config["MAX_CONTENT_LENGTH"] = None
+    app.asgi_app = bounded(app.asgi_app, gateway.settings.frame_bytes_max)  # type: ignore[method-assign, assignment]
     for blueprint in (
         jobs.blueprint(gateway),
         tokens.blueprint(gateway),
@@ -31,5 +36,20 @@ def build(
     ):
         app.register_blueprint(blueprint)
     Guards(gateway.origins, version, credentials=gateway.access.required).install(app)
-    Problems(gateway.tally.refusals).install(app)
+    app.before_request(bodies.refuse_needless)
+    Problems(gateway.tally.refusals, gateway.settings.frame_bytes_max).install(app)
     return app
+
+
+class _Application(Quart):
+    """Quart, but for hosts that are none: they are for the guards to refuse, whose answer a client can read."""
+
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """Return what finds the route of a request. No route depends on its host."""
+        try:
+            return super().create_url_adapter(request)
+        except BadHost:
+            assert request is not None
+            return self.url_map.bind(
+                "localhost", url_scheme=request.scheme, default_method=request.method, path_info=request.path
+            )

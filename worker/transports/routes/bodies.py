@@ -1,57 +1,60 @@
-"""Reads the body of the current request, or what is left of it."""
+"""Reads the body of the current request, or refuses it."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from quart import g, has_request_context, request
+from quart import g, request
 from werkzeug.exceptions import RequestTimeout
 
-from worker.errors import FrameTooLarge, UnsupportedMediaType
+from worker.config import Settings
+from worker.errors import FrameTooLarge, UnsupportedMediaType, shortened
 from worker.protocol import decoding
+from worker.transports.routes.intake import METHODS_WITH_BODY, NEEDLESS_BYTES_MAX
 
 BODY_TIMEOUT_S = 60.0
 """How long a client may take to send a body."""
 
-DISCARD_BYTES_MAX = 64 << 20
-"""How much of a refused body is still read. Otherwise the connection is reset before the client sees the answer."""
 
-DISCARD_TIMEOUT_S = 2.0
+async def refuse_needless() -> None:
+    """Refuse a large body where none has a meaning. A small one is dropped. Raises FrameTooLarge."""
+    if request.method not in METHODS_WITH_BODY and (request.content_length or 0) > NEEDLESS_BYTES_MAX:
+        raise FrameTooLarge(f"A request with {shortened(request.method)} needs no body. Send it without one.")
 
 
-async def read_object(bytes_max: int) -> dict[str, Any]:
+async def read_object(settings: Settings) -> dict[str, Any]:
     """Return the JSON object in the body, and remember it in `g.body` for the answer to a refusal.
 
-    The limit is ours: Quart's answer to a large body does not reach the client. Raises UnsupportedMediaType,
-    FrameTooLarge, BadFrame, RequestTimeout.
+    Raises UnsupportedMediaType, FrameTooLarge, BadFrame, RequestTimeout.
     """
-    if not request.is_json:
-        raise UnsupportedMediaType("Send the body as JSON, with the header `Content-Type: application/json`.")
+    _check_headers(settings.frame_bytes_max)
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for part in request.body:
                 data += part
-                if len(data) > bytes_max:
-                    raise FrameTooLarge(f"The body may have at most {bytes_max} bytes.")
+                if len(data) > settings.frame_bytes_max:
+                    raise _too_large(settings.frame_bytes_max)
     except TimeoutError:
         raise RequestTimeout from None
-    g.body = decoding.load(bytes(data), bytes_max)
+    g.body = decoding.load(bytes(data), settings.frame_bytes_max, settings.json_members_max)
     return g.body  # type: ignore[no-any-return]  # Quart's `g` has no types
 
 
-async def discard() -> None:
-    """Read the rest of a refused request, up to a bound."""
-    if not has_request_context():
-        # A WebSocket at an unknown path has no body.
-        return
-    size = 0
-    try:
-        async with asyncio.timeout(DISCARD_TIMEOUT_S):
-            async for part in request.body:
-                size += len(part)
-                if size > DISCARD_BYTES_MAX:
-                    return
-    except TimeoutError:
-        return
+def _check_headers(bytes_max: int) -> None:
+    """Refuse a body that would be of no use, before it is sent."""
+    if not request.is_json:
+        raise UnsupportedMediaType("Send the body as JSON, with the header `Content-Type: application/json`.")
+    codings = [coding.strip() for field in request.headers.getlist("Content-Encoding") for coding in field.split(",")]
+    named = [coding for coding in codings if coding and coding.lower() != "identity"]
+    if named:
+        raise UnsupportedMediaType(
+            f"The body has the Content-Encoding {shortened(', '.join(named))!r}. Send it as it is, without one."
+        )
+    if (request.content_length or 0) > bytes_max:
+        raise _too_large(bytes_max)
+
+
+def _too_large(bytes_max: int) -> FrameTooLarge:
+    return FrameTooLarge(f"The body may have at most {bytes_max} bytes.")

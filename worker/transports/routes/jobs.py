@@ -17,7 +17,7 @@ from worker.transports.front.eventstream import job_events
 from worker.transports.gateway import Gateway
 from worker.transports.routes import bodies
 from worker.transports.routes.answers import event_stream, grant_of_request, json_answer
-from worker.transports.routes.legacy import is_legacy, legacy_stream, wants_events
+from worker.transports.routes.legacy import is_legacy, legacy_stream, names_events, prefers_events
 
 
 def blueprint(gateway: Gateway) -> Blueprint:
@@ -45,11 +45,11 @@ class _Calls:
     async def create(self) -> Response:
         """Create a job and answer with its description, or with its stream if the client asks for one."""
         gateway, grant = self._gateway, self._grant()
-        streams = wants_events()
+        streams = prefers_events()
         if streams:
             # Before there is a job that nobody could read.
             gateway.check_connections()
-        body = await bodies.read_object(gateway.settings.frame_bytes_max)
+        body = await bodies.read_object(gateway.settings)
         frame = decoding.create_of_post(body, gateway.limits, request.headers.get("Idempotency-Key"))
         creation = create(gateway, Caller(grant.principal, g.correlation), frame)
         job, ignored = creation.job, () if is_legacy() else creation.ignored
@@ -83,7 +83,7 @@ class _Calls:
         """Stream a job, in the dialect that the client speaks."""
         gateway, (job, grant) = self._gateway, self._readable(job_id)
         gateway.check_connections()
-        if not wants_events():
+        if not names_events():
             return legacy_stream(gateway, job, grant)
         coalesce_ms = sse.coalesce_ms(request.args.get("coalesce_ms"), gateway.limits)
         return self._job_stream(job, grant, request.args.get("after"), coalesce_ms=coalesce_ms)

@@ -9,7 +9,7 @@ from quart import Blueprint, Response
 from worker.protocol import views
 from worker.transports.front.eventstream import loading_events
 from worker.transports.gateway import Gateway
-from worker.transports.routes.answers import JSON, event_stream, grant_of_request, json_answer
+from worker.transports.routes.answers import JSON, event_stream, grant_of_request, is_known, json_answer
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -22,19 +22,19 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
     @routes.get("/health")
     async def health() -> Response:
         """Report whether the worker works, and facts about it."""
-        status, body = views.health(gateway.jobs.engine)
+        status, body = views.health(gateway.jobs.engine, known=is_known(gateway))
         return json_answer(body, status)
 
     @routes.get("/v1/ready")
     async def ready() -> Response:
         """Report whether a job would start now."""
-        status, body = views.ready(gateway.jobs.engine, draining=gateway.jobs.draining)
+        status, body = views.ready(gateway.jobs.engine, draining=gateway.jobs.draining, known=is_known(gateway))
         return json_answer(body, status)
 
     @routes.get("/v1/loading/progress")
     async def loading() -> Response:
         """Stream the progress of loading."""
-        return event_stream(loading_events(gateway))
+        return _loading_stream(gateway)
 
     @routes.get("/metrics")
     async def metrics() -> Response:
@@ -54,3 +54,9 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
         return Response(body, content_type=JSON, headers={"Cache-Control": "no-store"})
 
     return routes
+
+
+def _loading_stream(gateway: Gateway) -> Response:
+    """Answer with the progress of loading, as long as there is room for a stream. Raises Overloaded."""
+    gateway.check_connections()
+    return event_stream(loading_events(gateway, known=is_known(gateway)))

@@ -5,19 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from typing import Any
 
-import msgspec
 from quart import Quart, Response, g, has_request_context, request
 from werkzeug.exceptions import HTTPException
 
 from worker.dialects.legacy import problems as legacy
-from worker.errors import JobwireError
+from worker.errors import JobwireError, shortened
 from worker.protocol import frames
-from worker.transports.routes import bodies
-from worker.transports.routes.legacy import is_legacy
-
-PROBLEM = "application/problem+json"
+from worker.transports.routes.legacy import PROBLEM, is_legacy
 
 DETAILS = {
     404: "There is nothing at this path. /docs lists all paths.",
@@ -29,10 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 class Problems:
-    """The error handlers of the application. `refusals` counts errors by code."""
+    """The error handlers of the application. `refusals` counts errors by code. Answers have `bytes_max` at most."""
 
-    def __init__(self, refusals: Counter[str]) -> None:
+    def __init__(self, refusals: Counter[str], bytes_max: int) -> None:
         self._refusals = refusals
+        self._bytes_max = bytes_max
 
     def install(self, app: Quart) -> None:
         """Register the handlers with an application."""
@@ -42,12 +38,10 @@ class Problems:
 
     async def _on_error(self, error: JobwireError) -> Response:
         """Answer an error of our tree."""
-        await bodies.discard()
         return self._problem(error)
 
     async def _on_http_exception(self, error: HTTPException) -> Response:
         """Answer a refusal of Quart (unknown path, wrong method, slow body), with a problem object too."""
-        await bodies.discard()
         status, code = error.code or 500, re.sub(r"\W+", "_", error.name.lower())
         fields = {
             "type": "about:blank",
@@ -58,7 +52,8 @@ class Problems:
             "retriable": status in (408, 503),
         }
         self._count(code, status)
-        return _answer(fields, status, {name: value for name, value in error.get_headers() if name == "Allow"})
+        headers = {name: value for name, value in error.get_headers() if name == "Allow"}
+        return _answer(frames.encode(fields), status, headers)
 
     async def _on_bug(self, error: Exception) -> Response:
         """Log a bug of ours, and tell the client no details."""
@@ -69,7 +64,7 @@ class Problems:
         """Count a refusal, and log it."""
         self._refusals[code] += 1
         # A WebSocket at an unknown path is refused without being a request.
-        about = {"method": request.method, "path": request.path} if has_request_context() else {}
+        about = {"method": shortened(request.method), "path": shortened(request.path)} if has_request_context() else {}
         log_ids = {"correlation_id": g.correlation.correlation_id} if "correlation" in g else {}
         logger.info("refused", extra={"code": code, "status": status, **about, **log_ids})
 
@@ -80,12 +75,19 @@ class Problems:
             headers["Retry-After"] = str(-(-error.retry_after_ms // 1000))
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if not is_legacy():
-            return _answer(error.problem(), error.status, headers)
-        has_key = "Authorization" in request.headers or "ticket" in request.args
-        fields = legacy.problem(error, g.get("body"), has_key=has_key)
-        return _answer(fields, legacy.status(error), headers)
+        older = is_legacy()
+        body = frames.encode_error(error, self._bytes_max, _legacy if older else _modern)
+        return _answer(body, legacy.status(error) if older else error.status, headers)
 
 
-def _answer(problem: msgspec.Struct | dict[str, Any], status: int, headers: dict[str, str]) -> Response:
-    return Response(frames.encode(problem), status, headers, content_type=PROBLEM)
+def _modern(error: JobwireError) -> bytes:
+    return frames.encode(error.problem())
+
+
+def _legacy(error: JobwireError) -> bytes:
+    has_key = "Authorization" in request.headers or "ticket" in request.args
+    return frames.encode(legacy.problem(error, g.get("body"), has_key=has_key))
+
+
+def _answer(body: bytes, status: int, headers: dict[str, str]) -> Response:
+    return Response(body, status, headers, content_type=PROBLEM)

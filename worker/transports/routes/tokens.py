@@ -22,7 +22,7 @@ def blueprint(gateway: Gateway) -> Blueprint:
     async def create() -> Response:
         """Make a token, and set it as a cookie if the caller asks for that."""
         grant = grant_of_request(gateway)
-        asked, ttl_s = tokens.parse(await bodies.read_object(gateway.settings.frame_bytes_max), gateway.settings)
+        asked, ttl_s = tokens.parse(await bodies.read_object(gateway.settings), gateway.settings)
         token = gateway.access.mint(grant, ttl_s, asked.user)
         made = gateway.access.authenticate(token)
         assert made.expires_at_ms is not None
