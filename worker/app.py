@@ -87,7 +87,7 @@ class Worker:
         self.tracing = _tracing(settings, lambda: self.broker.state)
         if self.tracing is not None:
             observers.append(self.tracing.observe)
-        self.jobs = Jobs(self.broker, settings, clock, observers)
+        self.jobs = Jobs(self.broker, settings, clock, observers, [self.metrics.observe_tokens])
         operations: tuple[Operation, ...] = (Infer(), Status(lambda: self.broker.state), WorkerCheck())
         tally = Tally()
         self.gateway = Gateway(

@@ -149,7 +149,8 @@ def test_a_floor_is_of_times_not_of_frames() -> None:
     wire.stage.tokens(job, "a")
     client.pull_all()
     for index in (1, 0, 1, 0):
-        job.log.append(Token(text="x", index=index), at_ms=0)
+        job.log.append_token(Token(text="x", index=index), at_ms=0)
+    job.log.wake()
     assert client.pull() is None
     wire.stage.clock.advance(20)
     assert types(client.pull_all()) == ["token"] * 4

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from worker.engines.base import Generation
-from worker.events import Admitted, Event, Finished, FinishReason, Token, Usage
+from worker.events import Finished, FinishReason, Token, Usage
 from worker.jobs.clock import Clock
 from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.lifecycle import JobState, is_terminal
@@ -92,16 +92,13 @@ class Timing:
     first_token: float | None = None
     last_token: float | None = None
 
-    def record(self, event: Event, now_ms: float) -> bool:
-        """Record when an event happens. Returns whether it is the first token."""
-        if isinstance(event, Token):
-            self.last_token = now_ms
-            if self.first_token is None:
-                self.first_token = now_ms
-                return True
-        elif isinstance(event, Admitted) and self.admitted is None:
-            self.admitted = now_ms
-        return False
+    def record_token(self, now_ms: float) -> bool:
+        """Record when a token comes. Returns whether it is the first."""
+        self.last_token = now_ms
+        if self.first_token is not None:
+            return False
+        self.first_token = now_ms
+        return True
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from worker.brokers.base import Broker, EngineState
@@ -56,7 +56,10 @@ from worker.operations.base import JobRequest
 from worker.scheduler.works import Batch, Placed, Refused, Started, WorkEvent
 
 Observer: TypeAlias = Callable[[Job, Record], None]
-"""Called after every append, with the job and the new record. Must not raise, must not wait."""
+"""Called with each record that is no token, and its job, once it is appended. Must not raise, must not wait."""
+
+TokenObserver: TypeAlias = Callable[[Sequence[tuple[Job, Record]]], None]
+"""Called with the tokens of an engine step, before any later record. Must not raise, must not wait."""
 
 
 class Jobs:
@@ -68,6 +71,7 @@ class Jobs:
         settings: Settings,
         clock: Clock,
         observers: Iterable[Observer] = (),
+        token_observers: Iterable[TokenObserver] = (),
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._broker = broker
@@ -75,6 +79,10 @@ class Jobs:
         self._settings = settings
         self._clock = clock
         self._observers = tuple(observers)
+        self._token_observers = tuple(token_observers)
+        # Tokens that nobody was told of yet, and the time of the step that is being written, monotonic and wall.
+        self._new_tokens: list[tuple[Job, Record]] = []
+        self._step_at: tuple[float, int] | None = None
         self._new_id = new_id
         self._jobs: dict[JobKey, Job] = {}
         self._live: dict[JobKey, Job] = {}
@@ -213,10 +221,14 @@ class Jobs:
         """Write one engine step into the logs. Events under a lease that is over (cancelled, resumed) are dropped."""
         self._handing.suspect(batch.handling)
         leases = self._handing.leases
+        # What happens in one step happens at one time.
+        self._step_at = self._now()
         for event in batch.events:
             held = leases.get(event.lease)
             if held is not None:
                 self._on_event(*held, event)
+        self._pass_tokens_on()
+        self._step_at = None
 
     def on_prepared(self, lease: str, prompt_tokens: int, ids: bytes) -> None:
         """Record the ids of a prompt, and hand over the choices that waited for them."""
@@ -318,14 +330,9 @@ class Jobs:
         if delta.ids or delta.text:
             choice.ids.extend(delta.ids)
             job.deaths = 0
-            token = Token(
-                text=delta.text,
-                ids=delta.ids,
-                index=choice.index,
-                logprobs=delta.logprobs,
-                top_logprobs=delta.top_logprobs,
+            self._append_token(
+                job, Token(delta.text, delta.ids, choice.index, "text", delta.logprobs, delta.top_logprobs)
             )
-            self._append(job, token)
         if delta.finish is not None:
             choice.end(delta.finish, delta.stop_sequence)
             self._handing.release(choice)
@@ -340,24 +347,45 @@ class Jobs:
     def _fail(self, job: Job, error: Problem) -> None:
         self._append(job, Failed(error, job.usage(self._clock.monotonic_ms())))
 
+    def _append_token(self, job: Job, token: Token) -> None:
+        """Append a token. Observers and readers are told with the rest of its step."""
+        assert job.state == "running", f"a token cannot come to a job that is {job.state}"
+        now, at_ms = self._now()
+        self._new_tokens.append((job, job.log.append_token(token, at_ms)))
+        if job.timing.record_token(now):
+            self._append(job, FirstToken(round(now - job.timing.created)))
+
     def _append(self, job: Job, event: Event) -> None:
-        """Append an event: the one place where a log grows, a state changes and observers are called."""
-        now = self._clock.monotonic_ms()
+        """Append any other event: the one place where a state changes."""
+        self._pass_tokens_on()
+        now, at_ms = self._now()
         before, job.state = job.state, next_state(job.state, event)
-        is_first_token = job.timing.record(event, now)
+        if isinstance(event, Admitted) and job.timing.admitted is None:
+            job.timing.admitted = now
         if (before == "queued") != (job.state == "queued"):
             job.position = job.eta_ms = None
             count = self._admission.on_queued if job.state == "queued" else self._admission.on_dequeued
             count(job.tokens_charged)
         log = job.log
-        record = log.append(event, self._clock.wall_ms())
-        for observer in self._observers:
-            observer(job, record)
-        if is_first_token:
-            self._append(job, FirstToken(round(now - job.timing.created)))
+        record = log.append(event, at_ms)
+        for observe in self._observers:
+            observe(job, record)
         if log.ended:
             assert isinstance(event, TERMINAL)
             self._retire(job, event.usage, now)
+
+    def _pass_tokens_on(self) -> None:
+        """Tell observers and readers of the tokens that were appended since the last time."""
+        if self._new_tokens:
+            tokens, self._new_tokens = self._new_tokens, []
+            for observe in self._token_observers:
+                observe(tokens)
+            for job, _ in tokens:
+                job.log.wake()
+
+    def _now(self) -> tuple[float, int]:
+        """Return the time of the step that is being written, else the time now: monotonic and wall, in ms."""
+        return self._step_at or (self._clock.monotonic_ms(), self._clock.wall_ms())
 
     def _retire(self, job: Job, usage: Usage, now_ms: float) -> None:
         """Withdraw an ended job from the engine and start its retention."""
