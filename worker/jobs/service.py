@@ -44,6 +44,7 @@ from worker.events import (
     Usage,
 )
 from worker.jobs import remarks
+from worker.jobs.agenda import Agenda
 from worker.jobs.clock import Clock
 from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.handing import Handing, is_blamed
@@ -88,6 +89,7 @@ class Jobs:
         self._live: dict[JobKey, Job] = {}
         self._admission = Admission(settings)
         self._retention = Retention(settings.retention_s * 1000, settings.retention_bytes_max)
+        self._agenda = Agenda()
         self._on_idle: list[Callable[[], None]] = []
         self._ready_at_ms = 0.0 if broker.state.phase == "ready" else math.inf
         self.draining = False
@@ -177,6 +179,7 @@ class Jobs:
         job.log.remove_waker(wake)
         job.watchers -= 1
         job.unwatched_since = self._clock.monotonic_ms()
+        self._plan(job)
 
     def touch(self, job: Job) -> None:
         """Count a job as just watched: a client asked about it without following it."""
@@ -187,11 +190,11 @@ class Jobs:
     def sweep(self) -> None:
         """End jobs past their deadline, cancel abandoned ones, remark on prompts that are read late, forget old logs.
 
-        Call it several times a second.
+        Call it several times a second: it looks only at what is due.
         """
         now = self._clock.monotonic_ms()
         orphan_ms = self._settings.orphan_ttl_s * 1000
-        for job in list(self._live.values()):
+        for job in self._agenda.pop_due(now):
             limit = job.request.deadline_ms
             if limit and now - job.timing.created >= limit:
                 error = DeadlineExceeded(f"The job did not end within its deadline of {limit} ms.")
@@ -201,6 +204,7 @@ class Jobs:
             elif job.is_read_late(now, self._ready_at_ms):
                 job.preparing = True
                 self._append(job, remarks.preparing())
+            self._plan(job)
         for key in self._retention.pop_due(now):
             self._jobs.pop(key).log.forget()
 
@@ -270,6 +274,8 @@ class Jobs:
             self._ready_at_ms = math.inf
         elif self._ready_at_ms == math.inf:
             self._ready_at_ms = self._clock.monotonic_ms()
+            for job in self._live.values():
+                self._plan(job)
         if state.phase == "failed" and state.error is not None:
             for job in list(self._live.values()):
                 self._fail(job, state.error)
@@ -280,6 +286,7 @@ class Jobs:
         job = Job.new(owner, job_id, request, correlation, self._clock, self._new_id)
         key = (owner.name, job_id)
         self._jobs[key] = self._live[key] = job
+        self._plan(job)
         self._admission.on_created(owner)
         self._admission.on_queued(job.tokens_charged)
         if request.script:
@@ -390,12 +397,18 @@ class Jobs:
     def _retire(self, job: Job, usage: Usage, now_ms: float) -> None:
         """Withdraw an ended job from the engine and start its retention."""
         self._handing.withdraw(job)
+        self._agenda.drop(job)
         key = (job.owner_name, job.id)
         del self._live[key]
         self._admission.on_ended(job.owner, job.tokens_charged, usage, now_ms)
         job.drop_request()
         self._retention.add(key, job.log.bytes, now_ms)
         self._notify_if_idle()
+
+    def _plan(self, job: Job) -> None:
+        """Have a sweep look at a job when it is due next, if it lives."""
+        if not job.ended:
+            self._agenda.plan(job, job.next_due_ms(self._ready_at_ms, self._settings.orphan_ttl_s * 1000))
 
     def _notify_if_idle(self) -> None:
         if self.draining and not self._live:
