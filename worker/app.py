@@ -41,6 +41,7 @@ from worker.protocol.tally import Tally
 from worker.scheduler.works import Batch
 from worker.transports.access.credentials import Access
 from worker.transports.access.origins import Origins
+from worker.transports.connection import Rounds
 from worker.transports.front import listener, sockets, websocket
 from worker.transports.gateway import Gateway
 from worker.transports.pages import playground, reference
@@ -87,7 +88,7 @@ class Worker:
         self.tracing = _tracing(settings, lambda: self.broker.state)
         if self.tracing is not None:
             observers.append(self.tracing.observe)
-        self.jobs = Jobs(self.broker, settings, clock, observers)
+        self.jobs = Jobs(self.broker, settings, clock, observers, [self.metrics.observe_tokens])
         operations: tuple[Operation, ...] = (Infer(), Status(lambda: self.broker.state), WorkerCheck())
         tally = Tally()
         self.gateway = Gateway(
@@ -218,7 +219,7 @@ class Worker:
 
     async def _tick(self) -> None:
         """Check the time for jobs, keys and connections, again and again."""
-        clock = self.gateway.clock
+        clock, rounds = self.gateway.clock, Rounds(self.gateway.connections)
         while True:
             before_ms = clock.monotonic_ms()
             await asyncio.sleep(TICK_S)
@@ -226,7 +227,7 @@ class Worker:
             self.metrics.loop_lag.add(max((now_ms - before_ms) / 1000 - TICK_S, 0.0))
             self.jobs.sweep()
             self.gateway.access.tick(now_ms)
-            for connection in tuple(self.gateway.connections):
+            for connection in rounds.next():
                 connection.tick(now_ms)
 
     async def _drain(self) -> None:

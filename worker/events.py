@@ -17,7 +17,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "stop_string", "grammar"]
 """Why a sequence ended: an end token, its token budget, a stop string, or a complete structured output."""
 
 
-class TopLogprob(msgspec.Struct, frozen=True, array_like=True):
+class TopLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One of the likeliest tokens at a position: id, its text (lossy if not UTF-8), natural-log probability."""
 
     id: int
@@ -56,7 +56,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     total: int
 
 
-class Token(msgspec.Struct, frozen=True, omit_defaults=True, tag="token"):
+class Token(msgspec.Struct, frozen=True, omit_defaults=True, tag="token", gc=False):
     """Text that may be shown, with the ids of exactly the tokens that it came from (several if text was held back).
 
     `logprobs` and `top_logprobs` are parallel to `ids`. `index` is the choice (0 to n-1).
@@ -147,7 +147,7 @@ Event: TypeAlias = Queued | Tokenized | Admitted | Progress | Token | FirstToken
 TERMINAL = (Finished, Failed, Cancelled, Expired)
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True):
+class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One entry of a job's log: its number from 1, wall-clock milliseconds since the epoch, the event."""
 
     n: int

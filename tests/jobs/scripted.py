@@ -131,6 +131,7 @@ class Stage:
             self.settings,
             self.clock,
             observers=[lambda job, record: self.seen.append((job.id, record.n))],
+            token_observers=[lambda tokens: self.seen.extend((job.id, record.n) for job, record in tokens)],
             new_id=lambda: next(self._ids),
         )
         return self.jobs

@@ -16,7 +16,7 @@ def filled(texts: int, epoch: str = "k3f9") -> JobLog:
     """Return a log of so many tokens."""
     log = JobLog(epoch)
     for number in range(texts):
-        log.append(Token(f"t{number} "), at_ms=number)
+        log.append_token(Token(f"t{number} "), at_ms=number)
     return log
 
 
@@ -86,18 +86,21 @@ def test_what_is_no_cursor_of_this_log_is_no_position(cursor: str) -> None:
     assert filled(3).position(cursor) is None
 
 
-def test_wakers_are_called_after_every_append_until_removed() -> None:
+def test_wakers_are_called_when_the_log_has_grown_until_removed() -> None:
     log, tails = JobLog("k3f9"), list[int]()
 
     def wake() -> None:
         tails.append(log.tail)
 
     log.add_waker(wake)
-    log.append(Token("a"), at_ms=0)
-    log.append(Token("b"), at_ms=0)
+    log.append_token(Token("a"), at_ms=0)
+    log.wake()
+    log.append_token(Token("b"), at_ms=0)
+    log.wake()
     log.remove_waker(wake)
     log.remove_waker(wake)
-    log.append(Token("c"), at_ms=0)
+    log.append_token(Token("c"), at_ms=0)
+    log.wake()
     assert tails == [1, 2]
 
 
@@ -105,7 +108,8 @@ def test_wakers_are_called_once_more_when_the_log_is_forgotten() -> None:
     log = filled(1)
     seen: list[tuple[int, bool]] = []
     log.add_waker(lambda: seen.append((log.tail, log.forgotten)))
-    log.append(Token("x"), at_ms=1)
+    log.append_token(Token("x"), at_ms=1)
+    log.wake()
     log.forget()
     assert seen == [(2, False), (2, True)]
 
@@ -123,13 +127,15 @@ def test_a_waker_may_remove_itself_and_others() -> None:
 
     log.add_waker(first)
     log.add_waker(second)
-    log.append(Token("a"), at_ms=0)
-    log.append(Token("b"), at_ms=0)
+    log.append_token(Token("a"), at_ms=0)
+    log.wake()
+    log.append_token(Token("b"), at_ms=0)
+    log.wake()
     assert woken == ["first", "second"]
 
 
 def test_bytes_count_text_and_records() -> None:
     log = JobLog("k3f9")
-    log.append(Token("abcd"), at_ms=0)
+    log.append_token(Token("abcd"), at_ms=0)
     log.append(Note(actor="a", action="b", human="c"), at_ms=0)
     assert log.bytes == 2 * RECORD_BYTES + 4

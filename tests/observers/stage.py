@@ -10,7 +10,7 @@ from worker.jobs.service import Observer
 
 
 def watched(make: Callable[[ManualClock], Observer], **settings: Any) -> Stage:
-    """Return a stage with the observer that `make` returns for its clock."""
+    """Return a stage with the observer that `make` returns for its clock. Nobody observes its tokens."""
     stage = Stage(**settings)
-    stage.jobs._observers = (make(stage.clock),)
+    stage.jobs._observers, stage.jobs._token_observers = (make(stage.clock),), ()
     return stage

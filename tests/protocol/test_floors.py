@@ -11,20 +11,37 @@ from worker.events import Token
 from worker.jobs.job import Job
 from worker.protocol import sse
 
+BEAT_MS = 40
+"""From a frame of tokens, sent when the clock is at a multiple of 20 ms, to the beat that ends a pause of 20 ms."""
 
-def test_tokens_of_a_floor_come_together() -> None:
+
+def test_tokens_of_a_floor_come_with_the_first_one_after_it() -> None:
     wire, client, job = following(coalesce_ms=20)
     wire.stage.tokens(job, "a")
     assert text(client.pull_all()) == "a"
     for word in "bcd":
         wire.stage.tokens(job, word)
         assert client.pull() is None
-    assert wire.stage.clock.due_ms == wire.stage.clock.monotonic_ms() + 20
-    wire.stage.clock.advance(19)
+        wire.stage.clock.advance(6)
+    wire.stage.clock.advance(2)
+    wakes = client.wakes
+    assert client.pull() is None
+    wire.stage.tokens(job, "e")
+    [frame] = client.pull_all()
+    assert (frame["text"], frame["n"], client.wakes) == ("bcde", 4, wakes + 1)
+
+
+def test_without_another_token_a_beat_ends_the_floor() -> None:
+    wire, client, job = following(coalesce_ms=20)
+    wire.stage.tokens(job, "a")
+    client.pull_all()
+    wire.stage.tokens(job, "b", "c")
+    assert wire.stage.clock.due_ms == wire.stage.clock.monotonic_ms() + BEAT_MS
+    wire.stage.clock.advance(BEAT_MS - 1)
     assert client.pull() is None
     wire.stage.clock.advance(1)
     [frame] = client.pull_all()
-    assert (frame["text"], frame["n"]) == ("bcd", 3)
+    assert (frame["text"], frame["n"]) == ("bc", 2)
 
 
 def test_a_floor_wakes_a_reader_once_and_only_if_something_waits() -> None:
@@ -36,15 +53,33 @@ def test_a_floor_wakes_a_reader_once_and_only_if_something_waits() -> None:
         assert wire.stage.clock.due_ms is None
         wire.stage.tokens(job, "x", "y")
         assert client.wakes == wakes + 1
-        wire.stage.clock.advance(20)
+        wire.stage.clock.advance(BEAT_MS)
         assert client.wakes == wakes + 2
         assert (text(client.pull_all()), wire.stage.clock.due_ms) == ("xy", None)
-        wire.stage.clock.advance(20)
+        wire.stage.clock.advance(BEAT_MS)
         assert client.wakes == wakes + 2
+
+
+def test_a_beat_that_finds_a_later_floor_waits_for_that() -> None:
+    wire, client, job = following(coalesce_ms=20)
+    wire.stage.tokens(job, "a")
+    client.pull_all()
+    wire.stage.tokens(job, "b")
+    wire.stage.clock.advance(25)
+    wire.stage.tokens(job, "c")
+    assert text(client.pull_all()) == "bc"
+    wakes = client.wakes
+    wire.stage.clock.advance(5)
+    wire.stage.tokens(job, "d")
+    wire.stage.clock.advance(10)
+    assert (client.wakes, client.pull()) == (wakes, None), "the beat of the floor before wakes nobody"
+    wire.stage.clock.advance(20)
+    assert text(client.pull_all()) == "d"
+    assert wire.stage.clock.due_ms is None
 
 
 def test_floors_end_together() -> None:
-    """Up to a quarter later than asked for, so that jobs that are not quite in step share a wake-up."""
+    """At a beat, so that jobs that are not quite in step share a wake-up."""
     wire, client, job = following(coalesce_ms=20)
     other = wire.stage.create(OTHER)
     wire.stage.start(other)
@@ -57,7 +92,7 @@ def test_floors_end_together() -> None:
         wire.stage.tokens(one, "b")
         assert client.pull() is None
         wire.stage.clock.advance(3)
-    wire.stage.clock.advance(17)
+    wire.stage.clock.advance(BEAT_MS - 8)
     assert client.pull() is None
     wire.stage.clock.advance(1)
     assert text(client.pull_all()) == "bb"
@@ -76,7 +111,8 @@ def test_a_floor_that_was_let_go_early_is_followed_by_a_whole_one() -> None:
     for _ in range(2):
         assert client.pull() is None
         wire.stage.clock.advance(10)
-    assert text(client.pull_all()) == "c"
+    wire.stage.tokens(job, "d")
+    assert text(client.pull_all()) == "cd"
 
 
 def test_a_token_that_must_wait_wakes_nobody() -> None:
@@ -139,7 +175,7 @@ def test_what_comes_after_narration_keeps_to_the_floor() -> None:
     remark(job)
     wire.stage.tokens(job, "c")
     assert types(client.pull_all()) == ["token", "narration"]
-    wire.stage.clock.advance(20)
+    wire.stage.clock.advance(BEAT_MS)
     assert text(client.pull_all()) == "c"
 
 
@@ -149,9 +185,10 @@ def test_a_floor_is_of_times_not_of_frames() -> None:
     wire.stage.tokens(job, "a")
     client.pull_all()
     for index in (1, 0, 1, 0):
-        job.log.append(Token(text="x", index=index), at_ms=0)
+        job.log.append_token(Token(text="x", index=index), at_ms=0)
+    job.log.wake()
     assert client.pull() is None
-    wire.stage.clock.advance(20)
+    wire.stage.clock.advance(BEAT_MS)
     assert types(client.pull_all()) == ["token"] * 4
 
 
@@ -167,14 +204,12 @@ def test_jobs_have_floors_of_their_own() -> None:
     wire.stage.tokens(job, "b")
     assert client.pull() is None
     now = wire.stage.clock.monotonic_ms()
-    assert wire.stage.clock.due_ms == now + 20
-    wire.stage.clock.advance(20)
+    assert wire.stage.clock.due_ms == now + BEAT_MS
+    wire.stage.clock.advance(BEAT_MS)
     assert text(client.pull_all()) == "b"
-    wire.stage.clock.advance(20)
-    assert client.pull_all() == []
-    assert wire.stage.clock.due_ms == now + 100
+    assert wire.stage.clock.due_ms == now + 200
     client.send("unsubscribe", job_id=OTHER)
-    wire.stage.clock.advance(60)
+    wire.stage.clock.advance(200)
     assert client.pull_all() == []
     assert wire.stage.clock.due_ms is None
 
@@ -218,7 +253,7 @@ def test_an_event_stream_keeps_to_its_floor_and_sleeps_meanwhile() -> None:
     wire.stage.tokens(job, "b", "c", "d")
     assert len(wakes) == woken
     assert taken(stream, wire) == []
-    wire.stage.clock.advance(20)
+    wire.stage.clock.advance(BEAT_MS)
     assert len(wakes) == woken + 1
     assert text(taken(stream, wire)) == "bcd"
     assert not stream.ended

@@ -188,7 +188,7 @@ def test_a_pause_that_is_over_leaves_a_full_window_full() -> None:
     [flushed] = client.pull_all()
     assert flushed["type"] == "token"
     wakes = client.wakes
-    wire.stage.clock.advance(20)
+    wire.stage.clock.advance(40)
     assert (client.wakes, client.pull()) == (wakes, None)
     client.send("ack", job_id=ID, cursor=flushed["cursor"])
     assert types(client.pull_all()) == ["narration"]

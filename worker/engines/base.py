@@ -113,7 +113,7 @@ class Prefilled(msgspec.Struct, frozen=True, array_like=True, tag="P"):
     total: int
 
 
-class Delta(msgspec.Struct, frozen=True, array_like=True, tag="D"):
+class Delta(msgspec.Struct, frozen=True, array_like=True, tag="D", gc=False):
     """Progress of one sequence in one step: text that may be shown and the ids it came from, or its end, or both.
 
     Tokens whose text must be held back (half a character, the beginning of a stop string) are withheld with their

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from worker.engines.base import Generation
-from worker.events import Admitted, Event, Finished, FinishReason, Token, Usage
+from worker.events import Finished, FinishReason, Token, Usage
 from worker.jobs.clock import Clock
 from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.lifecycle import JobState, is_terminal
@@ -92,16 +93,13 @@ class Timing:
     first_token: float | None = None
     last_token: float | None = None
 
-    def record(self, event: Event, now_ms: float) -> bool:
-        """Record when an event happens. Returns whether it is the first token."""
-        if isinstance(event, Token):
-            self.last_token = now_ms
-            if self.first_token is None:
-                self.first_token = now_ms
-                return True
-        elif isinstance(event, Admitted) and self.admitted is None:
-            self.admitted = now_ms
-        return False
+    def record_token(self, now_ms: float) -> bool:
+        """Record when a token comes. Returns whether it is the first."""
+        self.last_token = now_ms
+        if self.first_token is not None:
+            return False
+        self.first_token = now_ms
+        return True
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +109,7 @@ class Job:
     `deaths` counts the engines in a row that died while they had this job and it made no progress. `prompt_ids` are
     those of `events.Tokenized`, empty until the prompt is read. `tokens_charged` is what its account is charged, and
     what it counts for in the queue: an estimate until then. `preparing`: its readers know that reading takes long.
+    `due_ms` belongs to the agenda.
     """
 
     id: str
@@ -131,6 +130,7 @@ class Job:
     prompt_ids: bytes = b""
     tokens_charged: int = 0
     preparing: bool = False
+    due_ms: float = math.inf
     correlation: Correlation = UNKNOWN
 
     @classmethod
@@ -179,11 +179,23 @@ class Job:
         """Return whether this is the latest lease of one of its choices; nothing is the lease of none."""
         return lease != "" and any(choice.lease == lease for choice in self.choices)
 
+    def next_due_ms(self, ready_at_ms: float, orphan_ms: float) -> float:
+        """Return when a sweep must look at it next, if nothing else happens; infinity is never."""
+        deadline_ms = self.request.deadline_ms
+        return min(
+            self.timing.created + deadline_ms if deadline_ms else math.inf,
+            math.inf if self.watchers or self.request.detach else self.unwatched_since + orphan_ms,
+            max(self.timing.created, ready_at_ms) + PREPARING_AFTER_MS if self._is_unread else math.inf,
+        )
+
+    @property
+    def _is_unread(self) -> bool:
+        """Whether its prompt is still unread, and no remark says so."""
+        return not self.prompt_ids and not self.preparing and self.state == "queued"
+
     def is_read_late(self, now_ms: float, ready_at_ms: float) -> bool:
-        """Return whether the prompt is still unread, and no remark says so. Reading waits until an engine is ready."""
-        if self.prompt_ids or self.preparing or self.state != "queued":
-            return False
-        return now_ms - max(self.timing.created, ready_at_ms) >= PREPARING_AFTER_MS
+        """Return whether its prompt should have been read by now. Reading waits until an engine is ready."""
+        return self._is_unread and now_ms - max(self.timing.created, ready_at_ms) >= PREPARING_AFTER_MS
 
     def text(self, index: int = 0) -> str:
         """Return all text of one choice so far."""

@@ -41,29 +41,35 @@ class JobLog:
         return len(self.records)
 
     def append(self, event: Event, at_ms: int) -> Record:
-        """Append `event` and wake the readers. Nothing follows a terminal event."""
+        """Append an event other than a token, and wake the readers. Nothing follows a terminal event."""
         assert not self.ended, f"{type(event).__name__} after the end"
-        record = Record(self.tail + 1, at_ms, event)
+        record = Record(len(self.records) + 1, at_ms, event)
         self.records.append(record)
         self.bytes += RECORD_BYTES
-        # Tokens first: nearly all events are.
-        if isinstance(event, Token):
-            self.bytes += len(event.text)
-            if event.top_logprobs is not None:
-                self.bytes += LIKELY_BYTES * sum(map(len, event.top_logprobs))
-        elif isinstance(event, Resumed):
+        if isinstance(event, Resumed):
             self.attempt += 1
         elif isinstance(event, Tokenized):
             self.bytes += len(event.ids)
         else:
             self.ended = isinstance(event, TERMINAL)
-        self._wake()
+        self.wake()
+        return record
+
+    def append_token(self, token: Token, at_ms: int) -> Record:
+        """Append a token, as nearly all events are. The writer wakes the readers, once for a whole step."""
+        assert not self.ended, "a token after the end"
+        records = self.records
+        record = Record(len(records) + 1, at_ms, token)
+        records.append(record)
+        self.bytes += RECORD_BYTES + len(token.text)
+        if token.top_logprobs is not None:
+            self.bytes += LIKELY_BYTES * sum(map(len, token.top_logprobs))
         return record
 
     def forget(self) -> None:
         """Mark the log as forgotten, and wake the readers: one that waits for its client alone need not stay."""
         self.forgotten = True
-        self._wake()
+        self.wake()
 
     def read(self, after: int, limit: int | None = None) -> list[Record]:
         """Return the records after number `after`, oldest first, at most `limit`."""
@@ -81,7 +87,7 @@ class JobLog:
         return int(number) if int(number) <= self.tail else None
 
     def add_waker(self, wake: Callable[[], None]) -> None:
-        """Call `wake` after every append and when the log is forgotten, until removed."""
+        """Call `wake` whenever the log has grown and when it is forgotten, until removed."""
         self._wakers.append(wake)
 
     def remove_waker(self, wake: Callable[[], None]) -> None:
@@ -89,6 +95,7 @@ class JobLog:
         if wake in self._wakers:
             self._wakers.remove(wake)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let the readers know that the log has grown, by one record or many."""
         for wake in tuple(self._wakers):
             wake()

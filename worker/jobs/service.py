@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from worker.brokers.base import Broker, EngineState
@@ -45,6 +45,7 @@ from worker.events import (
     Usage,
 )
 from worker.jobs import remarks
+from worker.jobs.agenda import Agenda
 from worker.jobs.clock import Clock
 from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.handing import Handing, is_blamed
@@ -57,7 +58,10 @@ from worker.operations.base import JobRequest
 from worker.scheduler.works import Batch, Placed, Refused, Started, WorkEvent
 
 Observer: TypeAlias = Callable[[Job, Record], None]
-"""Called after every append, with the job and the new record. Must not raise, must not wait."""
+"""Called with each record that is no token, and its job, once it is appended. Must not raise, must not wait."""
+
+TokenObserver: TypeAlias = Callable[[Sequence[tuple[Job, Record]]], None]
+"""Called with the tokens of an engine step, before any later record. Must not raise, must not wait."""
 
 
 class Jobs:
@@ -69,6 +73,7 @@ class Jobs:
         settings: Settings,
         clock: Clock,
         observers: Iterable[Observer] = (),
+        token_observers: Iterable[TokenObserver] = (),
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._broker = broker
@@ -76,11 +81,16 @@ class Jobs:
         self._settings = settings
         self._clock = clock
         self._observers = tuple(observers)
+        self._token_observers = tuple(token_observers)
+        # Tokens that nobody was told of yet, and the time of the step that is being written, monotonic and wall.
+        self._new_tokens: list[tuple[Job, Record]] = []
+        self._step_at: tuple[float, int] | None = None
         self._new_id = new_id
         self._jobs: dict[JobKey, Job] = {}
         self._live: dict[JobKey, Job] = {}
         self._admission = Admission(settings)
         self._retention = Retention(settings.retention_s * 1000, settings.retention_bytes_max)
+        self._agenda = Agenda()
         self._on_idle: list[Callable[[], None]] = []
         self._ready_at_ms = 0.0 if broker.state.phase == "ready" else math.inf
         self.draining = False
@@ -172,6 +182,7 @@ class Jobs:
         job.log.remove_waker(wake)
         job.watchers -= 1
         job.unwatched_since = self._clock.monotonic_ms()
+        self._plan(job)
 
     def touch(self, job: Job) -> None:
         """Count a job as just watched: a client asked about it without following it."""
@@ -182,11 +193,11 @@ class Jobs:
     def sweep(self) -> None:
         """End jobs past their deadline, cancel abandoned ones, remark on prompts that are read late, forget old logs.
 
-        Call it several times a second.
+        Call it several times a second: it looks only at what is due.
         """
         now = self._clock.monotonic_ms()
         orphan_ms = self._settings.orphan_ttl_s * 1000
-        for job in list(self._live.values()):
+        for job in self._agenda.pop_due(now):
             limit = job.request.deadline_ms
             if limit and now - job.timing.created >= limit:
                 error = DeadlineExceeded(f"The job did not end within its deadline of {limit} ms.")
@@ -196,6 +207,7 @@ class Jobs:
             elif job.is_read_late(now, self._ready_at_ms):
                 job.preparing = True
                 self._append(job, remarks.preparing())
+            self._plan(job)
         for key in self._retention.pop_due(now):
             self._jobs.pop(key).log.forget()
 
@@ -216,10 +228,14 @@ class Jobs:
         """Write one engine step into the logs. Events under a lease that is over (cancelled, resumed) are dropped."""
         self._handing.suspect(batch.handling)
         leases = self._handing.leases
+        # What happens in one step happens at one time.
+        self._step_at = self._now()
         for event in batch.events:
             held = leases.get(event.lease)
             if held is not None:
                 self._on_event(*held, event)
+        self._pass_tokens_on()
+        self._step_at = None
 
     def on_prepared(self, lease: str, prompt_tokens: int, ids: bytes) -> None:
         """Record the ids of a prompt, and hand over the choices that waited for them."""
@@ -261,6 +277,8 @@ class Jobs:
             self._ready_at_ms = math.inf
         elif self._ready_at_ms == math.inf:
             self._ready_at_ms = self._clock.monotonic_ms()
+            for job in self._live.values():
+                self._plan(job)
         if state.phase == "failed" and state.error is not None:
             for job in list(self._live.values()):
                 self._fail(job, state.error)
@@ -271,6 +289,7 @@ class Jobs:
         job = Job.new(owner, job_id, request, correlation, self._clock, self._new_id)
         key = (owner.name, job_id)
         self._jobs[key] = self._live[key] = job
+        self._plan(job)
         self._admission.on_created(owner)
         self._admission.on_queued(job.tokens_charged)
         if request.script:
@@ -321,14 +340,9 @@ class Jobs:
         if delta.ids or delta.text:
             choice.ids.extend(delta.ids)
             job.deaths = 0
-            token = Token(
-                text=delta.text,
-                ids=delta.ids,
-                index=choice.index,
-                logprobs=delta.logprobs,
-                top_logprobs=delta.top_logprobs,
+            self._append_token(
+                job, Token(delta.text, delta.ids, choice.index, "text", delta.logprobs, delta.top_logprobs)
             )
-            self._append(job, token)
         if delta.finish is not None:
             choice.end(delta.finish, delta.stop_sequence)
             self._handing.release(choice)
@@ -343,34 +357,61 @@ class Jobs:
     def _fail(self, job: Job, error: Problem) -> None:
         self._append(job, Failed(error, job.usage(self._clock.monotonic_ms())))
 
+    def _append_token(self, job: Job, token: Token) -> None:
+        """Append a token. Observers and readers are told with the rest of its step."""
+        assert job.state == "running", f"a token cannot come to a job that is {job.state}"
+        now, at_ms = self._now()
+        self._new_tokens.append((job, job.log.append_token(token, at_ms)))
+        if job.timing.record_token(now):
+            self._append(job, FirstToken(round(now - job.timing.created)))
+
     def _append(self, job: Job, event: Event) -> None:
-        """Append an event: the one place where a log grows, a state changes and observers are called."""
-        now = self._clock.monotonic_ms()
+        """Append any other event: the one place where a state changes."""
+        self._pass_tokens_on()
+        now, at_ms = self._now()
         before, job.state = job.state, next_state(job.state, event)
-        is_first_token = job.timing.record(event, now)
+        if isinstance(event, Admitted) and job.timing.admitted is None:
+            job.timing.admitted = now
         if (before == "queued") != (job.state == "queued"):
             job.position = job.eta_ms = None
             count = self._admission.on_queued if job.state == "queued" else self._admission.on_dequeued
             count(job.tokens_charged)
         log = job.log
-        record = log.append(event, self._clock.wall_ms())
-        for observer in self._observers:
-            observer(job, record)
-        if is_first_token:
-            self._append(job, FirstToken(round(now - job.timing.created)))
+        record = log.append(event, at_ms)
+        for observe in self._observers:
+            observe(job, record)
         if log.ended:
             assert isinstance(event, TERMINAL)
             self._retire(job, event.usage, now)
 
+    def _pass_tokens_on(self) -> None:
+        """Tell observers and readers of the tokens that were appended since the last time."""
+        if self._new_tokens:
+            tokens, self._new_tokens = self._new_tokens, []
+            for observe in self._token_observers:
+                observe(tokens)
+            for job, _ in tokens:
+                job.log.wake()
+
+    def _now(self) -> tuple[float, int]:
+        """Return the time of the step that is being written, else the time now: monotonic and wall, in ms."""
+        return self._step_at or (self._clock.monotonic_ms(), self._clock.wall_ms())
+
     def _retire(self, job: Job, usage: Usage, now_ms: float) -> None:
         """Withdraw an ended job from the engine and start its retention."""
         self._handing.withdraw(job)
+        self._agenda.drop(job)
         key = (job.owner_name, job.id)
         del self._live[key]
         self._admission.on_ended(job.owner, job.tokens_charged, usage, now_ms)
         job.drop_request()
         self._retention.add(key, job.log.bytes, now_ms)
         self._notify_if_idle()
+
+    def _plan(self, job: Job) -> None:
+        """Have a sweep look at a job when it is due next, if it lives."""
+        if not job.ended:
+            self._agenda.plan(job, job.next_due_ms(self._ready_at_ms, self._settings.orphan_ttl_s * 1000))
 
     def _notify_if_idle(self) -> None:
         if self.draining and not self._live:

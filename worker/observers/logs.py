@@ -18,7 +18,7 @@ from io import TextIOBase
 from typing import Any, TextIO
 
 from worker.config import Settings
-from worker.events import TERMINAL, Cancelled, Finished, Record, Terminal, Token
+from worker.events import TERMINAL, Cancelled, Finished, Record, Terminal
 from worker.jobs.job import Job
 
 PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -135,8 +135,6 @@ class JobLines:
     def observe(self, job: Job, record: Record) -> None:
         """Log a record that is worth a line."""
         event = record.event
-        if isinstance(event, Token):
-            return
         if isinstance(event, TERMINAL):
             logger.info("job_ended", extra=self._end(job, event))
         elif record.n == 1:

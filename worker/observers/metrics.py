@@ -1,15 +1,15 @@
 """Numbers for Prometheus: jobs are folded into counts as their records come, all else is read on request.
 
 Names, units and buckets are those that dashboards of other servers of language models use (vLLM's), under `jobwire_`.
-Buckets begin lower: this worker may run a small model. A record of a token costs an addition and a look-up; nothing is
-locked, and nothing is global: each worker has a registry of its own.
+Buckets begin lower: this worker may run a small model. A token costs an addition and a look-up; nothing is locked, and
+nothing is global: each worker has a registry of its own.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol, get_args
@@ -89,24 +89,26 @@ class JobMetrics:
         self.prefill, self.decode, self.inference = Histogram(REQUEST_S), Histogram(REQUEST_S), Histogram(REQUEST_S)
         self.prompt_sizes, self.output_sizes = Histogram(TOKENS), Histogram(TOKENS)
 
-    def observe(self, job: Job, record: Record) -> None:
-        """Count a record. Jobs that need no engine have ends, but no latencies.
-
-        Tokens come first: they are a hundred times as frequent as all others together.
-        """
-        event = record.event
-        if type(event) is Token:
-            key = (job, event.index) if event.index else job
+    def observe_tokens(self, tokens: Sequence[tuple[Job, Record]]) -> None:
+        """Count the tokens of one engine step."""
+        latest_ms, gaps = self._latest_ms, self.between_tokens
+        for job, record in tokens:
+            token = record.event
+            assert type(token) is Token
+            key = (job, token.index) if token.index else job
             now_ms = job.timing.last_token or 0.0
-            before_ms = self._latest_ms.get(key)
-            self._latest_ms[key] = now_ms
-            self.generation_tokens += len(event.ids)
+            before_ms = latest_ms.get(key)
+            latest_ms[key] = now_ms
+            self.generation_tokens += len(token.ids)
             if before_ms is not None:
                 seconds = (now_ms - before_ms) / 1000
-                gaps = self.between_tokens
                 gaps.counts[bisect_left(BETWEEN_TOKENS_S, seconds)] += 1
                 gaps.total += seconds
-        elif isinstance(event, FirstToken):
+
+    def observe(self, job: Job, record: Record) -> None:
+        """Count a record that is no token. Jobs that need no engine have ends, but no latencies."""
+        event = record.event
+        if isinstance(event, FirstToken):
             if not job.request.script:
                 self._on_first_token(job)
         elif isinstance(event, TERMINAL):

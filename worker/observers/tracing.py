@@ -33,7 +33,6 @@ from worker.events import (
     Record,
     Resumed,
     Terminal,
-    Token,
     Tokenized,
 )
 from worker.jobs.job import Job
@@ -71,7 +70,7 @@ class Tracing:
     def observe(self, job: Job, record: Record) -> None:
         """Make the spans of a job that ends with this record."""
         event = record.event
-        if not isinstance(event, Token) and isinstance(event, TERMINAL):
+        if isinstance(event, TERMINAL):
             self._trace(job, record.at_ms, event)
 
     def close(self) -> None:

@@ -5,16 +5,12 @@ Nothing is stored for either: what is held back stays in the log, and the next f
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from worker.protocol.reading import Frame, LogReader
-
-PAUSE_PARTS = 4
-"""A pause ends at a multiple of this part of itself: those of many jobs end together, and share a wake-up."""
 
 
 class Timer(Protocol):
@@ -68,26 +64,31 @@ class Window:
 class Coalescing:
     """At least `coalesce_ms` between two frames of tokens of a job.
 
-    A job's first token is never held back, and narration and the end release held tokens at once.
+    A pause ends with the first token after it, so that nobody is woken for what is already there. If none comes, a beat
+    ends it, which all pauses of one length share: half a pause to one and a half later. A job's first token is never
+    held back, and narration and the end release held tokens at once.
     """
 
-    __slots__ = ("_coalesce_ms", "_next_ms", "_part_ms", "_reader", "_released", "_timed", "_timer")
+    __slots__ = ("_beat_ms", "_coalesce_ms", "_due_ms", "_next_ms", "_reader", "_released", "_timer")
 
     def __init__(self, coalesce_ms: int, reader: LogReader, timer: Timer) -> None:
         self._coalesce_ms = coalesce_ms
-        self._part_ms = max(coalesce_ms // PAUSE_PARTS, 1)
         self._reader = reader
         self._timer = timer
-        # From when on tokens may be sent, and up to which log number they may be before that.
-        self._next_ms = 0
+        # From when on tokens may be sent, the beat after that, and up to which log number they may be sent before.
+        self._next_ms = 0.0
+        self._beat_ms = 0
         self._released = 0
-        self._timed = False
+        # The beat that is waited for, None if there is none.
+        self._due_ms: int | None = None
 
     def holds_newest(self) -> bool:
         """Return whether the newest record of the log is no reason to send anything yet."""
-        if not self._timed and self._timer.monotonic_ms() >= self._next_ms:
+        job = self._reader.job
+        last_ms = job.timing.last_token
+        if last_ms is None or last_ms >= self._next_ms:
             return False
-        return not self._reader.is_urgent(self._reader.job.log.tail)
+        return not self._reader.is_urgent(job.log.tail)
 
     def release(self, now_ms: float) -> None:
         """Release what the log has now if the pause is over, else what comes before something urgent."""
@@ -104,14 +105,17 @@ class Coalescing:
     def add(self, frame: Frame, now_ms: float) -> None:
         """Begin a pause if a frame of tokens was sent."""
         if not self._reader.is_urgent(frame.number):
-            self._next_ms = math.ceil((now_ms + self._coalesce_ms) / self._part_ms) * self._part_ms
+            pause_ms = self._coalesce_ms
+            self._next_ms = now_ms + pause_ms
+            self._beat_ms = (int(self._next_ms + pause_ms / 2) // pause_ms + 1) * pause_ms
 
     def wait(self, call: Callable[[], None]) -> None:
-        """Call when the pause is over, once for each pause."""
-        if not self._timed:
-            self._timed = True
-            self._timer.call_at(self._next_ms, call)
+        """Call at the beat after the pause, unless a call is waited for already."""
+        if self._due_ms is None:
+            self._due_ms = self._beat_ms
+            self._timer.call_at(self._beat_ms, call)
 
-    def end_wait(self) -> None:
-        """Record that the call has come."""
-        self._timed = False
+    def end_wait(self) -> bool:
+        """Record that the call has come; return whether it is that of this pause, and not of an earlier one."""
+        due_ms, self._due_ms = self._due_ms, None
+        return due_ms == self._beat_ms

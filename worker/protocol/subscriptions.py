@@ -34,7 +34,7 @@ class Subscription:
         self._paced = window is not None or coalescing is not None
 
     def notify(self) -> None:
-        """Get ready to send what was appended to the log, unless an ack or the timer must come first."""
+        """Get ready to send what was appended to the log, unless an ack or the end of a pause must come first."""
         if self._paced and not self.reader.job.log.forgotten:
             if self._window is not None and self._window.full:
                 return
@@ -84,9 +84,13 @@ class Subscription:
 
     def _end_wait(self) -> None:
         assert self._coalescing is not None
-        self._coalescing.end_wait()
-        if self._window is None or not self._window.full:
+        in_time = self._coalescing.end_wait()
+        if self._window is not None and self._window.full:
+            return
+        if in_time:
             self._go_on()
+        elif self.reader.pending and not self.ready:
+            self._coalescing.wait(self._end_wait)
 
     def _go_on(self) -> None:
         """Get ready if something was held back."""
