@@ -6,12 +6,24 @@ the wire is `<epoch>-<n>`: the epoch is random for each incarnation of a log, so
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
-from worker.events import TERMINAL, Event, Record, Resumed, Token, Tokenized
+import msgspec
 
-RECORD_BYTES = 320
-"""Rough memory of a record besides its text, for retention by bytes."""
+from worker.events import TERMINAL, Event, Record, Resumed, Token
+
+RECORD_BYTES = 112
+"""Rough memory of a record besides its event, for retention by bytes."""
+
+TOKEN_BYTES = 144
+"""Rough memory of a token's event besides its text and ids."""
+
+ID_BYTES = 48
+"""Rough memory of a token's id: the number, and its places in the event and among the ids of its choice."""
+
+LOGPROB_BYTES = 144
+"""Rough memory of a token's log-probability, and of the list of its likeliest tokens."""
 
 LIKELY_BYTES = 180
 """Rough memory of each entry of a record's `top_logprobs`."""
@@ -21,13 +33,14 @@ class JobLog:
     """The log of one job. `attempt` counts the engines that had the job; a `Resumed` record opens the next.
 
     `ended`: its last record is terminal. `forgotten`: its retention is over, and only its present readers can still
-    read it.
+    read it. `bytes` is about its memory; where its events are `shared`, the same in many logs, they do not count.
     """
 
-    __slots__ = ("_wakers", "attempt", "bytes", "ended", "epoch", "forgotten", "records")
+    __slots__ = ("_shared", "_wakers", "attempt", "bytes", "ended", "epoch", "forgotten", "records")
 
-    def __init__(self, epoch: str) -> None:
+    def __init__(self, epoch: str, *, shared: bool = False) -> None:
         self.epoch = epoch
+        self._shared = shared
         self.attempt = 1
         self.records: list[Record] = []
         self.bytes = 0
@@ -45,17 +58,10 @@ class JobLog:
         assert not self.ended, f"{type(event).__name__} after the end"
         record = Record(self.tail + 1, at_ms, event)
         self.records.append(record)
-        self.bytes += RECORD_BYTES
+        self.bytes += RECORD_BYTES if self._shared else RECORD_BYTES + _size(event)
         # Tokens first: nearly all events are.
-        if isinstance(event, Token):
-            self.bytes += len(event.text)
-            if event.top_logprobs is not None:
-                self.bytes += LIKELY_BYTES * sum(map(len, event.top_logprobs))
-        elif isinstance(event, Resumed):
-            self.attempt += 1
-        elif isinstance(event, Tokenized):
-            self.bytes += len(event.ids)
-        else:
+        if not isinstance(event, Token):
+            self.attempt += isinstance(event, Resumed)
             self.ended = isinstance(event, TERMINAL)
         self._wake()
         return record
@@ -92,3 +98,29 @@ class JobLog:
     def _wake(self) -> None:
         for wake in tuple(self._wakers):
             wake()
+
+
+def _size(event: Event) -> int:
+    """Return about the memory of an event."""
+    # Tokens first: nearly all events are.
+    if not isinstance(event, Token):
+        return _size_of(event)
+    size = TOKEN_BYTES + sys.getsizeof(event.text) + ID_BYTES * len(event.ids)
+    if event.logprobs is not None:
+        size += LOGPROB_BYTES * len(event.logprobs)
+    if event.top_logprobs is not None:
+        size += LIKELY_BYTES * sum(map(len, event.top_logprobs))
+    return size
+
+
+def _size_of(value: object) -> int:
+    """Return about the memory of an event that is no token, or of what is in one."""
+    match value:
+        case msgspec.Struct():
+            return sys.getsizeof(value) + sum(_size_of(getattr(value, name)) for name in value.__struct_fields__)
+        case tuple():
+            return sys.getsizeof(value) + sum(map(_size_of, value))
+        case str() | bytes():
+            return sys.getsizeof(value)
+        case _:
+            return 0

@@ -2,7 +2,7 @@
 
 It runs on the gateway's event loop and never waits. Clients' commands come from above (`create`, `cancel`, ...), the
 engine's events from below (it is the broker's sink), and time through `sweep`, which the app calls at a steady pace.
-What is handed to the broker, and under which lease, is kept in `handing`.
+What is handed to the broker, and under which lease, is kept in `handing`; which jobs are known, in `registry`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from worker.brokers.base import Broker, EngineState
 from worker.config import Settings
 from worker.engines.base import Broke, Delta, Paused, Prefilled
 from worker.errors import (
-    DeadlineExceeded,
     Draining,
     EngineFailed,
     IdempotencyMismatch,
     InvalidParams,
     JobLost,
-    JobNotFound,
     ModelError,
     Problem,
 )
@@ -31,9 +29,9 @@ from worker.events import (
     Admitted,
     Cancelled,
     Event,
-    Expired,
     Failed,
     FirstToken,
+    Note,
     Preempted,
     Progress,
     Queued,
@@ -51,7 +49,9 @@ from worker.jobs.job import Choice, Job
 from worker.jobs.lifecycle import next_state
 from worker.jobs.limits.admission import Admission
 from worker.jobs.limits.principals import Principal
-from worker.jobs.limits.retention import JobKey, Retention
+from worker.jobs.limits.quota import Rate
+from worker.jobs.limits.retention import Retention
+from worker.jobs.registry import Registry
 from worker.operations.base import JobRequest
 from worker.scheduler.works import Batch, Placed, Refused, Started, WorkEvent
 
@@ -76,10 +76,9 @@ class Jobs:
         self._clock = clock
         self._observers = tuple(observers)
         self._new_id = new_id
-        self._jobs: dict[JobKey, Job] = {}
-        self._live: dict[JobKey, Job] = {}
+        self._registry = Registry(Retention(settings.retention_s * 1000, settings.retention_bytes_max))
+        self._live = self._registry.live
         self._admission = Admission(settings)
-        self._retention = Retention(settings.retention_s * 1000, settings.retention_bytes_max)
         self._on_idle: list[Callable[[], None]] = []
         self._ready_at_ms = 0.0 if broker.state.phase == "ready" else math.inf
         self.draining = False
@@ -111,7 +110,7 @@ class Jobs:
         a prompt or form that was refused a moment ago, and Draining, ModelError, QueueFull, TooManyJobs or RateLimited
         if no new job is accepted now.
         """
-        found = self._jobs.get((owner.name, job_id)) if job_id else None
+        found = self._registry.find(owner.name, job_id) if job_id else None
         if found is not None:
             if found.request.fingerprint != request.fingerprint:
                 raise IdempotencyMismatch(f"Job {found.id} exists with another body. Choose a new job_id.")
@@ -127,19 +126,20 @@ class Jobs:
             refusal = self._broker.refusal(request.prompt, request.sampling.response_format)
             if refusal is not None:
                 raise InvalidParams(refusal.detail, errors=refusal.errors)
-            self._admission.admit(owner, request, state.stats, self._clock.monotonic_ms())
+        self._admission.admit(owner, request, state.stats, self._clock.monotonic_ms())
         return self._start(owner, job_id or f"job-{self._new_id()}", request, correlation), False
 
     def get(self, owner_name: str, job_id: str) -> Job:
         """Return a job. Raises JobNotFound."""
-        job = self._jobs.get((owner_name, job_id))
-        if job is None:
-            raise JobNotFound(f"There is no job {job_id}. It may have been forgotten after its retention time.")
-        return job
+        return self._registry.get(owner_name, job_id)
 
-    def list(self, owner_name: str | None) -> list[Job]:
-        """Return the jobs of one owner, oldest first, or with None those of all."""
-        return [job for (owner, _), job in self._jobs.items() if owner_name in (owner, None)]
+    def list(self, owner_name: str | None, before: float = math.inf, limit: int | None = None) -> list[Job]:
+        """Return the jobs of one owner, or with None those of all, that have a number below `before`: newest first."""
+        return self._registry.list(owner_name, before, limit)
+
+    def rates(self, owner: Principal) -> tuple[Rate, ...]:
+        """Return what is left now of each limit per minute that this owner has."""
+        return self._admission.rates(owner, self._clock.monotonic_ms())
 
     def cancel(self, owner_name: str, job_id: str, reason: str = "client") -> Job:
         """End a job now; its slot is free at the engine's next step. A job that has ended stays as it is.
@@ -152,10 +152,13 @@ class Jobs:
             self._append(job, Cancelled(reason, job.usage(self._clock.monotonic_ms())))
         return job
 
-    def prioritize(self, owner_name: str, job_id: str, priority: int) -> Job:
-        """Change the priority (0 to 9) of a job; it matters while the job waits. Raises JobNotFound."""
-        job = self.get(owner_name, job_id)
-        job.priority = priority
+    def prioritize(self, owner: Principal, job_id: str, priority: int) -> Job:
+        """Change the priority (0 to 9) of a job, as far as its owner may; it matters while the job waits.
+
+        Raises JobNotFound.
+        """
+        job = self.get(owner.name, job_id)
+        job.priority = min(priority, owner.allowance.priority_max)
         self._handing.prioritize(job)
         return job
 
@@ -182,19 +185,12 @@ class Jobs:
         Call it several times a second.
         """
         now = self._clock.monotonic_ms()
-        orphan_ms = self._settings.orphan_ttl_s * 1000
         for job in list(self._live.values()):
-            limit = job.request.deadline_ms
-            if limit and now - job.timing.created >= limit:
-                error = DeadlineExceeded(f"The job did not end within its deadline of {limit} ms.")
-                self._append(job, Expired(error.problem(), job.usage(now)))
-            elif not job.watchers and not job.request.detach and now - job.unwatched_since >= orphan_ms:
-                self._append(job, Cancelled("abandoned", job.usage(now)))
-            elif job.is_read_late(now, self._ready_at_ms):
-                job.preparing = True
-                self._append(job, remarks.preparing())
-        for key in self._retention.pop_due(now):
-            self._jobs.pop(key).log.forget()
+            event = job.due(now, self._settings.orphan_ttl_s * 1000, self._ready_at_ms)
+            if event is not None:
+                job.preparing = job.preparing or isinstance(event, Note)
+                self._append(job, event)
+        self._registry.forget_due(now)
 
     def drain(self, on_idle: Callable[[], None]) -> None:
         """Accept no new jobs from now on; call `on_idle` as soon as no job is live, maybe at once."""
@@ -266,10 +262,9 @@ class Jobs:
 
     def _start(self, owner: Principal, job_id: str, request: JobRequest, correlation: Correlation) -> Job:
         job = Job.new(owner, job_id, request, correlation, self._clock, self._new_id)
-        key = (owner.name, job_id)
-        self._jobs[key] = self._live[key] = job
+        self._registry.add(job)
         self._admission.on_created(owner)
-        self._admission.on_queued(job.tokens_charged)
+        self._admission.on_queued(owner, job.tokens_charged)
         if request.script:
             self._play(job)
         else:
@@ -348,7 +343,7 @@ class Jobs:
         if (before == "queued") != (job.state == "queued"):
             job.position = job.eta_ms = None
             count = self._admission.on_queued if job.state == "queued" else self._admission.on_dequeued
-            count(job.tokens_charged)
+            count(job.owner, job.tokens_charged)
         log = job.log
         record = log.append(event, self._clock.wall_ms())
         for observer in self._observers:
@@ -362,11 +357,9 @@ class Jobs:
     def _retire(self, job: Job, usage: Usage, now_ms: float) -> None:
         """Withdraw an ended job from the engine and start its retention."""
         self._handing.withdraw(job)
-        key = (job.owner_name, job.id)
-        del self._live[key]
         self._admission.on_ended(job.owner, job.tokens_charged, usage, now_ms)
         job.drop_request()
-        self._retention.add(key, job.log.bytes, now_ms)
+        self._registry.retire(job, now_ms)
         self._notify_if_idle()
 
     def _notify_if_idle(self) -> None:

@@ -185,7 +185,7 @@ class Session:
             case frames.Cancel():
                 return self._accepted(jobs.cancel(owner_name, frame.job_id), frame.ref)
             case frames.Update():
-                return self._accepted(jobs.prioritize(owner_name, frame.job_id, frame.priority), frame.ref)
+                return self._accepted(jobs.prioritize(self._grant.principal, frame.job_id, frame.priority), frame.ref)
             case _:
                 return Pong(t=frame.t, ref=frame.ref)
 
@@ -269,7 +269,7 @@ class Session:
             expires_in=None if expires_at_ms is None else max(int(expires_at_ms - now_ms) // 1000, 0),
             limits=ServerLimits(
                 max_frame_bytes=settings.frame_bytes_max,
-                max_jobs=jobs_max or settings.jobs_per_principal_max,
+                max_jobs=jobs_max or settings.jobs_per_account_max,
                 max_queue=settings.queue_jobs_max,
                 max_subscriptions=settings.subscriptions_per_connection_max,
                 max_window=settings.window_frames_max,
@@ -284,7 +284,12 @@ class Session:
 
     def _accepted(self, job: Job, ref: str | None) -> Accepted:
         return Accepted(
-            job_id=job.id, state=wire_state(job), queue=wire_queue(job), sse_url=self._host.sse_url(job), ref=ref
+            job_id=job.id,
+            state=wire_state(job),
+            priority=job.priority,
+            queue=wire_queue(job),
+            sse_url=self._host.sse_url(job),
+            ref=ref,
         )
 
 

@@ -30,7 +30,7 @@ def test_the_estimate_counts_all_choices_and_a_quarter_of_the_prompt() -> None:
 
 
 def test_one_owner_has_a_limit_of_live_jobs() -> None:
-    stage = Stage(jobs_per_principal_max=2)
+    stage = Stage(jobs_per_account_max=2)
     first, _ = stage.create(), stage.create()
     with pytest.raises(TooManyJobs, match="2 live jobs"):
         stage.create()

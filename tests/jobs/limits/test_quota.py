@@ -214,7 +214,7 @@ def test_the_limits_of_the_worker_hold_for_keys_without_their_own() -> None:
 
 
 def test_live_jobs_of_a_key_with_a_limit_are_counted_over_its_users() -> None:
-    stage, ann, bob = Stage(jobs_per_principal_max=1), web("web/ann", jobs_max=2), web("web/bob", jobs_max=2)
+    stage, ann, bob = Stage(jobs_per_account_max=1), web("web/ann", jobs_max=2), web("web/bob", jobs_max=2)
     job = create(stage, ann)
     create(stage, ann)
     with pytest.raises(TooManyJobs, match="2 live jobs"):
@@ -224,7 +224,7 @@ def test_live_jobs_of_a_key_with_a_limit_are_counted_over_its_users() -> None:
 
 
 def test_live_jobs_of_a_key_without_a_limit_are_counted_by_user() -> None:
-    stage, ann, bob = Stage(jobs_per_principal_max=1), web("web/ann"), web("web/bob")
+    stage, ann, bob = Stage(jobs_per_account_max=1), web("web/ann"), web("web/bob")
     create(stage, ann)
     create(stage, bob)
     with pytest.raises(TooManyJobs, match="1 live jobs"):
