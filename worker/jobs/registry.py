@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
 from worker.errors import JobNotFound
@@ -54,8 +55,8 @@ class Registry:
         del self.live[key]
         self._retention.add(key, job.kept_bytes, now_ms)
 
-    def forget_due(self, now_ms: float) -> None:
-        """Forget the jobs whose retention is over."""
+    def pop_due(self, now_ms: float) -> Iterator[Job]:
+        """Remove the jobs whose retention is over, and yield them."""
         for key in self._retention.pop_due(now_ms):
             job = self._jobs.pop(key)
             self._everybodys.remove(job)
@@ -63,4 +64,4 @@ class Registry:
             own.remove(job)
             if not own:
                 del self._by_owner[job.owner_name]
-            job.log.forget()
+            yield job

@@ -152,13 +152,13 @@ class Jobs:
             self._append(job, Cancelled(reason, job.usage(self._clock.monotonic_ms())))
         return job
 
-    def prioritize(self, owner: Principal, job_id: str, priority: int) -> Job:
-        """Change the priority (0 to 9) of a job, as far as its owner may; it matters while the job waits.
+    def prioritize(self, owner_name: str, job_id: str, priority: int) -> Job:
+        """Change the priority (0 to 9) of a job, as far as its key may; it matters while the job waits.
 
         Raises JobNotFound.
         """
-        job = self.get(owner.name, job_id)
-        job.priority = min(priority, owner.allowance.priority_max)
+        job = self.get(owner_name, job_id)
+        job.priority = min(priority, job.owner.allowance.priority_max)
         self._handing.prioritize(job)
         return job
 
@@ -190,7 +190,8 @@ class Jobs:
             if event is not None:
                 job.preparing = job.preparing or isinstance(event, Note)
                 self._append(job, event)
-        self._registry.forget_due(now)
+        for job in self._registry.pop_due(now):
+            job.log.forget()
 
     def drain(self, on_idle: Callable[[], None]) -> None:
         """Accept no new jobs from now on; call `on_idle` as soon as no job is live, maybe at once."""

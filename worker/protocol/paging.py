@@ -21,6 +21,10 @@ class Page(msgspec.Struct, frozen=True):
     before: float = math.inf
 
 
+FIRST = Page()
+"""What a query without parameters asks for."""
+
+
 def page_of(limit: str | None, after: str | None) -> Page:
     """Return the page that a query asks for. Raises InvalidParams, which names what is wrong."""
     wrong = WrongFields()

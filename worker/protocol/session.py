@@ -185,7 +185,7 @@ class Session:
             case frames.Cancel():
                 return self._accepted(jobs.cancel(owner_name, frame.job_id), frame.ref)
             case frames.Update():
-                return self._accepted(jobs.prioritize(self._grant.principal, frame.job_id, frame.priority), frame.ref)
+                return self._accepted(jobs.prioritize(owner_name, frame.job_id, frame.priority), frame.ref)
             case _:
                 return Pong(t=frame.t, ref=frame.ref)
 

@@ -16,7 +16,7 @@ from worker.errors import Problem
 from worker.events import Terminal, Usage
 from worker.jobs.job import Job
 from worker.protocol.frames import Ignored, InForce, QueuePlace, State, encode
-from worker.protocol.paging import Page
+from worker.protocol.paging import FIRST, Page
 from worker.protocol.reading import wire_queue, wire_state
 
 LOADING_URL = "/v1/loading/progress"
@@ -158,7 +158,7 @@ def cancelled(job: Job) -> bytes:
     return encode(CancelledView(job.id))
 
 
-def job_list(found: Sequence[Job], page: Page, *, everybodys: bool = False) -> bytes:
+def job_list(found: Sequence[Job], page: Page = FIRST, *, everybodys: bool = False) -> bytes:
     """Return a page of jobs; with their owners if they are `everybodys`.
 
     `found` is the page and, if there is more, one job of the next.
