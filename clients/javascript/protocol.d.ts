@@ -15,6 +15,8 @@ export interface AcceptedFrame {
   state: "ended" | "queued" | "running";
   /** Where the job can be read as server-sent events. */
   sse_url: string;
+  /** The job's priority: what was asked for, or the highest that the key may have. Absent before 0.3.0. (integer) */
+  priority?: number;
   /** Its place in the queue, while it waits. */
   queue?: QueuePlace;
   /** The job existed before: this `create` has attached to it. (default false) */
@@ -234,6 +236,8 @@ export interface Created {
   ws_url: string;
   /** The job's state. */
   state: "ended" | "queued" | "running";
+  /** The job's priority: what was asked for, or the highest that the key may have. Absent before 0.3.0. (integer) */
+  priority?: number;
   /** Its place in the queue, while it waits. */
   queue?: QueuePlace;
   /** Unknown fields of the request, perhaps misspelt; at most 8 names. */
@@ -406,10 +410,12 @@ export interface JobItem {
   principal?: string;
 }
 
-/** The answer to GET /v1/jobs. */
+/** The answer to GET /v1/jobs: a page, newest first. */
 export interface JobList {
   /** Queued, running, and ended ones that are still kept. */
   jobs: JobItem[];
+  /** The `after` of the next page; absent on the last. */
+  next?: string;
 }
 
 /** One of the likeliest tokens at a position. */
@@ -568,8 +574,8 @@ export interface ResponseFormat {
  * What a client must keep to, or may count on.
  *
  * Operators know the same limits by other names, of their settings: `frame_bytes_max`, `json_members_max`,
- * `messages_max`, `jobs_per_principal_max`, `queue_jobs_max`, `subscriptions_per_connection_max`, `window_frames_max`
- * and `coalesce_ms_max`.
+ * `messages_max`, `jobs_per_account_max`, `queue_jobs_max`, `subscriptions_per_connection_max`, `window_frames_max` and
+ * `coalesce_ms_max`.
  */
 export interface ServerLimits {
   /** Size of one message, either way. (integer) */
@@ -578,7 +584,7 @@ export interface ServerLimits {
   max_members: number;
   /** Messages of a conversation. (integer) */
   max_messages: number;
-  /** Live jobs of one client. (integer) */
+  /** Live jobs of one key, over all of its users. (integer) */
   max_jobs: number;
   /** Waiting jobs, over all clients. (integer) */
   max_queue: number;

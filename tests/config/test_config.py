@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from worker.config import Settings, load
-from worker.config.schema import Given, Setting, schema
+from worker.config.schema import RENAMED, Given, Setting, flag, schema, variable
 from worker.config.settings import EXLLAMAV2_ALONE, GROUPS, is_loopback
 from worker.errors import ConfigError
 
+KEY = "sixteen-or-more-characters"
 SETTINGS = list(schema().values())
 TEXTS = inspect.StrType | inspect.UnionType | inspect.VarTupleType
 NO_TEXTS = [setting for setting in SETTINGS if not isinstance(setting.type, TEXTS)]
 # What a setting needs beside it, so that the rules across settings hold for any value of it.
 COMPANIONS = {
-    "host": {"api_key": "k"},
+    "host": {"api_key": KEY},
     "max_tokens_default": {"max_tokens_max": 1 << 24},
     "max_tokens_max": {"max_tokens_default": 1},
     "engine_restart_backoff_s": {"engine_restart_backoff_max_s": 3600.0},
@@ -327,7 +328,73 @@ def test_an_open_bind_without_a_key_is_refused(host: str) -> None:
     assert "JOBWIRE_API_KEY" in message
     with pytest.raises(ConfigError):
         Settings(host=host)
-    assert load(["--host", host], {"JOBWIRE_API_KEY": "k"}).host == host
+    assert load(["--host", host], {"JOBWIRE_API_KEY": KEY}).host == host
+
+
+@pytest.mark.parametrize("key", ["brief", "fifteen-letters"])
+def test_an_open_bind_with_a_key_that_can_be_guessed_is_refused(key: str) -> None:
+    message = refusal(["--host", "0.0.0.0"], {"JOBWIRE_API_KEY": key})
+    assert "openssl rand -hex 16" in message
+    assert key not in message
+    with pytest.raises(ConfigError, match="guessed"):
+        Settings(host="0.0.0.0", api_key=key, keys_file="keys.toml")
+    assert load(["--host", "0.0.0.0"], {"JOBWIRE_API_KEY": key + "x" * (16 - len(key))})
+
+
+def warnings(argv: list[str], environ: dict[str, str] | None = None) -> tuple[Settings, list[str]]:
+    """Return the settings, and what they warn of."""
+    said: list[str] = []
+    return load(argv, environ or {}, warn=said.append), said
+
+
+def test_on_loopback_a_short_key_is_warned_of() -> None:
+    (warning,) = warnings([], {"JOBWIRE_API_KEY": "fifteen-letters"})[1]
+    assert "openssl rand -hex 16" in warning
+    assert "fifteen" not in warning
+    assert warnings([], {"JOBWIRE_API_KEY": "sixteen-letters!"})[1] == []
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o666])
+def test_a_settings_file_with_a_key_in_it_is_for_its_owner(toml: Path, mode: int) -> None:
+    toml.write_text(f'api_key = "{KEY}"\n', encoding="utf-8")
+    toml.chmod(0o600)
+    assert warnings(["--config", str(toml)])[1] == []
+    toml.chmod(mode)
+    assert warnings(["--config", str(toml)])[1] == [
+        (
+            f"The settings file {toml} has secrets in it, and other users of this machine may read or change it. "
+            f"Keep it to its owner: chmod 600 {toml}"
+        )
+    ]
+    toml.write_text("slots = 3\n", encoding="utf-8")
+    assert warnings(["--config", str(toml)])[1] == []
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_name_is_taken_from_every_source_with_a_warning(old: str, toml: Path) -> None:
+    new = RENAMED[old]
+    toml.write_text(f"{old} = 7\n", encoding="utf-8")
+    for argv, environ, source in (
+        ([flag(old), "7"], {}, f"from the flag {flag(old)}"),
+        ([], {variable(old): "7"}, f"from the variable {variable(old)}"),
+        (["--config", str(toml)], {}, f"from {toml}"),
+    ):
+        loaded, said = warnings(argv, environ)
+        assert getattr(loaded, new) == 7
+        assert said == [f"{old} ({source}) is called {new} now. The next release does not know the old name."]
+        assert load(argv, environ) == loaded
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_old_and_new_names_have_the_usual_precedence(old: str, toml: Path) -> None:
+    new = RENAMED[old]
+    toml.write_text(f"{old} = 1\n{new} = 2\n", encoding="utf-8")
+    file = ["--config", str(toml)]
+    assert getattr(load(file, {}), new) == 2
+    assert getattr(load(file, {variable(old): "3"}), new) == 3
+    assert getattr(load([*file, flag(old), "4"], {variable(new): "3"}), new) == 4
+    assert getattr(load([*file, flag(old), "4", flag(new), "5"], {}), new) == 5
+    assert refusal([flag(old), "x"]).startswith(f"{new} is 'x' (from the flag {flag(old)}), but must be a whole number")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])

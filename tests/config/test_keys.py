@@ -62,12 +62,14 @@ def test_an_entry_has_all_of_its_fields(path: Path) -> None:
         jobs_max="3",
         jobs_per_minute_max="4",
         tokens_per_minute_max="5000",
+        priority_max="7",
         expires_at="2030-01-31T00:00:00Z",
     )
     found = source(path, text).read().find(SECRET)
     assert found is not None
     assert (found.name, found.admin, found.weight) == ("web", True, 2.5)
     assert (found.jobs_max, found.jobs_per_minute_max, found.tokens_per_minute_max) == (3, 4, 5000)
+    assert found.priority_max == 7
     assert found.expires_at == datetime(2030, 1, 31, tzinfo=UTC)
 
 
@@ -117,6 +119,11 @@ WRONG = {
     "one table": ('[keys]\nname = "a"\n', "must be a list: begin each key with [[keys]]."),
     "a number": ("keys = [1]\n", "key 1 in the keys file {path} must be a table."),
     "no name": (entry(name=""), "name of key 1 in the keys file {path} is missing; it must be 1 to 64 letters"),
+    "a priority too high": (
+        entry(priority_max="10"),
+        "priority_max of key 1 (web) in the keys file {path} must be a whole number from 0 to 9.",
+    ),
+    "a priority that is none": (entry(priority_max="-1"), "must be a whole number from 0 to 9."),
     "a name with a slash": (entry(name='"a/b"'), "name of key 1 (a/b) in the keys file {path} must be 1 to 64 letters"),
     "no key": (entry(key=""), "key 1 (web) in the keys file {path} must have either `key` or `key_sha256`."),
     "both": (entry(key_sha256=f'"{"0" * 64}"'), "must have either `key` or `key_sha256`."),
@@ -222,3 +229,34 @@ def test_without_a_file_nothing_changes() -> None:
     keys = source(None, api_key="k")
     keys.read()
     assert not keys.changed()
+
+
+# ---- who may read the file -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o777])
+def test_a_file_that_others_may_read_or_change_is_warned_of(path: Path, mode: int) -> None:
+    keys = source(path, entry())
+    path.chmod(0o600)
+    keys.read()
+    assert keys.warning is None
+    path.chmod(mode)
+    # A new mode is a change, which a file with a mistake in it has as well.
+    assert [keys.changed(), keys.changed()] == [False, True]
+    path.write_text("keys = 1", encoding="utf-8")
+    with pytest.raises(ConfigError):
+        keys.read()
+    assert keys.warning is not None
+    assert keys.warning.startswith(f"The keys file {path} has secrets in it")
+    assert keys.warning.endswith(f"chmod 600 {path}")
+    path.chmod(0o600)
+    with pytest.raises(ConfigError):
+        keys.read()
+    assert keys.warning is None
+
+
+def test_a_file_that_is_not_there_has_no_mode(path: Path) -> None:
+    keys = source(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        keys.read()
+    assert keys.warning is None

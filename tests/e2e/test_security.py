@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -212,6 +214,34 @@ def test_an_open_bind_without_a_key_refuses_to_start(host: str) -> None:
     assert result.returncode == 2
     assert "JOBWIRE_API_KEY" in result.stderr
     assert host in result.stderr
+
+
+def test_an_open_bind_with_a_short_key_refuses_to_start() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "worker", "serve", "--host", "0.0.0.0", "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "JOBWIRE_API_KEY": "fifteen-letters"},
+    )
+    assert (result.returncode, "fifteen" in result.stderr) == (2, False)
+    assert "openssl rand -hex 16" in result.stderr
+
+
+def test_what_the_operator_should_change_is_logged_at_the_start(tmp_path: Path) -> None:
+    """Each as a warning, though the worker starts: a short key, an old name, files that others may read."""
+    keys, settings = tmp_path / "keys.toml", tmp_path / "jobwire.toml"
+    keys.write_text("", encoding="utf-8")
+    settings.write_text(f'api_key = "short"\nkeys_file = "{keys}"\n', encoding="utf-8")
+    for path in (keys, settings):
+        path.chmod(0o644)
+    env = {"JOBWIRE_CONFIG": str(settings), "JOBWIRE_JOBS_PER_PRINCIPAL_MAX": "9"}
+    with serving(env=env, ready=False) as server:
+        assert server.get("/health").status_code == 200
+        warnings = [line for line in server.output if '"level": "warning"' in line]
+    for part in ("openssl rand", "jobs_per_account_max", f"chmod 600 {keys}", f"chmod 600 {settings}"):
+        assert len([line for line in warnings if part in line]) == 1, (part, server.output)
 
 
 def test_an_open_bind_with_a_key_starts() -> None:

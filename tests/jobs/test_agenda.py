@@ -32,10 +32,10 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_it_yields_what_a_look_at_all_jobs_would_find(steps: list[tuple[str, int, int]]) -> None:
-    agenda, made, due = Agenda(), jobs(3), dict[int, float]()
+    agenda, made, due = Agenda(1000, 0), jobs(3), dict[int, float]()
     for what, index, at_ms in steps:
         if what == "plan":
-            agenda.plan(made[index], at_ms)
+            agenda.plan_at(made[index], at_ms)
             due[index] = min(due.get(index, math.inf), at_ms)
         elif what == "drop":
             agenda.drop(made[index])
@@ -48,15 +48,15 @@ def test_it_yields_what_a_look_at_all_jobs_would_find(steps: list[tuple[str, int
 
 
 def test_never_is_no_time() -> None:
-    agenda, [job] = Agenda(), jobs(1)
-    agenda.plan(job, math.inf)
+    agenda, [job] = Agenda(1000, 0), jobs(1)
+    agenda.plan_at(job, math.inf)
     assert list(agenda.pop_due(1e12)) == []
 
 
 def test_jobs_that_ended_long_before_they_were_due_are_not_kept() -> None:
-    agenda, made = Agenda(), jobs(3 * STALE_MAX)
+    agenda, made = Agenda(1000, 0), jobs(3 * STALE_MAX)
     for job in made:
-        agenda.plan(job, 1e9)
+        agenda.plan_at(job, 1e9)
         agenda.drop(job)
     assert len(agenda._heap) <= STALE_MAX
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.events import Cancelled, Note, Resumed, Token, Tokenized, Usage
-from worker.jobs.log import RECORD_BYTES, JobLog
+from worker.errors import FieldError, InvalidParams
+from worker.events import Cancelled, Event, Failed, Note, Resumed, Token, Tokenized, Usage
+from worker.jobs.log import ID_BYTES, RECORD_BYTES, JobLog
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=0, cached_tokens=0, queue_ms=0, total_ms=0)
 
@@ -38,7 +39,9 @@ def test_the_ids_of_a_prompt_count_as_its_memory() -> None:
     log = filled(1)
     before = log.bytes
     log.append(Tokenized(3, b"three ids..."), at_ms=1)
-    assert log.bytes - before == RECORD_BYTES + 12
+    small = JobLog("k3f9")
+    small.append(Tokenized(0, b""), at_ms=1)
+    assert log.bytes - before == small.bytes + 12
 
 
 def test_nothing_follows_a_terminal_record() -> None:
@@ -134,8 +137,25 @@ def test_a_waker_may_remove_itself_and_others() -> None:
     assert woken == ["first", "second"]
 
 
-def test_bytes_count_text_and_records() -> None:
-    log = JobLog("k3f9")
-    log.append_token(Token("abcd"), at_ms=0)
-    log.append(Note(actor="a", action="b", human="c"), at_ms=0)
-    assert log.bytes == 2 * RECORD_BYTES + 4
+def test_bytes_count_texts_wherever_they_are() -> None:
+    def added(event: Event) -> int:
+        log = JobLog("k3f9")
+        log.append_token(event, at_ms=0) if isinstance(event, Token) else log.append(event, at_ms=0)
+        return log.bytes
+
+    def failed(detail: str) -> Failed:
+        problem = InvalidParams("No.", errors=(FieldError("/prompt", detail),)).problem()
+        return Failed(problem, Usage(prompt_tokens=1, completion_tokens=0, cached_tokens=0, queue_ms=1, total_ms=1))
+
+    assert added(Token("x" * 104)) - added(Token("xxxx")) == 100
+    # A character that is not ASCII takes more than a byte.
+    assert added(Token("\N{ROCKET}" * 101)) - added(Token("\N{ROCKET}")) == 400
+    assert added(Token("a", ids=(1, 2))) - added(Token("a")) == 2 * ID_BYTES
+    assert added(Note(actor="a", action="b", human="c" * 101)) - added(Note(actor="a", action="b", human="c")) == 100
+    assert added(failed("x" * 101)) - added(failed("x")) == 100
+
+
+def test_events_that_logs_share_do_not_count() -> None:
+    log = JobLog("k3f9", shared=True)
+    log.append_token(Token("x" * 104), at_ms=0)
+    assert log.bytes == RECORD_BYTES

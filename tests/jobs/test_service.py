@@ -358,7 +358,7 @@ def test_a_drain_without_jobs_is_idle_at_once() -> None:
 
 def test_the_tokens_of_a_step_are_passed_on_together_and_before_what_comes_later() -> None:
     stage, steps, records = Stage(), list[list[tuple[str, int]]](), list[tuple[str, int]]()
-    stage.jobs._token_observers = (lambda tokens: steps.append([(job.id, record.n) for job, record in tokens]),)
+    stage.jobs._news.token_observers = (lambda tokens: steps.append([(job.id, record.n) for job, record in tokens]),)
     one, other = stage.create("job-one-0123456789"), stage.create("job-two-0123456789")
     for job in (one, other):
         stage.start(job)
@@ -371,7 +371,7 @@ def test_the_tokens_of_a_step_are_passed_on_together_and_before_what_comes_later
     stage.send(Delta(leases[0], (1,), "a"), Delta(leases[1], (2,), "b"))
     assert (steps, woken) == ([[(one.id, tail + 1), (other.id, tail + 1)]], [tail + 1])
     steps.clear()
-    stage.jobs._observers = (lambda job, _: records.append((job.id, len(steps))),)
+    stage.jobs._news.observers = (lambda job, _: records.append((job.id, len(steps))),)
     stage.send(Delta(leases[1], (3,), "c"), Delta(leases[0], (1,), "d", finish="stop"), Delta(leases[1], (4,), "e"))
     assert records == [(one.id, 1), (one.id, 1)], "the remark and the end come after the tokens before them"
     assert [[name for name, _ in step] for step in steps] == [[other.id, one.id], [other.id]]
@@ -383,7 +383,7 @@ def test_what_happens_in_one_step_happens_at_one_time() -> None:
     stage.start(job)
     first, second = (choice.lease for choice in job.choices)
     # Time passes while an observer works.
-    stage.jobs._observers = (lambda _, __: stage.clock.advance(3),)
+    stage.jobs._news.observers = (lambda _, __: stage.clock.advance(3),)
     stage.send(Delta(first, (1,), "a"), Delta(second, (2,), "b"))
     assert len({record.at_ms for record in job.log.records[-3:]}) == 1
     stage.send(Delta(first, (1,), "c"))

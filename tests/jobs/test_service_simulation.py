@@ -309,7 +309,7 @@ class Simulation(RuleBasedStateMachine):
                 break
         admission = self.jobs._admission
         assert (self.jobs.live, admission.waiting_jobs, admission.waiting_tokens) == (0, 0, 0)
-        assert not (self.engine.sequences or self.engine.paused or admission._live or admission._live_of_account)
+        assert not (self.engine.sequences or self.engine.paused or admission._live or admission._waiting)
 
 
 TestSimulation = Simulation.TestCase

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 
-from tests.jobs.scripted import ANN, LIMITS, Stage
+from tests.jobs.scripted import ANN, LIMITS, READY, Stage
 from worker.engines.base import Delta
-from worker.errors import JobLost, JobNotFound
+from worker.errors import FieldError, InvalidParams, JobLost, JobNotFound
 from worker.events import Cancelled, Expired, TopLogprob
+from worker.jobs.correlation import Correlation
+from worker.jobs.limits.principals import Principal
 from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
+from worker.operations.status import Status
+from worker.operations.worker_check import WorkerCheck
 
+CORRELATION = Correlation("of-all-these-jobs")
 ID = "a-job-to-wait-for"
 
 
@@ -126,7 +133,7 @@ def test_memory_for_ended_logs_is_bounded() -> None:
     for _ in range(50):
         stage.run(stage.create(), *(["word "] * 10))
         stage.jobs.sweep()
-        assert sum(job.log.bytes for job in stage.jobs.list("ann")) <= 20_000
+        assert sum(job.kept_bytes for job in stage.jobs.list("ann")) <= 20_000
     assert stage.jobs.list("ann")
 
 
@@ -148,8 +155,67 @@ def test_ended_jobs_take_about_the_memory_that_they_are_counted_for(likely: int)
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    counted = sum(job.log.bytes for job in stage.jobs.list("ann"))
-    assert counted / 2 < taken < counted * 2
+    counted = sum(job.kept_bytes for job in stage.jobs.list("ann"))
+    assert counted / 1.5 < taken < counted * 1.5
+
+
+def status(stage: Stage, number: int) -> None:
+    """A job that reports the state of the worker."""
+    request = Status(lambda: READY).parse({"n": number}, LIMITS, WrongFields())
+    stage.jobs.create(ANN, None, request, correlation=CORRELATION)
+
+
+def worker_check(stage: Stage, number: int) -> None:
+    """A job of the script that all such jobs share."""
+    request = WorkerCheck().parse({"n": number}, LIMITS, WrongFields())
+    stage.jobs.create(ANN, None, request, correlation=CORRELATION)
+
+
+def cancelled(stage: Stage, number: int) -> None:
+    """A job that never runs."""
+    stage.jobs.cancel("ann", stage.create(prompt=f"{number:0999}", stop=["x" * 200], n=2).id)
+
+
+def refused(stage: Stage, number: int) -> None:
+    """A job whose prompt cannot be read, for five reasons."""
+    wrong = tuple(FieldError(f"/messages/{place}/{number}", f"Expected {place} {number:099}") for place in range(5))
+    job = stage.create()
+    stage.jobs.on_refused(job.choices[0].lease, InvalidParams("No.", errors=wrong).problem())
+
+
+def named(stage: Stage, number: int) -> None:
+    """A job whose client chose long names for everything."""
+    correlation, name = Correlation(f"{number:0128}", f"{number:0128}"), f"web/{number:099}"
+    request = Infer().parse({"prompt": "Hi"}, LIMITS, WrongFields())
+    job, _ = stage.jobs.create(Principal(name=name, key="web"), f"{number:064}", request, correlation=correlation)
+    stage.jobs.cancel(name, job.id)
+
+
+def emoji(stage: Stage, number: int) -> None:
+    """A job whose text takes four bytes a character."""
+    stage.run(stage.create(prompt=str(number)), *(f"{place}" + "\N{ROCKET}" * 49 for place in range(10)))
+
+
+@pytest.mark.parametrize("make", [status, worker_check, cancelled, refused, named, emoji])
+def test_short_jobs_take_the_memory_that_they_are_counted_for(make: Callable[[Stage, int], None]) -> None:
+    """They are many: what each costs besides its log is most of it."""
+    stage, jobs = Stage(jobs_per_account_max=1000, queue_jobs_max=1000, retention_bytes_max=1 << 30), 400
+    make(stage, 0)
+    before = stage.jobs._registry._retention.bytes
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(jobs):
+            make(stage, 1000 + number)
+            stage.broker.submitted.clear()
+            stage.broker.cancelled.clear()
+            stage.seen.clear()
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    counted = stage.jobs._registry._retention.bytes - before
+    assert counted / 1.5 < taken < counted * 1.5
 
 
 def test_cancel_all_ends_every_live_job() -> None:

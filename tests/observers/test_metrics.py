@@ -23,7 +23,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.stage: Stage = watched(self._metrics)
-        self.stage.jobs._token_observers = (self.metrics.observe_tokens,)
+        self.stage.jobs._news.token_observers = (self.metrics.observe_tokens,)
         self.tally = Tally()
         self.engine = EngineState(phase="ready", info=INFO, stats=STATS)
         self.opened: Counter[str] = Counter()

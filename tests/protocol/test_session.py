@@ -18,7 +18,7 @@ from worker.protocol.session import BAD_FRAMES_MAX, FEATURES
 def test_hello_comes_first_and_tells_the_limits() -> None:
     wire, client = connected(
         frame_bytes_max=2048,
-        jobs_per_principal_max=3,
+        jobs_per_account_max=3,
         queue_jobs_max=5,
         retention_s=7,
         orphan_ttl_s=8,

@@ -50,7 +50,7 @@ def test_a_key_in_the_first_frame_opens_the_connection() -> None:
 
 
 def test_hello_tells_how_many_jobs_a_key_may_have() -> None:
-    wire = Wire(jobs_per_principal_max=7)
+    wire = Wire(jobs_per_account_max=7)
     few = Grant(principal=Principal(name="ann", allowance=Allowance(jobs_max=3)))
     client = wire.knock(key=few)
     client.session.greet(0)

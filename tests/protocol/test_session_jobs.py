@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.jobs.scripted import LIMITS
-from tests.protocol.wire import ID, IDS, OTHER, connected, number, text, types
+from tests.protocol.wire import ID, IDS, OTHER, Wire, connected, number, text, types
+from worker.jobs.limits.principals import Allowance, Grant, Principal
 
 # ---- create ----------------------------------------------------------------------------------------------------------
 
@@ -17,6 +18,7 @@ def test_a_job_from_create_to_end() -> None:
         "type": "accepted",
         "job_id": ID,
         "state": "queued",
+        "priority": 5,
         "queue": {"position": 1},
         "sse_url": f"/v1/jobs/{ID}/stream",
         "ref": "1",
@@ -291,4 +293,19 @@ def test_an_update_reaches_the_queue() -> None:
     client.pull_all()
     accepted = client.ask("update", job_id=ID, priority=9)
     assert (accepted["type"], accepted["queue"]) == ("accepted", {"position": 1})
+    assert accepted["priority"] == 9
     assert wire.stage.broker.updated == [(wire.stage.broker.submitted[0].generation.lease, 9)]
+
+
+def test_a_priority_above_the_keys_is_lowered_and_the_reply_says_so() -> None:
+    wire = Wire()
+    grant = Grant(principal=Principal(name="ann", key="ann", allowance=Allowance(priority_max=5)))
+    client = wire.knock(key=grant)
+    client.ask("auth", token="key")
+    replies = [client.ask("create", job_id=IDS[wish], prompt="Hi", priority=wish, channels=[]) for wish in (3, 5, 6, 9)]
+    assert [reply["priority"] for reply in replies] == [3, 5, 5, 5]
+    assert [work.priority for work in wire.stage.broker.submitted] == [3, 5, 5, 5]
+    assert client.ask("create", job_id=IDS[9], prompt="Hi", priority=9, channels=[])["priority"] == 5
+    assert client.ask("update", job_id=IDS[3], priority=8)["priority"] == 5
+    assert client.ask("update", job_id=IDS[3], priority=2)["priority"] == 2
+    assert [priority for _, priority in wire.stage.broker.updated] == [5, 2]

@@ -37,6 +37,7 @@ def test_a_created_job_says_where_to_follow_it() -> None:
         "sse_url": STREAM,
         "ws_url": "/v1/ws",
         "state": "queued",
+        "priority": 5,
         "queue": {"position": 1},
     }
     assert body(views.created(job, STREAM)) == expected
@@ -59,7 +60,7 @@ def test_the_list_has_what_one_needs_to_choose() -> None:
     stage = Stage()
     stage.run(stage.create(ID, prompt="Hi", priority=7), "a")
     stage.create(OTHER)
-    ended, waiting = body(views.job_list(stage.jobs.list("ann")))["jobs"]
+    waiting, ended = body(views.job_list(stage.jobs.list("ann")))["jobs"]
     assert (ended["job_id"], ended["state"], ended["status"], ended["priority"]) == (ID, "ended", "completed", 7)
     assert ended["created_at"] == "2025-10-30T15:26:41Z"
     assert (waiting["job_id"], waiting["state"], waiting["queue"]) == (OTHER, "queued", {"position": 1})

@@ -51,8 +51,11 @@ def doctor(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         allow_abbrev=False,
     )
     add_flags(parser)
-    settings = resolve(given_flags(parser.parse_exactly(argv)), environ)
+    warnings: list[str] = []
+    settings = resolve(given_flags(parser.parse_exactly(argv)), environ, warnings.append)
     problems = 0
+    for warning in warnings:
+        print(f"{'note':8} {warning}")
     checks: list[Callable[[Settings], Iterator[Finding]]] = [*CHECKS, partial(check_gpu, environ)]
     for check in checks:
         for finding in check(settings):
@@ -219,6 +222,8 @@ def check_keys(settings: Settings) -> Iterator[Finding]:
     else:
         level: Literal["ok", "note"] = "ok" if names else "note"
         yield Finding(level, f"Keys: {', '.join(names) or f'none in {source.path}, so nobody can use the worker'}")
+    if source.warning is not None:
+        yield Finding("note", source.warning)
 
 
 def check_files(settings: Settings) -> Iterator[Finding]:

@@ -15,8 +15,8 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from worker.config.settings import Settings
-from worker.config.sources import read_toml
+from worker.config.settings import KEY_CHARS_MIN, Settings
+from worker.config.sources import exposure, read_toml
 from worker.errors import ConfigError
 
 SETTINGS_KEY = "key"
@@ -26,7 +26,10 @@ Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
 
 
 class _Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The rights of a key. 0 is no limit of its own. `weight` is its share of the engine, relative to other keys."""
+    """The rights of a key. 0 is no limit of its own. `weight` is its share of the engine, relative to other keys.
+
+    `priority_max` is the highest priority of its jobs; without one it depends on whether there are other keys.
+    """
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
     admin: bool = False
@@ -34,6 +37,7 @@ class _Terms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     jobs_max: Count = 0
     jobs_per_minute_max: Count = 0
     tokens_per_minute_max: Count = 0
+    priority_max: Annotated[int, Meta(ge=0, le=9)] | None = None
     expires_at: datetime | None = None
 
 
@@ -42,23 +46,28 @@ class Key(_Terms, frozen=True, kw_only=True):
 
     digest: bytes
 
+    def is_good(self, now_s: float) -> bool:
+        """Return whether it has not expired at this time (seconds since the Unix epoch)."""
+        return self.expires_at is None or now_s < self.expires_at.timestamp()
+
 
 class _Entry(_Terms, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A key as it stands in a file: in clear, or as the SHA-256 of it in hexadecimal."""
 
-    key: Annotated[str, Meta(pattern=r"^[!-~]{16,1024}$(?!\n)")] | None = None
+    key: Annotated[str, Meta(pattern=rf"^[!-~]{{{KEY_CHARS_MIN},1024}}$(?!\n)")] | None = None
     key_sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$(?!\n)")] | None = None
 
 
 ALLOWED = {
     "name": "1 to 64 letters, digits, `_`, `.` or `-`",
-    "key": "16 to 1024 printable ASCII characters without spaces",
+    "key": f"{KEY_CHARS_MIN} to 1024 printable ASCII characters without spaces",
     "key_sha256": "64 hexadecimal digits",
     "admin": "true or false",
     "weight": "a number, at least 0.001 and at most 1000",
     "jobs_max": "a whole number, 0 for no limit of its own",
     "jobs_per_minute_max": "a whole number, 0 for no limit of its own",
     "tokens_per_minute_max": "a whole number, 0 for no limit of its own",
+    "priority_max": "a whole number from 0 to 9",
     "expires_at": "a date with time and offset, like 2030-01-31T00:00:00Z",
 }
 """The fields of an entry, each with the values allowed."""
@@ -71,6 +80,10 @@ class Keyring:
         self.by_name = {key.name: key for key in keys}
         self._by_digest = {key.digest: key for key in self.by_name.values()}
 
+    def is_alone(self, key: Key, now_s: float) -> bool:
+        """Return whether no other key is good at this time (seconds since the Unix epoch)."""
+        return not any(other is not key and other.is_good(now_s) for other in self.by_name.values())
+
     def find(self, secret: str) -> Key | None:
         """Return the key whose secret this is."""
         return self._by_digest.get(digest(secret))
@@ -82,11 +95,15 @@ def digest(secret: str) -> bytes:
 
 
 class KeySource:
-    """Reads the keys, again each time their file has changed and come to rest."""
+    """Reads the keys, again each time their file has changed and come to rest.
+
+    `warning` is what the operator should change about the file, as it was when it was last read.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.path = Path(settings.keys_file) if settings.keys_file else None
         self._own = [Key(name=SETTINGS_KEY, digest=digest(settings.api_key))] if settings.api_key else []
+        self.warning: str | None = None
         self._read: tuple[int, ...] = ()
         self._seen: tuple[int, ...] = ()
 
@@ -100,6 +117,7 @@ class KeySource:
         if self.path is None:
             return Keyring(self._own)
         self._read = self._seen = self._state()
+        self.warning = exposure(self.path, "keys file")
         return Keyring(_unique(self._own + _parse(read_toml(self.path, "keys file"), self.path), self.path))
 
     def changed(self) -> bool:
@@ -115,7 +133,7 @@ class KeySource:
             stat = self.path.stat()
         except OSError:
             return ()
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_mode
 
 
 def _parse(table: dict[str, Any], path: Path) -> list[Key]:

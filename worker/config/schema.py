@@ -19,6 +19,9 @@ from worker.errors import ConfigError
 SECRET = "(not shown)"  # noqa: S105  (no secret: it is printed in place of one)
 """Printed in place of a secret."""
 
+RENAMED = {"jobs_per_principal_max": "jobs_per_account_max"}
+"""Settings by their old names, which are accepted for one release, with a warning."""
+
 _UNITS = {"s": "SECONDS", "ms": "MS", "bytes": "BYTES", "tokens": "TOKENS", "jobs": "JOBS"}
 
 
@@ -46,12 +49,12 @@ class Setting:
     @property
     def flag(self) -> str:
         """The name on the command line."""
-        return "--" + self.name.replace("_", "-")
+        return flag(self.name)
 
     @property
     def variable(self) -> str:
         """The name in the environment."""
-        return "JOBWIRE_" + self.name.upper()
+        return variable(self.name)
 
     @property
     def type(self) -> inspect.Type:
@@ -123,6 +126,16 @@ class Setting:
                 return text.lower()
             case _:
                 return text
+
+
+def flag(name: str) -> str:
+    """Return the name of a setting on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """Return the name of a setting in the environment."""
+    return "JOBWIRE_" + name.upper()
 
 
 @cache

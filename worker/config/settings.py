@@ -37,6 +37,12 @@ EXLLAMAV2_ALONE = (
 """Settings that other engines cannot use: they refuse to start with one that differs from its default."""
 
 
+KEY_CHARS_MIN = 16
+"""A shorter API key can be guessed."""
+
+KEY_ADVICE = f"Choose one of at least {KEY_CHARS_MIN} characters: `openssl rand -hex 16` prints one."
+
+
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach `host`. Names other than localhost count as reachable from outside."""
     try:
@@ -128,8 +134,8 @@ class Settings(Listening):
     queue_tokens_max: Annotated[
         int, Meta(ge=1, le=1 << 40, description="Tokens that all waiting jobs together may need.")
     ] = 2_000_000
-    jobs_per_principal_max: Annotated[
-        int, Meta(ge=1, le=1 << 20, description="Live jobs of one client, queued and running.")
+    jobs_per_account_max: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Live jobs of one key and all of its users, queued and running.")
     ] = 1024
     jobs_per_minute_max: Annotated[
         int, Meta(ge=0, le=1 << 40, description="Jobs that one key may create per minute. 0 is no limit.")
@@ -251,12 +257,22 @@ class Settings(Listening):
         given = {name: getattr(self, name) for name in EXLLAMAV2_ALONE}
         return {name: _text(value) for name, value in given.items() if value != getattr(Settings, name)}
 
+    @property
+    def has_short_key(self) -> bool:
+        """Whether there is an `api_key` that can be guessed."""
+        return 0 < len(self.api_key) < KEY_CHARS_MIN
+
     def __post_init__(self) -> None:
         self._check_exllamav2()
         if not self.api_key and self.keys_file is None and not is_loopback(self.host):
             raise ConfigError(
                 f"host {self.host} can be reached from other machines, and no api_key protects it. Set JOBWIRE_API_KEY "
                 "to a secret of your own, name a keys_file, or listen on 127.0.0.1."
+            )
+        if self.has_short_key and not is_loopback(self.host):
+            raise ConfigError(
+                f"host {self.host} can be reached from other machines, and api_key is so short that it can be guessed. "
+                f"{KEY_ADVICE}"
             )
         if self.max_tokens_default > self.max_tokens_max:
             raise ConfigError(

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
+import stat
+import sys
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
-from worker.config.schema import Given, Setting, schema, unknown
-from worker.config.settings import GROUPS, Settings
+from worker.config.schema import RENAMED, Given, Setting, flag, schema, unknown, variable
+from worker.config.settings import GROUPS, KEY_ADVICE, Settings
 from worker.errors import ConfigError
 
 CONFIG_FLAG, CONFIG_VARIABLE = "--config", "JOBWIRE_CONFIG"
 
 SERVICE_LINK = re.compile(r"JOBWIRE_(SERVICE_(HOST|PORT)|PORT_\d+_)")
 """Variables that Kubernetes sets in every pod beside a service called jobwire. JOBWIRE_PORT is one more, a URL."""
+
+OTHERS = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
+"""What nobody but its owner should be able to do with a file of secrets."""
+
+Warn: TypeAlias = Callable[[str], None]
+"""Called with each thing that the operator should change, though the worker starts as it is."""
 
 LEGACY_FLAGS = {"--hive-url": "queen_url", "--model-ref": "model"}
 """Flags of older launchers, with the setting of each."""
@@ -49,7 +58,13 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
 
-def load(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "jobwire serve") -> Settings:
+def _ignore(_warning: str) -> None:
+    """Ignore a warning: the command is over in a moment, and `serve` warns of the same."""
+
+
+def load(
+    argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "jobwire serve", warn: Warn = _ignore
+) -> Settings:
     """Return the settings from flags, environment, file and defaults. `--help` prints and exits with 0.
 
     Raises ConfigError for unknown names and for values of the wrong type or out of range.
@@ -63,7 +78,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str], *, prog: str = "jobwir
         allow_abbrev=False,
     )
     add_flags(parser)
-    return resolve(given_flags(parser.parse_exactly(argv)), environ)
+    return resolve(given_flags(parser.parse_exactly(argv)), environ, warn)
 
 
 def add_flags(parser: argparse.ArgumentParser, groups: Collection[str] = tuple(GROUPS.values())) -> None:
@@ -76,11 +91,17 @@ def add_flags(parser: argparse.ArgumentParser, groups: Collection[str] = tuple(G
     others.add_argument(
         CONFIG_FLAG, default=argparse.SUPPRESS, metavar="PATH", help=f"TOML file with settings ({CONFIG_VARIABLE})."
     )
-    for flag, name in LEGACY_FLAGS.items():
+    for legacy, name in LEGACY_FLAGS.items():
         if schema()[name].group in sections:
             same = schema()[name]
             meaning = f"The same as {same.flag}."
-            others.add_argument(flag, dest=name, default=argparse.SUPPRESS, metavar=same.metavar, help=meaning)
+            others.add_argument(legacy, dest=name, default=argparse.SUPPRESS, metavar=same.metavar, help=meaning)
+    for old, name in RENAMED.items():
+        if schema()[name].group in sections:
+            meaning = f"The old name of {flag(name)}."
+            others.add_argument(
+                flag(old), dest=old, default=argparse.SUPPRESS, metavar=schema()[name].metavar, help=meaning
+            )
     others.add_argument(
         "--backend",
         dest="engine",
@@ -93,10 +114,11 @@ def add_flags(parser: argparse.ArgumentParser, groups: Collection[str] = tuple(G
 
 def given_flags(namespace: argparse.Namespace) -> dict[str, str]:
     """Return the flags that were given, by name of the setting; `config` is among them."""
-    return {name: value for name, value in vars(namespace).items() if name in schema() or name == "config"}
+    known = {*schema(), *RENAMED, "config"}
+    return {name: value for name, value in vars(namespace).items() if name in known}
 
 
-def resolve(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
+def resolve(flags: Mapping[str, str], environ: Mapping[str, str], warn: Warn = _ignore) -> Settings:
     """Return the settings from `flags` (see `given_flags`), the environment, the file named there, and defaults.
 
     Raises ConfigError for unknown names and for values of the wrong type or out of range.
@@ -104,14 +126,22 @@ def resolve(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
     given: dict[str, Given] = {}
     path = flags.get("config") or environ.get(CONFIG_VARIABLE)
     if path:
-        given |= _from_toml(Path(path))
-    given |= _from_environ(environ)
-    given |= {
-        name: Given(text, f"from the flag {schema()[name].flag}", textual=True)
-        for name, text in flags.items()
-        if name != "config"
-    }
-    return Settings(**{name: schema()[name].convert(value) for name, value in given.items()})
+        given |= _renamed(_from_toml(Path(path), warn), warn)
+    given |= _renamed(_from_environ(environ), warn)
+    given |= _renamed(_from_flags(flags), warn)
+    settings = Settings(**{name: schema()[name].convert(value) for name, value in given.items()})
+    if settings.has_short_key:
+        warn(f"api_key is so short that it can be guessed. {KEY_ADVICE}")
+    return settings
+
+
+def _renamed(given: dict[str, Given], warn: Warn) -> dict[str, Given]:
+    """Return what one source gives, by the names of today. Where it gives both names of a setting, the new one wins."""
+    for old in given.keys() & RENAMED.keys():
+        value, name = given.pop(old), RENAMED[old]
+        warn(f"{old} ({value.source}) is called {name} now. The next release does not know the old name.")
+        given.setdefault(name, value)
+    return given
 
 
 def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
@@ -128,16 +158,24 @@ def _engine_of_backend(backend: str) -> str:
     return LEGACY_BACKENDS[backend]
 
 
+def _from_flags(flags: Mapping[str, str]) -> dict[str, Given]:
+    return {
+        name: Given(text, f"from the flag {flag(name)}", textual=True)
+        for name, text in flags.items()
+        if name != "config"
+    }
+
+
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Given]:
-    variables = {setting.variable: name for name, setting in schema().items()}
+    names = {variable(name): name for name in (*schema(), *RENAMED)}
     given = {}
-    for variable, text in environ.items():
-        if SERVICE_LINK.match(variable) or (variable == schema()["port"].variable and "://" in text):
+    for found, text in environ.items():
+        if SERVICE_LINK.match(found) or (found == schema()["port"].variable and "://" in text):
             continue
-        if variable in variables:
-            given[variables[variable]] = Given(text, f"from the variable {variable}", textual=True)
-        elif variable.startswith("JOBWIRE_") and variable != CONFIG_VARIABLE:
-            raise unknown(variable, "a variable of the environment", [*variables, CONFIG_VARIABLE])
+        if found in names:
+            given[names[found]] = Given(text, f"from the variable {found}", textual=True)
+        elif found.startswith("JOBWIRE_") and found != CONFIG_VARIABLE:
+            raise unknown(found, "a variable of the environment", [*names, CONFIG_VARIABLE])
     return given
 
 
@@ -151,9 +189,26 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"The {what} {path} is not TOML: {error}.") from error
 
 
-def _from_toml(path: Path) -> dict[str, Given]:
+def exposure(path: Path, what: str) -> str | None:
+    """Return a warning, which calls a file of secrets `what`, if others than its owner may read or change the file."""
+    try:
+        mode = path.stat().st_mode if sys.platform != "win32" else 0
+    except OSError:
+        return None
+    if not mode & OTHERS:
+        return None
+    return (
+        f"The {what} {path} has secrets in it, and other users of this machine may read or change it. "
+        f"Keep it to its owner: chmod 600 {shlex.quote(str(path))}"
+    )
+
+
+def _from_toml(path: Path, warn: Warn) -> dict[str, Given]:
     table = read_toml(path, "settings file")
     for name in table:
-        if name not in schema():
+        if name not in schema() and name not in RENAMED:
             raise unknown(name, f"a key in {path}", schema())
+    warning = exposure(path, "settings file")
+    if warning is not None and any(table.get(name) for name, setting in schema().items() if setting.secret):
+        warn(warning)
     return {name: Given(value, f"from {path}", textual=False) for name, value in table.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from worker.engines.base import Generation
-from worker.events import Finished, FinishReason, Token, Usage
+from worker.errors import DeadlineExceeded
+from worker.events import Cancelled, Event, Expired, Finished, FinishReason, Token, Usage
+from worker.jobs import remarks
 from worker.jobs.clock import Clock
 from worker.jobs.correlation import UNKNOWN, Correlation
 from worker.jobs.lifecycle import JobState, is_terminal
@@ -25,6 +28,15 @@ PREPARING_AFTER_MS = 250
 
 PROGRESS_STEP = 0.05
 """Prefill is reported in steps of at least this share of the prompt."""
+
+JOB_BYTES = 1300
+"""Rough memory of an ended job besides its log: itself, its owner, and its places in the books of the service."""
+
+CHOICE_BYTES = 200
+"""Rough memory of a choice besides its tokens."""
+
+NO_PROMPT, NO_SAMPLING = Prompt(), Sampling()
+"""What ended jobs have of them."""
 
 
 @dataclass(slots=True)
@@ -107,9 +119,10 @@ class Job:
     """A job and its log. Everybody may read it; only the service changes it.
 
     `deaths` counts the engines in a row that died while they had this job and it made no progress. `prompt_ids` are
-    those of `events.Tokenized`, empty until the prompt is read. `tokens_charged` is what its account is charged, and
-    what it counts for in the queue: an estimate until then. `preparing`: its readers know that reading takes long.
-    `due_ms` belongs to the agenda.
+    those of `events.Tokenized`, empty until the prompt is read. `number` is its place among all jobs, in the order of
+    their creation. `priority` is what was asked for, as far as its owner may. `tokens_charged` is what its account is
+    charged, and what it counts for in the queue: an estimate until then. `preparing`: its readers know that reading
+    takes long. `due_ms` belongs to the agenda.
     """
 
     id: str
@@ -131,6 +144,7 @@ class Job:
     tokens_charged: int = 0
     preparing: bool = False
     due_ms: float = math.inf
+    number: int = 0
     correlation: Correlation = UNKNOWN
 
     @classmethod
@@ -149,11 +163,11 @@ class Job:
             id=job_id,
             owner=owner,
             request=request,
-            log=JobLog(epoch=new_id().hex[:8]),
+            log=JobLog(epoch=new_id().hex[:8], shared=request.script_shared),
             created_at_ms=clock.wall_ms(),
             timing=Timing(created=now),
             seed=new_id().int % (1 << 64) if request.seed is None else request.seed,
-            priority=request.priority,
+            priority=min(request.priority, owner.allowance.priority_max),
             choices=[Choice(index) for index in range(request.n)],
             unwatched_since=now,
             tokens_charged=request.tokens_estimate,
@@ -179,23 +193,33 @@ class Job:
         """Return whether this is the latest lease of one of its choices; nothing is the lease of none."""
         return lease != "" and any(choice.lease == lease for choice in self.choices)
 
-    def next_due_ms(self, ready_at_ms: float, orphan_ms: float) -> float:
-        """Return when a sweep must look at it next, if nothing else happens; infinity is never."""
+    def due(self, now_ms: float, orphan_ms: float, ready_at_ms: float) -> Event | None:
+        """Return what the time alone brings about: the end of a live job, or a remark that its prompt is read late."""
+        limit = self.request.deadline_ms
+        if limit and now_ms - self.timing.created >= limit:
+            error = DeadlineExceeded(f"The job did not end within its deadline of {limit} ms.")
+            return Expired(error.problem(), self.usage(now_ms))
+        if not self.watchers and not self.request.detach and now_ms - self.unwatched_since >= orphan_ms:
+            return Cancelled("abandoned", self.usage(now_ms))
+        return remarks.preparing() if now_ms >= self._read_late_ms(ready_at_ms) else None
+
+    def next_due_ms(self, orphan_ms: float, ready_at_ms: float) -> float:
+        """Return when that will be next, if nothing else happens; infinity is never."""
         deadline_ms = self.request.deadline_ms
         return min(
             self.timing.created + deadline_ms if deadline_ms else math.inf,
             math.inf if self.watchers or self.request.detach else self.unwatched_since + orphan_ms,
-            max(self.timing.created, ready_at_ms) + PREPARING_AFTER_MS if self._is_unread else math.inf,
+            self._read_late_ms(ready_at_ms),
         )
 
-    @property
-    def _is_unread(self) -> bool:
-        """Whether its prompt is still unread, and no remark says so."""
-        return not self.prompt_ids and not self.preparing and self.state == "queued"
+    def _read_late_ms(self, ready_at_ms: float) -> float:
+        """Return from when on reading the prompt takes long; never once it is read, or once a remark says so.
 
-    def is_read_late(self, now_ms: float, ready_at_ms: float) -> bool:
-        """Return whether its prompt should have been read by now. Reading waits until an engine is ready."""
-        return self._is_unread and now_ms - max(self.timing.created, ready_at_ms) >= PREPARING_AFTER_MS
+        Reading waits until an engine is ready.
+        """
+        if self.prompt_ids or self.preparing or self.state != "queued":
+            return math.inf
+        return max(self.timing.created, ready_at_ms) + PREPARING_AFTER_MS
 
     def text(self, index: int = 0) -> str:
         """Return all text of one choice so far."""
@@ -207,8 +231,14 @@ class Job:
         return self.request.generation(choice.lease, self.seed, choice.index, tuple(choice.ids), self.prompt_ids)
 
     def drop_request(self) -> None:
-        """Drop the prompt and the sampling settings, which may be large: an ended job needs neither."""
-        self.request = msgspec.structs.replace(self.request, prompt=Prompt(), sampling=Sampling())
+        """Drop the prompt, the sampling settings and the script, which may be large: an ended job needs none."""
+        self.request = msgspec.structs.replace(self.request, prompt=NO_PROMPT, sampling=NO_SAMPLING, script=())
+
+    @property
+    def kept_bytes(self) -> int:
+        """About the memory that the job takes while it is kept after its end."""
+        names = (self.id, self.owner.name, self.correlation.correlation_id, self.correlation.traceparent)
+        return JOB_BYTES + CHOICE_BYTES * len(self.choices) + sum(map(sys.getsizeof, names)) + self.log.bytes
 
     def usage(self, now_ms: float) -> Usage:
         """Return what the job has consumed until `now_ms` (monotonic)."""

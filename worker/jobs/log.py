@@ -6,12 +6,24 @@ the wire is `<epoch>-<n>`: the epoch is random for each incarnation of a log, so
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
-from worker.events import TERMINAL, Event, Record, Resumed, Token, Tokenized
+import msgspec
 
-RECORD_BYTES = 320
-"""Rough memory of a record besides its text, for retention by bytes."""
+from worker.events import TERMINAL, Event, Record, Resumed, Token
+
+RECORD_BYTES = 112
+"""Rough memory of a record besides its event, for retention by bytes."""
+
+TOKEN_BYTES = 144
+"""Rough memory of a token's event besides its text and ids."""
+
+ID_BYTES = 48
+"""Rough memory of a token's id: the number, and its places in the event and among the ids of its choice."""
+
+LOGPROB_BYTES = 144
+"""Rough memory of a token's log-probability, and of the list of its likeliest tokens."""
 
 LIKELY_BYTES = 180
 """Rough memory of each entry of a record's `top_logprobs`."""
@@ -21,13 +33,14 @@ class JobLog:
     """The log of one job. `attempt` counts the engines that had the job; a `Resumed` record opens the next.
 
     `ended`: its last record is terminal. `forgotten`: its retention is over, and only its present readers can still
-    read it.
+    read it. `bytes` is about its memory; where its events are `shared`, the same in many logs, they do not count.
     """
 
-    __slots__ = ("_wakers", "attempt", "bytes", "ended", "epoch", "forgotten", "records")
+    __slots__ = ("_shared", "_wakers", "attempt", "bytes", "ended", "epoch", "forgotten", "records")
 
-    def __init__(self, epoch: str) -> None:
+    def __init__(self, epoch: str, *, shared: bool = False) -> None:
         self.epoch = epoch
+        self._shared = shared
         self.attempt = 1
         self.records: list[Record] = []
         self.bytes = 0
@@ -45,11 +58,9 @@ class JobLog:
         assert not self.ended, f"{type(event).__name__} after the end"
         record = Record(len(self.records) + 1, at_ms, event)
         self.records.append(record)
-        self.bytes += RECORD_BYTES
+        self.bytes += RECORD_BYTES if self._shared else RECORD_BYTES + _size_of(event)
         if isinstance(event, Resumed):
             self.attempt += 1
-        elif isinstance(event, Tokenized):
-            self.bytes += len(event.ids)
         else:
             self.ended = isinstance(event, TERMINAL)
         self.wake()
@@ -61,9 +72,7 @@ class JobLog:
         records = self.records
         record = Record(len(records) + 1, at_ms, token)
         records.append(record)
-        self.bytes += RECORD_BYTES + len(token.text)
-        if token.top_logprobs is not None:
-            self.bytes += LIKELY_BYTES * sum(map(len, token.top_logprobs))
+        self.bytes += RECORD_BYTES if self._shared else RECORD_BYTES + _size_of_token(token)
         return record
 
     def forget(self) -> None:
@@ -99,3 +108,26 @@ class JobLog:
         """Let the readers know that the log has grown, by one record or many."""
         for wake in tuple(self._wakers):
             wake()
+
+
+def _size_of_token(token: Token) -> int:
+    """Return about the memory of a token."""
+    size = TOKEN_BYTES + sys.getsizeof(token.text) + ID_BYTES * len(token.ids)
+    if token.logprobs is not None:
+        size += LOGPROB_BYTES * len(token.logprobs)
+    if token.top_logprobs is not None:
+        size += LIKELY_BYTES * sum(map(len, token.top_logprobs))
+    return size
+
+
+def _size_of(value: object) -> int:
+    """Return about the memory of an event that is no token, or of what is in one."""
+    match value:
+        case msgspec.Struct():
+            return sys.getsizeof(value) + sum(_size_of(getattr(value, name)) for name in value.__struct_fields__)
+        case tuple():
+            return sys.getsizeof(value) + sum(map(_size_of, value))
+        case str() | bytes():
+            return sys.getsizeof(value)
+        case _:
+            return 0

@@ -2,43 +2,38 @@
 
 It runs on the gateway's event loop and never waits. Clients' commands come from above (`create`, `cancel`, ...), the
 engine's events from below (it is the broker's sink), and time through `sweep`, which the app calls at a steady pace.
-What is handed to the broker, and under which lease, is kept in `handing`.
+What is handed to the broker, and under which lease, is kept in `handing`; which jobs are known, in `registry`.
 """
 
 from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
 
 from worker.brokers.base import Broker, EngineState
 from worker.config import Settings
 from worker.engines.base import Broke, Delta, Paused, Prefilled
 from worker.errors import (
-    DeadlineExceeded,
     Draining,
     EngineFailed,
     IdempotencyMismatch,
     InvalidParams,
     JobLost,
-    JobNotFound,
     ModelError,
     Problem,
-    shortened,
 )
 from worker.events import (
     TERMINAL,
     Admitted,
     Cancelled,
     Event,
-    Expired,
     Failed,
     FirstToken,
+    Note,
     Preempted,
     Progress,
     Queued,
-    Record,
     Resumed,
     Token,
     Tokenized,
@@ -53,15 +48,12 @@ from worker.jobs.job import Choice, Job
 from worker.jobs.lifecycle import next_state
 from worker.jobs.limits.admission import Admission
 from worker.jobs.limits.principals import Principal
-from worker.jobs.limits.retention import JobKey, Retention
+from worker.jobs.limits.quota import Rate
+from worker.jobs.limits.retention import Retention
+from worker.jobs.news import News, Observer, TokenObserver
+from worker.jobs.registry import Registry
 from worker.operations.base import JobRequest
 from worker.scheduler.works import Batch, Placed, Refused, Started, WorkEvent
-
-Observer: TypeAlias = Callable[[Job, Record], None]
-"""Called with each record that is no token, and its job, once it is appended. Must not raise, must not wait."""
-
-TokenObserver: TypeAlias = Callable[[Sequence[tuple[Job, Record]]], None]
-"""Called with the tokens of an engine step, before any later record. Must not raise, must not wait."""
 
 
 class Jobs:
@@ -80,19 +72,15 @@ class Jobs:
         self._handing = Handing(broker)
         self._settings = settings
         self._clock = clock
-        self._observers = tuple(observers)
-        self._token_observers = tuple(token_observers)
-        # Tokens that nobody was told of yet, and the time of the step that is being written, monotonic and wall.
-        self._new_tokens: list[tuple[Job, Record]] = []
+        self._news = News(observers, token_observers)
+        # The time of the engine step that is being written, monotonic and wall.
         self._step_at: tuple[float, int] | None = None
         self._new_id = new_id
-        self._jobs: dict[JobKey, Job] = {}
-        self._live: dict[JobKey, Job] = {}
+        self._registry = Registry(Retention(settings.retention_s * 1000, settings.retention_bytes_max))
+        self._live = self._registry.live
         self._admission = Admission(settings)
-        self._retention = Retention(settings.retention_s * 1000, settings.retention_bytes_max)
-        self._agenda = Agenda()
+        self._agenda = Agenda(settings.orphan_ttl_s * 1000, 0.0 if broker.state.phase == "ready" else math.inf)
         self._on_idle: list[Callable[[], None]] = []
-        self._ready_at_ms = 0.0 if broker.state.phase == "ready" else math.inf
         self.draining = False
 
     # ---- commands of clients -----------------------------------------------------------------------------------------
@@ -122,7 +110,7 @@ class Jobs:
         a prompt or form that was refused a moment ago, and Draining, ModelError, QueueFull, TooManyJobs or RateLimited
         if no new job is accepted now.
         """
-        found = self._jobs.get((owner.name, job_id)) if job_id else None
+        found = self._registry.find(owner.name, job_id) if job_id else None
         if found is not None:
             if found.request.fingerprint != request.fingerprint:
                 raise IdempotencyMismatch(f"Job {found.id} exists with another body. Choose a new job_id.")
@@ -138,21 +126,20 @@ class Jobs:
             refusal = self._broker.refusal(request.prompt, request.sampling.response_format)
             if refusal is not None:
                 raise InvalidParams(refusal.detail, errors=refusal.errors)
-            self._admission.admit(owner, request, state.stats, self._clock.monotonic_ms())
+        self._admission.admit(owner, request, state.stats, self._clock.monotonic_ms())
         return self._start(owner, job_id or f"job-{self._new_id()}", request, correlation), False
 
     def get(self, owner_name: str, job_id: str) -> Job:
         """Return a job. Raises JobNotFound."""
-        job = self._jobs.get((owner_name, job_id))
-        if job is None:
-            raise JobNotFound(
-                f"There is no job {shortened(job_id)}. It may have been forgotten after its retention time."
-            )
-        return job
+        return self._registry.get(owner_name, job_id)
 
-    def list(self, owner_name: str | None) -> list[Job]:
-        """Return the jobs of one owner, oldest first, or with None those of all."""
-        return [job for (owner, _), job in self._jobs.items() if owner_name in (owner, None)]
+    def list(self, owner_name: str | None, before: float = math.inf, limit: int | None = None) -> list[Job]:
+        """Return the jobs of one owner, or with None those of all, that have a number below `before`: newest first."""
+        return self._registry.list(owner_name, before, limit)
+
+    def rates(self, owner: Principal) -> tuple[Rate, ...]:
+        """Return what is left now of each limit per minute that this owner has."""
+        return self._admission.rates(owner, self._clock.monotonic_ms())
 
     def cancel(self, owner_name: str, job_id: str, reason: str = "client") -> Job:
         """End a job now; its slot is free at the engine's next step. A job that has ended stays as it is.
@@ -166,9 +153,12 @@ class Jobs:
         return job
 
     def prioritize(self, owner_name: str, job_id: str, priority: int) -> Job:
-        """Change the priority (0 to 9) of a job; it matters while the job waits. Raises JobNotFound."""
+        """Change the priority (0 to 9) of a job, as far as its key may; it matters while the job waits.
+
+        Raises JobNotFound.
+        """
         job = self.get(owner_name, job_id)
-        job.priority = priority
+        job.priority = min(priority, job.owner.allowance.priority_max)
         self._handing.prioritize(job)
         return job
 
@@ -182,7 +172,7 @@ class Jobs:
         job.log.remove_waker(wake)
         job.watchers -= 1
         job.unwatched_since = self._clock.monotonic_ms()
-        self._plan(job)
+        self._agenda.plan(job)
 
     def touch(self, job: Job) -> None:
         """Count a job as just watched: a client asked about it without following it."""
@@ -196,20 +186,11 @@ class Jobs:
         Call it several times a second: it looks only at what is due.
         """
         now = self._clock.monotonic_ms()
-        orphan_ms = self._settings.orphan_ttl_s * 1000
-        for job in self._agenda.pop_due(now):
-            limit = job.request.deadline_ms
-            if limit and now - job.timing.created >= limit:
-                error = DeadlineExceeded(f"The job did not end within its deadline of {limit} ms.")
-                self._append(job, Expired(error.problem(), job.usage(now)))
-            elif not job.watchers and not job.request.detach and now - job.unwatched_since >= orphan_ms:
-                self._append(job, Cancelled("abandoned", job.usage(now)))
-            elif job.is_read_late(now, self._ready_at_ms):
-                job.preparing = True
-                self._append(job, remarks.preparing())
-            self._plan(job)
-        for key in self._retention.pop_due(now):
-            self._jobs.pop(key).log.forget()
+        for job, event in self._agenda.happenings(now):
+            job.preparing = job.preparing or isinstance(event, Note)
+            self._append(job, event)
+        for job in self._registry.pop_due(now):
+            job.log.forget()
 
     def drain(self, on_idle: Callable[[], None]) -> None:
         """Accept no new jobs from now on; call `on_idle` as soon as no job is live, maybe at once."""
@@ -234,7 +215,7 @@ class Jobs:
             held = leases.get(event.lease)
             if held is not None:
                 self._on_event(*held, event)
-        self._pass_tokens_on()
+        self._news.pass_tokens_on()
         self._step_at = None
 
     def on_prepared(self, lease: str, prompt_tokens: int, ids: bytes) -> None:
@@ -273,12 +254,8 @@ class Jobs:
 
     def on_state(self, state: EngineState) -> None:
         """Fail all jobs, with the reason, when there is no usable model: none of them can go on."""
-        if state.phase != "ready":
-            self._ready_at_ms = math.inf
-        elif self._ready_at_ms == math.inf:
-            self._ready_at_ms = self._clock.monotonic_ms()
-            for job in self._live.values():
-                self._plan(job)
+        now = self._clock.monotonic_ms()
+        self._agenda.follow_engine(ready=state.phase == "ready", now_ms=now, live=self._live.values())
         if state.phase == "failed" and state.error is not None:
             for job in list(self._live.values()):
                 self._fail(job, state.error)
@@ -287,11 +264,10 @@ class Jobs:
 
     def _start(self, owner: Principal, job_id: str, request: JobRequest, correlation: Correlation) -> Job:
         job = Job.new(owner, job_id, request, correlation, self._clock, self._new_id)
-        key = (owner.name, job_id)
-        self._jobs[key] = self._live[key] = job
-        self._plan(job)
+        self._registry.add(job)
+        self._agenda.plan(job)
         self._admission.on_created(owner)
-        self._admission.on_queued(job.tokens_charged)
+        self._admission.on_queued(owner, job.tokens_charged)
         if request.script:
             self._play(job)
         else:
@@ -361,13 +337,13 @@ class Jobs:
         """Append a token. Observers and readers are told with the rest of its step."""
         assert job.state == "running", f"a token cannot come to a job that is {job.state}"
         now, at_ms = self._now()
-        self._new_tokens.append((job, job.log.append_token(token, at_ms)))
+        self._news.add_token(job, job.log.append_token(token, at_ms))
         if job.timing.record_token(now):
             self._append(job, FirstToken(round(now - job.timing.created)))
 
     def _append(self, job: Job, event: Event) -> None:
         """Append any other event: the one place where a state changes."""
-        self._pass_tokens_on()
+        self._news.pass_tokens_on()
         now, at_ms = self._now()
         before, job.state = job.state, next_state(job.state, event)
         if isinstance(event, Admitted) and job.timing.admitted is None:
@@ -375,23 +351,13 @@ class Jobs:
         if (before == "queued") != (job.state == "queued"):
             job.position = job.eta_ms = None
             count = self._admission.on_queued if job.state == "queued" else self._admission.on_dequeued
-            count(job.tokens_charged)
+            count(job.owner, job.tokens_charged)
         log = job.log
         record = log.append(event, at_ms)
-        for observe in self._observers:
-            observe(job, record)
+        self._news.pass_on(job, record)
         if log.ended:
             assert isinstance(event, TERMINAL)
             self._retire(job, event.usage, now)
-
-    def _pass_tokens_on(self) -> None:
-        """Tell observers and readers of the tokens that were appended since the last time."""
-        if self._new_tokens:
-            tokens, self._new_tokens = self._new_tokens, []
-            for observe in self._token_observers:
-                observe(tokens)
-            for job, _ in tokens:
-                job.log.wake()
 
     def _now(self) -> tuple[float, int]:
         """Return the time of the step that is being written, else the time now: monotonic and wall, in ms."""
@@ -401,17 +367,10 @@ class Jobs:
         """Withdraw an ended job from the engine and start its retention."""
         self._handing.withdraw(job)
         self._agenda.drop(job)
-        key = (job.owner_name, job.id)
-        del self._live[key]
         self._admission.on_ended(job.owner, job.tokens_charged, usage, now_ms)
         job.drop_request()
-        self._retention.add(key, job.log.bytes, now_ms)
+        self._registry.retire(job, now_ms)
         self._notify_if_idle()
-
-    def _plan(self, job: Job) -> None:
-        """Have a sweep look at a job when it is due next, if it lives."""
-        if not job.ended:
-            self._agenda.plan(job, job.next_due_ms(self._ready_at_ms, self._settings.orphan_ttl_s * 1000))
 
     def _notify_if_idle(self) -> None:
         if self.draining and not self._live:

@@ -21,7 +21,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     `fingerprint` identifies the body: the same job id with another fingerprint is another job. `deadline_ms` counts
     from creation, 0 is none. A `detach`ed job continues without readers. Without a `seed` the job draws one.
     `include_ids`: its readers get token ids. A job with a `script` needs no engine: its events are written at
-    once, from Admitted on, and it is completed.
+    once, from Admitted on, and it is completed. `script_shared`: it is the same one for all jobs of the operation.
     """
 
     operation: str
@@ -36,6 +36,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     detach: bool = False
     include_ids: bool = False
     script: tuple[Event, ...] = ()
+    script_shared: bool = False
 
     def generation(
         self, lease: str, seed: int, index: int = 0, generated: tuple[int, ...] = (), prompt_ids: bytes = b""
@@ -128,8 +129,10 @@ def fingerprint(body: Mapping[str, object], params: Iterable[str]) -> bytes:
     return hashlib.blake2b(msgspec.json.encode(relevant, order="deterministic"), digest_size=16).digest()
 
 
-def scripted(operation: str, body: Mapping[str, object], script: tuple[Event, ...]) -> JobRequest:
-    """Return a request that needs no engine: `script` has all its events but the end."""
+def scripted(
+    operation: str, body: Mapping[str, object], script: tuple[Event, ...], *, shared: bool = False
+) -> JobRequest:
+    """Return a request that needs no engine: `script` has all its events but the end, `shared` if it is a constant."""
     return JobRequest(
         operation=operation,
         prompt=Prompt(),
@@ -137,4 +140,5 @@ def scripted(operation: str, body: Mapping[str, object], script: tuple[Event, ..
         max_tokens=0,
         fingerprint=fingerprint(body, ()),
         script=script,
+        script_shared=shared,
     )

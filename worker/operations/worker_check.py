@@ -38,4 +38,4 @@ class WorkerCheck:
     ) -> JobRequest:
         """Accept any body: there is nothing to choose."""
         wrong.refuse()
-        return scripted(self.name, body, SCRIPT)
+        return scripted(self.name, body, SCRIPT, shared=True)

@@ -5,7 +5,8 @@ their types, ``creating`` makes a job of a ``create`` frame, ``credentials`` are
 is one WebSocket client; ``host`` is what it needs of the worker, ``closing`` why its connection ends.
 
 Out: ``reading`` is a job's log as frames, from a cursor; ``subscriptions`` are the readers of one client, ``pacing``
-their windows and pauses, ``sse`` the form of an event stream, ``views`` the answers over HTTP. ``tally`` counts.
+their windows and pauses, ``sse`` the form of an event stream, ``views`` the answers over HTTP, ``paging`` which jobs a
+page has. ``tally`` counts.
 
 ``describe`` makes OpenAPI, AsyncAPI, JSON Schema and TypeScript of all this; ``corpus`` has an example of every frame.
 """

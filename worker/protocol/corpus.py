@@ -114,22 +114,27 @@ SERVER: tuple[Example[ServerFrame], ...] = (
     ),
     Example(
         "accepted",
-        Accepted(job_id=ID, state="queued", queue=QueuePlace(2, 800), sse_url=sse_url(ID)),
+        Accepted(job_id=ID, state="queued", priority=5, queue=QueuePlace(2, 800), sse_url=sse_url(ID)),
         "The job is there, and waits.",
     ),
     Example(
+        "accepted_lowered",
+        Accepted(job_id=PAGE_ID, state="queued", priority=5, queue=QueuePlace(3), sse_url=sse_url(PAGE_ID), ref="1"),
+        "The job asked for priority 7, and its key may have 5.",
+    ),
+    Example(
         "accepted_again",
-        Accepted(job_id=ID, state="running", replayed=True, sse_url=sse_url(ID), ref="1"),
+        Accepted(job_id=ID, state="running", priority=5, replayed=True, sse_url=sse_url(ID), ref="1"),
         "A repeated `create` has attached to the job.",
     ),
     Example(
         "accepted_reset",
-        Accepted(job_id=ID, state="running", reset=True, sse_url=sse_url(ID)),
+        Accepted(job_id=ID, state="running", priority=5, reset=True, sse_url=sse_url(ID)),
         "The cursor was of a log that is gone: forget the text, it is sent again.",
     ),
     Example(
         "accepted_ignored",
-        Accepted(job_id=ID, state="queued", ignored=("max_token", "temprature"), sse_url=sse_url(ID)),
+        Accepted(job_id=ID, state="queued", priority=5, ignored=("max_token", "temprature"), sse_url=sse_url(ID)),
         "The job runs, but two fields of its request mean nothing to the worker: misspelt ones.",
     ),
     Example(

@@ -149,6 +149,12 @@ AnyId: TypeAlias = Annotated[str, Meta(description="The job.")]
 Cursor: TypeAlias = Annotated[
     str, Meta(description="The reader's position after this frame, to be sent as `after`. Opaque.")
 ]
+InForce: TypeAlias = Annotated[
+    int,
+    Meta(
+        description="The job's priority: what was asked for, or the highest that the key may have. Absent before 0.3.0."
+    ),
+]
 Ignored: TypeAlias = Annotated[
     tuple[str, ...],
     Meta(description="Unknown fields of the request, perhaps misspelt; at most 8 names."),
@@ -160,14 +166,14 @@ class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a client must keep to, or may count on.
 
     Operators know the same limits by other names, of their settings: `frame_bytes_max`, `json_members_max`,
-    `messages_max`, `jobs_per_principal_max`, `queue_jobs_max`, `subscriptions_per_connection_max`, `window_frames_max`
+    `messages_max`, `jobs_per_account_max`, `queue_jobs_max`, `subscriptions_per_connection_max`, `window_frames_max`
     and `coalesce_ms_max`.
     """
 
     max_frame_bytes: Annotated[int, Meta(description="Size of one message, either way.")]
     max_members: Annotated[int, Meta(description="Fields and elements in one message, at all depths together.")]
     max_messages: Annotated[int, Meta(description="Messages of a conversation.")]
-    max_jobs: Annotated[int, Meta(description="Live jobs of one client.")]
+    max_jobs: Annotated[int, Meta(description="Live jobs of one key, over all of its users.")]
     max_queue: Annotated[int, Meta(description="Waiting jobs, over all clients.")]
     max_subscriptions: Annotated[int, Meta(description="Jobs that one connection may follow at the same time.")]
     max_window: Annotated[int, Meta(description="Largest `window`, in frames.")]
@@ -204,6 +210,7 @@ class Accepted(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, ta
 
     job_id: AnyId
     state: Annotated[State, Meta(description="The job's state.")]
+    priority: InForce | None = None
     queue: Annotated[QueuePlace | None, Meta(description="Its place in the queue, while it waits.")] = None
     replayed: Annotated[bool, Meta(description="The job existed before: this `create` has attached to it.")] = False
     reset: Annotated[

@@ -279,7 +279,7 @@ class Session:
                 max_frame_bytes=settings.frame_bytes_max,
                 max_members=settings.json_members_max,
                 max_messages=settings.messages_max,
-                max_jobs=jobs_max or settings.jobs_per_principal_max,
+                max_jobs=jobs_max or settings.jobs_per_account_max,
                 max_queue=settings.queue_jobs_max,
                 max_subscriptions=settings.subscriptions_per_connection_max,
                 max_window=settings.window_frames_max,
@@ -294,7 +294,12 @@ class Session:
 
     def _accepted(self, job: Job, ref: str | None) -> Accepted:
         return Accepted(
-            job_id=job.id, state=wire_state(job), queue=wire_queue(job), sse_url=self._host.sse_url(job), ref=ref
+            job_id=job.id,
+            state=wire_state(job),
+            priority=job.priority,
+            queue=wire_queue(job),
+            sse_url=self._host.sse_url(job),
+            ref=ref,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -15,7 +15,8 @@ from worker.brokers.base import EngineState
 from worker.errors import Problem
 from worker.events import Terminal, Usage
 from worker.jobs.job import Job
-from worker.protocol.frames import Ignored, QueuePlace, State, encode
+from worker.protocol.frames import Ignored, InForce, QueuePlace, State, encode
+from worker.protocol.paging import FIRST, Page
 from worker.protocol.reading import wire_queue, wire_state
 
 LOADING_URL = "/v1/loading/progress"
@@ -31,6 +32,7 @@ class Created(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     sse_url: Annotated[str, Meta(description="Where it can be read as server-sent events.")]
     ws_url: Annotated[str, Meta(description="Where WebSockets are accepted.")]
     state: Annotated[State, Meta(description="The job's state.")]
+    priority: InForce | None = None
     queue: Annotated[QueuePlace | None, Meta(description="Its place in the queue, while it waits.")] = None
     ignored: Ignored = ()
 
@@ -48,10 +50,11 @@ class JobItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     principal: Annotated[str | None, Meta(description="Its owner, where an admin lists all.")] = None
 
 
-class JobList(msgspec.Struct, frozen=True):
-    """The answer to GET /v1/jobs."""
+class JobList(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer to GET /v1/jobs: a page, newest first."""
 
     jobs: Annotated[tuple[JobItem, ...], Meta(description="Queued, running, and ended ones that are still kept.")]
+    next: Annotated[str | None, Meta(description="The `after` of the next page; absent on the last.")] = None
 
 
 class JobDetail(JobItem, frozen=True, omit_defaults=True, kw_only=True):
@@ -145,6 +148,7 @@ def created(job: Job, sse_url: str, ignored: Sequence[str] = ()) -> bytes:
             sse_url=sse_url,
             ws_url=WS_URL,
             state=wire_state(job),
+            priority=job.priority,
             queue=wire_queue(job),
             ignored=tuple(ignored),
         )
@@ -156,10 +160,17 @@ def cancelled(job: Job) -> bytes:
     return encode(CancelledView(job.id))
 
 
-def job_list(jobs: Iterable[Job], *, everybodys: bool = False) -> bytes:
-    """Return jobs; with their owners if they are `everybodys`."""
+def job_list(found: Sequence[Job], page: Page = FIRST, *, everybodys: bool = False) -> bytes:
+    """Return a page of jobs; with their owners if they are `everybodys`.
+
+    `found` is the page and, if there is more, one job of the next.
+    """
+    jobs = found[: page.limit]
     return encode(
-        JobList(tuple(JobItem(**_item(job), principal=job.owner_name if everybodys else None) for job in jobs))
+        JobList(
+            tuple(JobItem(**_item(job), principal=job.owner_name if everybodys else None) for job in jobs),
+            str(jobs[-1].number) if len(found) > page.limit else None,
+        )
     )
 
 

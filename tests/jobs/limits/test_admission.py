@@ -7,7 +7,9 @@ import pytest
 from tests.jobs.scripted import ANN, LIMITS, Stage
 from worker.config import Settings
 from worker.errors import BusyError, QueueFull, TooManyJobs
+from worker.jobs.job import Job
 from worker.jobs.limits.admission import Admission
+from worker.jobs.limits.principals import Allowance, Principal
 from worker.operations.base import JobRequest
 from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
@@ -30,7 +32,7 @@ def test_the_estimate_counts_all_choices_and_a_quarter_of_the_prompt() -> None:
 
 
 def test_one_owner_has_a_limit_of_live_jobs() -> None:
-    stage = Stage(jobs_per_principal_max=2)
+    stage = Stage(jobs_per_account_max=2)
     first, _ = stage.create(), stage.create()
     with pytest.raises(TooManyJobs, match="2 live jobs"):
         stage.create()
@@ -63,6 +65,58 @@ def test_a_resumed_job_waits_again() -> None:
     stage.jobs.on_lost("the engine was killed")
     with pytest.raises(QueueFull):
         stage.create()
+
+
+def user(name: str, share: float = 0.5) -> Principal:
+    """Return a user of the key "web"."""
+    return Principal(name=f"web/{name}", key="web", allowance=Allowance(queue_share=share))
+
+
+def enter(stage: Stage, owner: Principal, **fields: int) -> Job:
+    """Create a job of an owner."""
+    return stage.jobs.create(owner, None, request(**fields))[0]
+
+
+def test_one_account_holds_at_most_half_of_the_queue_while_others_have_keys() -> None:
+    """However many users it has: other keys find room."""
+    stage, bob = Stage(queue_jobs_max=5), Principal(name="bob", key="bob", allowance=Allowance(queue_share=0.5))
+    first = enter(stage, user("a"))
+    enter(stage, user("b"))
+    with pytest.raises(QueueFull, match=r"2 of your jobs wait.* room for 5.* others have keys.* half") as refused:
+        enter(stage, user("c"))
+    assert refused.value.retry_after_ms
+    enter(stage, bob)
+    stage.start(first)
+    enter(stage, user("c"))
+    enter(stage, bob)
+    with pytest.raises(QueueFull, match="half"):
+        enter(stage, bob)
+
+
+def test_one_account_holds_at_most_half_of_the_waiting_tokens_while_others_have_keys() -> None:
+    stage, bob = Stage(queue_tokens_max=1000), Principal(name="bob", key="bob", allowance=Allowance(queue_share=0.5))
+    job = enter(stage, user("a"), max_tokens=399)
+    enter(stage, user("b"), max_tokens=99)
+    with pytest.raises(QueueFull, match=r"work for 500 tokens, this job may need 2, .*half.* smaller max_tokens"):
+        enter(stage, user("c"), max_tokens=1)
+    enter(stage, bob, max_tokens=499)
+    stage.prepare(job, 101)
+    stage.jobs.cancel("web/b", stage.jobs.list("web/b")[0].id)
+    with pytest.raises(QueueFull, match="work for 500 tokens"):
+        enter(stage, user("b"), max_tokens=1)
+
+
+def test_an_account_may_always_have_one_job_in_the_queue() -> None:
+    stage = Stage(queue_jobs_max=1, queue_tokens_max=10)
+    enter(stage, user("a"), max_tokens=900)
+
+
+def test_the_only_account_has_all_of_the_queue() -> None:
+    stage = Stage(queue_jobs_max=4)
+    for _ in range(4):
+        enter(stage, user("a", share=1.0))
+    with pytest.raises(QueueFull, match="at its limit of 4 jobs"):
+        enter(stage, user("a", share=1.0))
 
 
 @pytest.mark.parametrize(
@@ -98,4 +152,9 @@ def test_the_books_balance_whatever_happens_to_jobs() -> None:
     stage.start(jobs[1])
     stage.finish(jobs[1])
     admission = stage.jobs._admission
-    assert (admission.waiting_jobs, admission.waiting_tokens, dict(admission._live)) == (0, 0, {})
+    assert (admission.waiting_jobs, admission.waiting_tokens, dict(admission._live), dict(admission._waiting)) == (
+        0,
+        0,
+        {},
+        {},
+    )

@@ -6,13 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.jobs.scripted import LIMITS, Stage
-from worker.errors import RateLimited, TooManyJobs
+from tests.jobs.scripted import LIMITS, READY, Stage
+from worker.errors import QueueFull, RateLimited, TooManyJobs
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Allowance, Principal
-from worker.jobs.limits.quota import MINUTE_MS, Bucket, Quotas
+from worker.jobs.limits.quota import MINUTE_MS, Bucket, Quotas, Rate
+from worker.operations.base import Operation
 from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
+from worker.operations.status import Status
 from worker.operations.worker_check import WorkerCheck
 
 rates = st.integers(1, 10**7)
@@ -181,15 +183,59 @@ def test_a_job_that_used_more_than_was_thought_is_charged_for_it() -> None:
     assert refused.value.retry_after_ms == (151 - 100 + 10) * 600
 
 
-def test_repeats_and_scripts_cost_nothing() -> None:
+def test_repeats_cost_nothing() -> None:
     stage, owner = Stage(), web(jobs_per_minute_max=1, tokens_per_minute_max=20)
     job_id = "repeated-job-of-web"
     job = create(stage, owner, job_id, max_tokens=9)
     for _ in range(5):
         assert create(stage, owner, job_id, max_tokens=9) is job
-        stage.jobs.create(owner, None, WorkerCheck().parse({}, LIMITS, WrongFields()))
     with pytest.raises(RateLimited):
         create(stage, owner)
+
+
+@pytest.mark.parametrize("operation", [WorkerCheck(), Status(lambda: READY)], ids=lambda operation: operation.name)
+def test_a_job_with_a_script_counts_as_one(operation: Operation) -> None:
+    stage, owner = Stage(), web(jobs_per_minute_max=2, jobs_max=1)
+
+    def check() -> None:
+        stage.jobs.create(owner, None, operation.parse({}, LIMITS, WrongFields()))
+
+    job = create(stage, owner)
+    with pytest.raises(TooManyJobs, match="1 live jobs"):
+        check()
+    stage.run(job, "a")
+    check()
+    with pytest.raises(RateLimited, match="2 jobs per minute"):
+        check()
+    stage.clock.advance(30_000)
+    check()
+
+
+def test_a_job_with_a_script_needs_no_room_in_the_queue_and_no_tokens() -> None:
+    stage, owner = Stage(queue_jobs_max=1), web(tokens_per_minute_max=10)
+    create(stage, owner, max_tokens=99)
+    for _ in range(5):
+        stage.jobs.create(owner, None, WorkerCheck().parse({}, LIMITS, WrongFields()))
+    with pytest.raises(QueueFull):
+        create(stage, owner)
+
+
+def test_what_is_left_is_told_for_each_limit() -> None:
+    stage, owner = Stage(), web(jobs_per_minute_max=6, tokens_per_minute_max=120)
+    assert stage.jobs.rates(owner) == (Rate("jobs", 6, 6, 0), Rate("tokens", 120, 120, 0))
+    create(stage, owner, max_tokens=59)
+    assert stage.jobs.rates(owner) == (Rate("jobs", 6, 5, 10_000), Rate("tokens", 120, 60, 30_000))
+    stage.clock.advance(9_999)
+    assert stage.jobs.rates(owner) == (Rate("jobs", 6, 5, 1), Rate("tokens", 120, 79, 20_001))
+    stage.clock.advance(1)
+    assert stage.jobs.rates(owner) == (Rate("jobs", 6, 6, 0), Rate("tokens", 120, 80, 20_000))
+    assert stage.jobs.rates(web()) == ()
+
+
+def test_an_overdrawn_limit_has_nothing_left() -> None:
+    quotas = Quotas()
+    quotas.charge("a", {"tokens": 60}, {"tokens": 600}, 0.0)
+    assert quotas.rates("a", {"tokens": 60, "jobs": 0}, 0.0) == (Rate("tokens", 60, 0, 10 * MINUTE_MS),)
 
 
 def test_a_job_that_is_refused_for_another_reason_is_not_counted() -> None:
@@ -214,7 +260,7 @@ def test_the_limits_of_the_worker_hold_for_keys_without_their_own() -> None:
 
 
 def test_live_jobs_of_a_key_with_a_limit_are_counted_over_its_users() -> None:
-    stage, ann, bob = Stage(jobs_per_principal_max=1), web("web/ann", jobs_max=2), web("web/bob", jobs_max=2)
+    stage, ann, bob = Stage(jobs_per_account_max=1), web("web/ann", jobs_max=2), web("web/bob", jobs_max=2)
     job = create(stage, ann)
     create(stage, ann)
     with pytest.raises(TooManyJobs, match="2 live jobs"):
@@ -223,12 +269,12 @@ def test_live_jobs_of_a_key_with_a_limit_are_counted_over_its_users() -> None:
     create(stage, bob)
 
 
-def test_live_jobs_of_a_key_without_a_limit_are_counted_by_user() -> None:
-    stage, ann, bob = Stage(jobs_per_principal_max=1), web("web/ann"), web("web/bob")
+def test_live_jobs_of_a_key_without_a_limit_are_counted_over_its_users() -> None:
+    stage, ann, bob = Stage(jobs_per_account_max=1), web("web/ann"), web("web/bob")
     create(stage, ann)
-    create(stage, bob)
     with pytest.raises(TooManyJobs, match="1 live jobs"):
-        create(stage, ann)
+        create(stage, bob)
+    create(stage, Principal(name="other", key="other"))
 
 
 def test_the_engine_is_shared_by_keys_and_their_weights() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.jobs.scripted import WALL_START_MS
 from tests.transports.keys import ANN, BOB, KEYS, OWN, ROOT, House
 from worker.errors import Forbidden, JobNotFound, Unauthorized
-from worker.jobs.limits.principals import Grant, Principal
+from worker.jobs.limits.principals import LOCAL, Grant
 from worker.operations.fields import WrongFields
 from worker.operations.infer import Infer
 from worker.transports.access.credentials import LOOK_EVERY_MS
@@ -32,7 +32,7 @@ def house(tmp_path: Path) -> House:
 def test_without_keys_everybody_is_local() -> None:
     access = House().access
     for token in (None, "", "anything"):
-        assert access.authenticate(token) == Grant(principal=Principal(name="local"))
+        assert access.authenticate(token) == Grant(principal=LOCAL)
     assert access.identify({"authorization": "Basic x", "cookie": "jobwire=x"}) is not None
     assert not access.required
     with pytest.raises(Forbidden, match="no keys"):
@@ -292,3 +292,69 @@ def test_the_file_is_looked_at_now_and_then(house: House) -> None:
     assert house.access.authenticate("ann-has-another-one")
     with pytest.raises(Unauthorized):
         house.access.authenticate(ANN)
+
+
+# ---- what depends on the other keys ----------------------------------------------------------------------------------
+
+
+def allowance(house: House, key: str = ANN) -> tuple[int, float]:
+    """Return the highest priority of a key, and its part of the queue."""
+    found = house.access.authenticate(key).principal.allowance
+    return found.priority_max, found.queue_share
+
+
+def one(name: str, key: str, *lines: str) -> str:
+    """Return a key of a file."""
+    return "\n".join(["[[keys]]", f'name = "{name}"', f'key = "{key}"', *lines, ""])
+
+
+def test_among_several_keys_none_gets_the_highest_priority_or_all_of_the_queue(house: House) -> None:
+    for key in (ANN, BOB, ROOT, OWN):
+        assert allowance(house, key) == (5, 0.5)
+
+
+def test_an_only_key_may_do_everything_until_there_is_another(tmp_path: Path) -> None:
+    house = House(tmp_path / "keys.toml", one("ann", ANN))
+    grant = house.access.authenticate(ANN)
+    assert allowance(house) == (9, 1.0)
+    house.rewrite(one("ann", ANN) + one("bob", BOB))
+    assert allowance(house) == (5, 0.5)
+    renewed = house.access.current(grant)
+    assert renewed is not None
+    assert renewed.principal.allowance.priority_max == 5
+    house.rewrite(one("ann", ANN) + one("bob", BOB, "expires_at = 2001-01-01T00:00:00Z"))
+    assert allowance(house) == (9, 1.0)
+    house.rewrite(one("ann", ANN, "priority_max = 3"))
+    assert allowance(house) == (3, 1.0)
+
+
+def test_tokens_have_the_priority_of_their_key(tmp_path: Path) -> None:
+    house = House(tmp_path / "keys.toml", one("ann", ANN, "priority_max = 7") + one("bob", BOB))
+    token = house.access.mint(house.access.authenticate(ANN), 60, "eve")
+    assert (allowance(house, token), allowance(house, BOB)) == ((7, 0.5), (5, 0.5))
+
+
+def test_where_there_are_no_keys_everybody_is_an_admin_of_the_highest_priority() -> None:
+    local = House().access.authenticate(None).principal
+    assert (local.admin, local.allowance.priority_max, local.allowance.queue_share) == (True, 9, 1.0)
+
+
+def test_a_file_that_others_may_read_is_warned_of_at_the_start_and_at_a_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warned() -> int:
+        found = [record for record in caplog.records if "chmod 600" in record.getMessage()]
+        assert all(record.levelno == logging.WARNING for record in found)
+        return len(found)
+
+    path = tmp_path / "keys.toml"
+    path.touch(0o600)
+    house = House(path)
+    assert warned() == 0
+    path.chmod(0o644)
+    for _ in range(3):
+        house.stage.clock.advance(LOOK_EVERY_MS)
+        house.access.tick(house.stage.clock.now_ms)
+    assert warned() == 1
+    assert House(path).access.required
+    assert warned() == 2

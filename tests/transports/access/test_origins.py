@@ -57,9 +57,9 @@ LISTED = {"hosts_allowed": ("gpu.example",)}
         ({}, "[half", False),
         (LISTED, "gpu.example:443", True),
         (LISTED, "gpu.example.evil", False),
-        ({"host": "0.0.0.0", "api_key": "own-secret"}, "any.example", True),
-        ({"host": "0.0.0.0", "api_key": "own-secret", **LISTED}, "any.example", False),
-        ({"host": "0.0.0.0", "api_key": "own-secret", **LISTED}, "gpu.example", True),
+        ({"host": "0.0.0.0", "api_key": "own-secret-of-16"}, "any.example", True),
+        ({"host": "0.0.0.0", "api_key": "own-secret-of-16", **LISTED}, "any.example", False),
+        ({"host": "0.0.0.0", "api_key": "own-secret-of-16", **LISTED}, "gpu.example", True),
     ],
 )
 def test_a_host_must_be_ours_listed_or_an_address(settings: dict[str, Any], host: str | None, ok: bool) -> None:

@@ -8,13 +8,16 @@ import msgspec
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of all jobs of one key together. 0 is no limit of its own: the worker's settings hold.
 
-    `weight` is its share of the engine, relative to other keys, when there is not enough for all.
+    `weight` is its share of the engine, relative to other keys, when there is not enough for all. `priority_max` is the
+    highest priority that its jobs get, `queue_share` the part of the queue that they may hold.
     """
 
     weight: float = 1.0
     jobs_max: int = 0
     jobs_per_minute_max: int = 0
     tokens_per_minute_max: int = 0
+    priority_max: int = 9
+    queue_share: float = 1.0
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,8 +34,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
         return self.key or self.name
 
 
-LOCAL = Principal(name="local")
-"""The owner of all jobs of a worker that has no keys."""
+LOCAL = Principal(name="local", admin=True)
+"""The owner of all jobs of a worker that has no keys: whoever can reach it may do everything."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):

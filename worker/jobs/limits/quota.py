@@ -6,9 +6,20 @@ job will use is unknown when it is created: its estimate is charged then, and th
 
 from __future__ import annotations
 
+import msgspec
+
 from worker.errors import RateLimited
 
 MINUTE_MS = 60_000
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """What is left of a limit per minute: `left` whole units now, and all of the limit after `full_ms` without use."""
+
+    unit: str
+    limit: int
+    left: int
+    full_ms: int
 
 
 class Bucket:
@@ -28,6 +39,11 @@ class Bucket:
         self._fill(now_ms)
         missing = min(amount, self._per_minute) * MINUTE_MS - self._level
         return max(-(-missing // self._per_minute), 0)
+
+    def rate(self, unit: str, now_ms: int) -> Rate:
+        """Return what is left in it. One that is overdrawn has nothing left."""
+        self._fill(now_ms)
+        return Rate(unit, self._per_minute, max(self._level // MINUTE_MS, 0), self.wait_ms(self._per_minute, now_ms))
 
     def withdraw(self, amount: int, now_ms: int) -> None:
         """Withdraw `amount`, below zero if need be; a negative amount is a refund."""
@@ -57,9 +73,10 @@ class Quotas:
         Raises RateLimited, with the exact time to wait, if one of the limits forbids it: then nothing is charged.
         """
         at_ms = int(now_ms)
-        buckets = {unit: self._bucket(account, unit, limit, at_ms) for unit, limit in limits.items() if limit}
+        buckets = self._limited(account, limits, at_ms)
         for unit, bucket in buckets.items():
-            wait_ms = bucket.wait_ms(amounts[unit], at_ms)
+            # What needs nothing of a unit does not wait for one that is overdrawn.
+            wait_ms = bucket.wait_ms(amounts[unit], at_ms) if amounts[unit] else 0
             if wait_ms:
                 raise RateLimited(
                     f"The limit is {limits[unit]} {unit} per minute, and this job exceeds it. Try again later.",
@@ -73,6 +90,14 @@ class Quotas:
         bucket = self._buckets.get((account, unit))
         if bucket is not None:
             bucket.withdraw(amount, int(now_ms))
+
+    def rates(self, account: str, limits: dict[str, int], now_ms: float) -> tuple[Rate, ...]:
+        """Return what an account has left of each limit per minute."""
+        buckets = self._limited(account, limits, int(now_ms))
+        return tuple(bucket.rate(unit, int(now_ms)) for unit, bucket in buckets.items())
+
+    def _limited(self, account: str, limits: dict[str, int], now_ms: int) -> dict[str, Bucket]:
+        return {unit: self._bucket(account, unit, limit, now_ms) for unit, limit in limits.items() if limit}
 
     def _bucket(self, account: str, unit: str, per_minute: int, now_ms: int) -> Bucket:
         bucket = self._buckets.setdefault((account, unit), Bucket(per_minute, now_ms))

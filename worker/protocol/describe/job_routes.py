@@ -20,7 +20,11 @@ from worker.errors import (
 )
 from worker.protocol import corpus
 from worker.protocol.describe.route import EVENTS, Answer, Errors, Param, Route, Value
+from worker.protocol.paging import DIGITS_MAX, PAGE_JOBS, PAGE_JOBS_MAX
 from worker.protocol.sse import IGNORED_HEADER
+
+RATE_LIMIT_HEADERS = ("RateLimit-Policy", "RateLimit")
+"""Of every answer to a key that has limits per minute."""
 
 CURSOR: Value = {"type": "string", "maxLength": 64}
 JOB_ID = Param(
@@ -58,6 +62,20 @@ ALL = Param(
     text="With an admin's key: the jobs of all callers, each with its `principal`.",
     schema={"enum": ["0", "1"]},
     example="0",
+)
+LIMIT = Param(
+    name="limit",
+    where="query",
+    text=f"Most jobs of the page; {PAGE_JOBS} without it.",
+    schema={"type": "integer", "minimum": 1, "maximum": PAGE_JOBS_MAX},
+    example=20,
+)
+PAGE_AFTER = Param(
+    name="after",
+    where="query",
+    text="The `next` of a page: older jobs than that page has. Opaque. It stays good when jobs are forgotten.",
+    schema={"type": "string", "pattern": f"^[0-9]{{1,{DIGITS_MAX}}}$"},
+    example="1767268800000000",
 )
 PRINCIPAL = Param(
     name="principal",
@@ -143,20 +161,22 @@ JOB_ROUTES: tuple[Route, ...] = (
                     "sse_url": SSE_URL,
                     "ws_url": "/v1/ws",
                     "state": "queued",
+                    "priority": 5,
                     "queue": {"position": 2},
                 },
+                headers=RATE_LIMIT_HEADERS,
             ),
             Answer(
                 status=200,
                 text=STREAM_TEXT,
                 media=EVENTS,
                 schema="JobStream",
-                headers=(IGNORED_HEADER,),
+                headers=(IGNORED_HEADER, *RATE_LIMIT_HEADERS),
             ),
             Answer(
                 status=204,
                 text="The job has ended, and `after` is its end: there is nothing to stream.",
-                headers=(IGNORED_HEADER,),
+                headers=(IGNORED_HEADER, *RATE_LIMIT_HEADERS),
             ),
         ),
         errors=CREATE_ERRORS,
@@ -167,10 +187,20 @@ JOB_ROUTES: tuple[Route, ...] = (
         tag="Jobs",
         name="listJobs",
         summary="List your jobs",
-        text="Queued, running, and ended ones that are still kept.",
-        params=(ALL,),
+        text="A page of them, newest first: queued, running, and ended ones that are still kept. `next` is the `after` "
+        "of the next page.",
+        params=(LIMIT, PAGE_AFTER, ALL),
         key=True,
-        answers=(Answer(status=200, text="Your jobs.", schema="JobList", example={"jobs": [ITEM]}),),
+        answers=(
+            Answer(
+                status=200,
+                text="Your jobs.",
+                schema="JobList",
+                example={"jobs": [ITEM], "next": "1767268800000000"},
+                headers=RATE_LIMIT_HEADERS,
+            ),
+        ),
+        errors=(InvalidParams,),
     ),
     Route(
         method="get",
@@ -239,7 +269,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         key=True,
         deprecated=True,
         params=(IDEMPOTENCY_KEY,),
-        answers=(Answer(status=200, text="The job is there.", schema="Created"),),
+        answers=(Answer(status=200, text="The job is there.", schema="Created", headers=RATE_LIMIT_HEADERS),),
         errors=(*CREATE_ERRORS, Gone),
     ),
     Route(

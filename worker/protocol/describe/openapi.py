@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from worker.errors import BusyError, InvalidParams, JobwireError
+from worker.errors import BusyError, InvalidParams, JobwireError, RateLimited
 from worker.operations.base import Described
 from worker.protocol import corpus
 from worker.protocol.describe import errors
@@ -61,6 +61,17 @@ HEADERS: Schema = {
         "description": "Fields of the body that the worker does not know: 8 names at most, percent-encoded, with "
         "commas between them.",
         "schema": {"type": "string"},
+    },
+    "RateLimit-Policy": {
+        "description": "The limits of the key: `q` jobs, or tokens of prompt and output, per `w` seconds. Without "
+        "limits it is absent.",
+        "schema": {"type": "string"},
+        "example": '"jobs";q=600;w=60, "tokens";q=200000;w=60',
+    },
+    "RateLimit": {
+        "description": "What is left of them: `r` now, and all of it after `t` seconds without use.",
+        "schema": {"type": "string"},
+        "example": '"jobs";r=598;t=1, "tokens";r=198500;t=1',
     },
     "ETag": {"description": "Of this version of the document.", "schema": {"type": "string"}},
 }
@@ -227,6 +238,8 @@ def _refusal(kinds: list[type[JobwireError]]) -> Schema:
     names = []
     if any(issubclass(kind, BusyError) for kind in kinds):
         names.append("Retry-After")
+    if RateLimited in kinds:
+        names += ["RateLimit-Policy", "RateLimit"]
     if any(kind.status == 401 for kind in kinds):
         names.append("WWW-Authenticate")
     return {**response, "headers": _headers(names)} if names else response

@@ -12,7 +12,10 @@ PREFLIGHT = {
 }
 """What a page may send: the answer to a preflight, besides the headers of `allow`."""
 
-EXPOSED = "Deprecation, Link, Retry-After, Sunset, WWW-Authenticate, X-Correlation-ID, X-Jobwire-Ignored"
+EXPOSED = (
+    "Deprecation, Link, RateLimit, RateLimit-Policy, Retry-After, Sunset, WWW-Authenticate, X-Correlation-ID, "
+    "X-Jobwire-Ignored"
+)
 """Headers of an answer that a page may read."""
 
 

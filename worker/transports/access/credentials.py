@@ -28,6 +28,9 @@ ESCAPED = re.compile(r"\\(?:([0-3][0-7]{2})|(.))")
 LOOK_EVERY_MS = 1000
 """How often the keys file is checked for changes."""
 
+PRIORITY_MAX, PRIORITY_MAX_DEFAULT = 9, 5
+"""The highest priority that there is, and that of a key that sets none, where there are other keys."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,6 +44,7 @@ class Access:
         self._clock = clock
         self._source = KeySource(settings)
         self._keys = self._source.read()
+        self._warn()
         self._revision = 0
         self._signer = Signer(secret or secrets.token_bytes(32))
         self._look_at_ms = clock.monotonic_ms() + LOOK_EVERY_MS
@@ -161,15 +165,20 @@ class Access:
         else:
             self._revision += 1
             logger.info("Keys were read again: there are %d now", len(self._keys.by_name))
+        self._warn()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _warn(self) -> None:
+        if self._source.warning is not None:
+            logger.warning("%s", self._source.warning)
 
     def _grant(self, key: Key, user: str = "", expires_at_ms: float | None = None) -> Grant:
         principal = Principal(
             name=f"{key.name}/{user}" if user else key.name,
             key=key.name,
             admin=key.admin and expires_at_ms is None,
-            allowance=Allowance(**{name: getattr(key, name) for name in Allowance.__struct_fields__}),
+            allowance=self._allowance(key),
         )
         ends = [expires_at_ms] if expires_at_ms is not None else []
         if key.expires_at is not None:
@@ -180,6 +189,19 @@ class Access:
             proof=key.digest,
             revision=self._revision,
             derived=expires_at_ms is not None,
+        )
+
+    def _allowance(self, key: Key) -> Allowance:
+        """Return what a key may use. One that has the worker to itself leaves no room for others."""
+        alone = self._keys.is_alone(key, self._clock.wall_ms() / 1000)
+        priority_max = PRIORITY_MAX if alone else PRIORITY_MAX_DEFAULT
+        return Allowance(
+            weight=key.weight,
+            jobs_max=key.jobs_max,
+            jobs_per_minute_max=key.jobs_per_minute_max,
+            tokens_per_minute_max=key.tokens_per_minute_max,
+            priority_max=priority_max if key.priority_max is None else key.priority_max,
+            queue_share=1.0 if alone else 0.5,
         )
 
     def _checked(self, grant: Grant) -> Grant:

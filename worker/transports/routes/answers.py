@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from quart import Response, request
 
 from worker.errors import Forbidden, Unauthorized
 from worker.jobs.limits.principals import Grant
+from worker.jobs.limits.quota import Rate
 from worker.transports.gateway import Gateway
 
 JSON = "application/json"
@@ -50,3 +51,17 @@ def event_stream(events: AsyncIterator[bytes], headers: Mapping[str, str] | None
 async def _no_events() -> AsyncIterator[bytes]:
     return
     yield b""
+
+
+def rate_limit_headers(rates: Iterable[Rate]) -> dict[str, str]:
+    """Return the headers that tell limits per minute and what is left of them, if there are any.
+
+    The fields are those of draft-ietf-httpapi-ratelimit-headers-10. `t` is when all of a limit is there again.
+    """
+    rates = tuple(rates)
+    if not rates:
+        return {}
+    return {
+        "RateLimit-Policy": ", ".join(f'"{rate.unit}";q={rate.limit};w=60' for rate in rates),
+        "RateLimit": ", ".join(f'"{rate.unit}";r={rate.left};t={-(-rate.full_ms // 1000)}' for rate in rates),
+    }

@@ -13,10 +13,11 @@ from worker.jobs.limits.principals import Grant
 from worker.protocol import decoding, frames, sse, views
 from worker.protocol.creating import create
 from worker.protocol.host import Caller
+from worker.protocol.paging import page_of
 from worker.transports.front.eventstream import job_events
 from worker.transports.gateway import Gateway
 from worker.transports.routes import bodies
-from worker.transports.routes.answers import event_stream, grant_of_request, json_answer
+from worker.transports.routes.answers import event_stream, grant_of_request, json_answer, rate_limit_headers
 from worker.transports.routes.legacy import is_legacy, legacy_stream, names_events, prefers_events
 
 
@@ -33,6 +34,7 @@ def blueprint(gateway: Gateway) -> Blueprint:
         ("GET", f"{ALIAS}/<job_id>/stream", calls.stream),
     ):
         routes.add_url_rule(rule, f"{method} {rule}", view, methods=[method])
+    routes.after_request(calls.tell_rates)
     return routes
 
 
@@ -41,6 +43,12 @@ class _Calls:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+
+    async def tell_rates(self, response: Response) -> Response:
+        """Add what is left of the caller's limits per minute to an answer, be it a refusal."""
+        if "caller" in g:
+            response.headers.update(rate_limit_headers(self._gateway.jobs.rates(g.caller)))
+        return response
 
     async def create(self) -> Response:
         """Create a job and answer with its description, or with its stream if the client asks for one."""
@@ -59,12 +67,14 @@ class _Calls:
         return json_answer(views.created(job, gateway.sse_url(job), ignored))
 
     async def list(self) -> Response:
-        """List the caller's jobs, or everybody's for an admin who asks for `all`."""
+        """List a page of the caller's jobs, or of everybody's for an admin who asks for `all`."""
         principal, everybodys = self._grant().principal, request.args.get("all", "0") not in ("", "0", "false")
         if everybodys and not principal.admin:
             raise Forbidden("Only an admin's key lists the jobs of all callers.")
-        found = self._gateway.jobs.list(None if everybodys else principal.name)
-        return json_answer(views.job_list(found, everybodys=everybodys))
+        page = page_of(request.args.get("limit"), request.args.get("after"))
+        # One more than the page has: whether there is another one.
+        found = self._gateway.jobs.list(None if everybodys else principal.name, page.before, page.limit + 1)
+        return json_answer(views.job_list(found, page, everybodys=everybodys))
 
     async def show(self, job_id: str) -> Response:
         """Show one job: state, text so far, cursor."""
@@ -120,4 +130,6 @@ class _Calls:
         return job, grant
 
     def _grant(self) -> Grant:
-        return grant_of_request(self._gateway)
+        grant = grant_of_request(self._gateway)
+        g.caller = grant.principal
+        return grant

@@ -70,6 +70,7 @@ export class JobState {
   /** Record the worker's answer. */
   accept(accepted) {
     this.sseUrl = accepted.sse_url ?? this.sseUrl;
+    this.priority = accepted.priority ?? this.priority;
     if (this.state === "sent" && accepted.state === "queued") this.state = "queued";
     if (accepted.queue) this.queue = accepted.queue;
   }

@@ -140,9 +140,10 @@ export class Jobs {
     const wanted = state.priority + step;
     try {
       const answer = await job.update({priority: wanted});
-      state.priority = wanted;
+      // A key may have less than what was asked for.
+      state.priority = answer?.priority ?? wanted;
       if (answer?.queue && state.state === "queued") state.queue = answer.queue;
-      announce(`${state.id} priority`, `Job ${state.number} has priority ${wanted}`);
+      announce(`${state.id} priority`, `Job ${state.number} has priority ${state.priority}`);
     } catch (error) {
       this.#complain(error);
     }
