@@ -8,6 +8,7 @@ from quart import Response, request
 
 from worker.jobs.limits.principals import Grant
 from worker.transports.gateway import Gateway
+from worker.transports.room import peer_of
 
 JSON = "application/json"
 
@@ -19,8 +20,10 @@ EVENT_STREAM_HEADERS = {
 
 
 def grant_of_request(gateway: Gateway) -> Grant:
-    """Return the grant of the current request. Raises Unauthorized and Forbidden."""
-    return gateway.access.require(request.headers)
+    """Return the grant of the current request. Raises Unauthorized, Forbidden and Overloaded."""
+    grant = gateway.access.require(request.headers)
+    gateway.admit(peer_of(request.scope))
+    return grant
 
 
 def json_answer(body: bytes, status: int = 200) -> Response:

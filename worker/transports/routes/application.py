@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from quart import Blueprint, Quart
+from quart import Blueprint, Quart, request
 
 from worker import __version__
 from worker.transports.access.guards import Guards
 from worker.transports.gateway import Gateway
+from worker.transports.room import peer_of
 from worker.transports.routes import jobs, operators, tokens
 from worker.transports.routes.problems import Problems
 
@@ -32,4 +33,9 @@ def build(
         app.register_blueprint(blueprint)
     Guards(gateway.origins, version, credentials=gateway.access.required).install(app)
     Problems(gateway.tally.refusals).install(app)
+
+    @app.before_request
+    async def recognise() -> None:
+        gateway.recognise(request.headers, peer_of(request.scope))
+
     return app

@@ -16,11 +16,15 @@ from worker.transports.wake import Wake
 
 
 class Inbox:
-    """A queue of at most `messages_max` messages, with one reader. Writers wait while it is full."""
+    """A queue of at most `messages_max` messages, with one reader. Writers wait while it is full.
 
-    __slots__ = ("_messages", "_room", "_wake")
+    When the reader is done the inbox is closed: what is put then is thrown away, and nobody waits any longer.
+    """
+
+    __slots__ = ("_closed", "_messages", "_room", "_wake")
 
     def __init__(self, messages_max: int) -> None:
+        self._closed = False
         self._messages: list[Any] = []
         self._room = asyncio.Semaphore(messages_max)
         self._wake = Wake()
@@ -28,6 +32,9 @@ class Inbox:
     async def put(self, message: Any) -> None:
         """Append a message as soon as the queue is not full."""
         await self._room.acquire()
+        if self._closed:
+            self._room.release()
+            return
         self._messages.append(message)
         self._wake.set()
 
@@ -38,15 +45,30 @@ class Inbox:
         self._room.release()
         return self._messages.pop(0)
 
+    def close(self) -> None:
+        """Throw away what is there, and what will come."""
+        self._closed = True
+        self._messages.clear()
+        # The first writer that waits lets the next one in.
+        self._room.release()
+
 
 async def spawn_app(
     group: task_group.TaskGroup, app: Any, config: Config, scope: Any, send: Any
 ) -> Callable[[Any], Awaitable[None]]:
     """Run an ASGI application for one request; return the function that delivers messages to it.
 
+    The read loop of a connection must not wait for an application that has returned, or the connection stays for ever.
     The two arguments for WSGI applications, which need threads, stay empty.
     """
     inbox = Inbox(config.max_app_queue_size)
+
+    async def run(*arguments: Any) -> None:
+        try:
+            await app(*arguments)
+        finally:
+            inbox.close()
+
     handle = task_group._handle  # noqa: SLF001 - it has no public name
-    group.spawn(handle, app, config, scope, inbox.get, send, None, None)
+    group.spawn(handle, run, config, scope, inbox.get, send, None, None)
     return inbox.put
