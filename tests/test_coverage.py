@@ -30,6 +30,7 @@ PURE = (
     "worker.protocol",
     "worker.requests",
     "worker.scheduler.policy",
+    "worker.transports.room",
 )
 
 TESTS = (
@@ -46,6 +47,7 @@ TESTS = (
     "tests/jobs/test_places.py",
     "tests/protocol",
     "tests/scheduler/test_policy.py",
+    "tests/transports/test_room.py",
 )
 
 

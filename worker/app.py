@@ -157,7 +157,7 @@ class Worker:
             helpers = [tasks.create_task(self.broker.run(self)), tasks.create_task(self._tick())]
             if self.settings.queen_url and not self.settings.local_mode:
                 helpers.append(tasks.create_task(self._heartbeats().run()))
-            await listener.serve(app, listening, self.settings, self._drain)
+            await listener.serve(app, listening, self.settings, self.gateway.room, self._drain)
             for helper in helpers:
                 helper.cancel()
         if self.tracing is not None:
@@ -180,6 +180,7 @@ class Worker:
             live_jobs=lambda: self.jobs.live,
             open_sockets=lambda: Counter(connection.kind for connection in gateway.connections),
             opened_sockets=gateway.opened,
+            room=gateway.room,
             tally=gateway.tally,
             codes=[kind.code for kind in error_classes()],
         )

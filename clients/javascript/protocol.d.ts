@@ -628,8 +628,12 @@ export interface Stats {
   decode_tokens_per_s: number;
   /** Prompt tokens read per second; 0 when nothing runs. */
   prefill_tokens_per_s: number;
-  /** Open connections. (integer) */
+  /** Open WebSockets and event streams. (integer) */
   sockets: number;
+  /** TCP connections that have shown a key, or need none. (integer) */
+  connections_known: number;
+  /** TCP connections that have shown no key. (integer) */
+  connections_keyless: number;
   /** How often the engine was restarted. (integer) */
   restarts: number;
   /** Since the worker was started. */
@@ -809,7 +813,7 @@ export type ErrorCode =
   | (string & {});
 
 /** Why the worker closes a WebSocket. 1000 is done, 44xx must be fixed first, else come back. */
-export type CloseCode = 1000 | 1001 | 1009 | 1011 | 1012 | 4400 | 4401 | 4403 | 4406 | 4408 | 4503 | 4504;
+export type CloseCode = 1000 | 1001 | 1008 | 1009 | 1011 | 1012 | 4400 | 4401 | 4403 | 4406 | 4408 | 4503 | 4504;
 
 /** A frame of one type: `FrameOf<"token">`. */
 export type FrameOf<T extends (ClientFrame | ServerFrame)["type"]> = Extract<ClientFrame | ServerFrame, { type: T }>;

@@ -370,8 +370,8 @@ def test_doctor_reads_the_keys(tmp_path: Path) -> None:
 
 def test_doctor_counts_files_against_connections() -> None:
     done = jobwire("doctor", "--port", "0", "--connections-max", str(1 << 20))
-    assert re.search(r"^note     Open files: \d+ allowed, 1048640 needed", done.stdout, re.MULTILINE)
-    assert "ulimit -n 1048640" in done.stdout
+    assert re.search(r"^note     Open files: \d+ allowed, 1179712 needed", done.stdout, re.MULTILINE)
+    assert "ulimit -n 1179712" in done.stdout
 
 
 def test_doctor_reckons_the_gpu_memory_of_a_folder(tmp_path: Path) -> None:

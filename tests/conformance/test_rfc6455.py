@@ -231,9 +231,10 @@ async def test_a_ping_is_echoed(server: Server, payload: bytes) -> None:
 
 async def test_of_many_pings_the_last_is_answered(server: Server) -> None:
     async with undisturbed(server), raw_socket(server) as socket:
-        socket.send(*(encode(PING, str(number).encode()) for number in range(1000)))
+        # As many as a second may have.
+        socket.send(*(encode(PING, str(number).encode()) for number in range(100)))
         answered = -1
-        while answered < 999:
+        while answered < 99:
             seen = await socket.frame()
             assert seen.opcode == PONG
             number = int(seen.payload)

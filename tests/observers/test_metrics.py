@@ -32,6 +32,7 @@ class Watched:
             live_jobs=lambda: self.stage.jobs.live,
             open_sockets=lambda: {"websocket": 2},
             opened_sockets=self.opened,
+            room=SimpleNamespace(known=3, keyless=1, evicted=2),
             tally=self.tally,
             codes=["queue_full", "forbidden"],
         )
@@ -199,6 +200,9 @@ def test_what_was_delivered_and_refused(worker: Watched) -> None:
     assert seen["jobwire_sockets_open{kind=websocket}"] == 2
     assert seen["jobwire_sockets_open{kind=sse}"] == 0
     assert seen["jobwire_sockets_opened_total{kind=sse}"] == 5
+    assert seen["jobwire_connections_open{kind=known}"] == 3
+    assert seen["jobwire_connections_open{kind=keyless}"] == 1
+    assert seen["jobwire_connections_evicted_total"] == 2
 
 
 def test_two_workers_in_one_process_share_nothing() -> None:

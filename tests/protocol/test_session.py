@@ -45,6 +45,18 @@ def test_a_ping_comes_back(t: object) -> None:
     assert client.ask("ping", t=t, ref="r") == expected
 
 
+def test_pings_beyond_the_rate_close_the_connection() -> None:
+    wire, client = connected(control_frames_per_s_max=5)
+    for _ in range(5):
+        assert client.ask("ping") == {"type": "pong"}
+    wire.stage.clock.advance(200)
+    assert client.ask("ping") == {"type": "pong"}
+    with pytest.raises(CloseConnection) as caught:
+        client.send("ping")
+    assert caught.value.code == CloseCode.ABUSE
+    assert "5 pings per second" in caught.value.reason
+
+
 def test_a_heartbeat_is_a_pong_unless_something_waits_anyway() -> None:
     wire, client = connected()
     client.session.heartbeat()
@@ -194,7 +206,7 @@ def test_the_reason_of_a_close_fits_its_frame() -> None:
 def test_close_codes_say_what_to_do(code: CloseCode) -> None:
     fix_first = code in (4400, 4401, 4403, 4406, 4408)
     assert (4400 <= code < 4500) == fix_first
-    assert code == 1000 or fix_first or code in (1001, 1009, 1011, 1012, 4503, 4504)
+    assert code == 1000 or fix_first or code in (1001, 1008, 1009, 1011, 1012, 4503, 4504)
 
 
 # ---- whatever is sent ------------------------------------------------------------------------------------------------

@@ -197,18 +197,24 @@ def test_loading_is_told_step_by_step(state: EngineState, item: dict[str, Any], 
 
 
 def test_stats_are_the_numbers_of_now() -> None:
+    open_now = {"sockets": 4, "connections_known": 5, "connections_keyless": 6}
     busy = body(
-        views.stats(msgspec.structs.replace(READY, stats=STATS, restarts=2), live=3, sockets=4, uptime_s=1.23456)
+        views.stats(msgspec.structs.replace(READY, stats=STATS, restarts=2), live=3, uptime_s=1.23456, **open_now)
     )
+    assert {name: busy[name] for name in open_now} == open_now
     assert (busy["engine_phase"], busy["jobs_live"], busy["sockets"], busy["uptime_s"]) == ("ready", 3, 4, 1.235)
     assert (busy["running"], busy["waiting"], busy["restarts"]) == (STATS.running, STATS.waiting, 2)
     assert (busy["step_ms"], busy["decode_tokens_per_s"]) == (STATS.step_ms, STATS.decode_tokens_per_s)
     idle = msgspec.structs.replace(STATS, running=0)
     assert busy["step_gap_ms"] == STATS.step_gap_ms
-    rest = body(views.stats(msgspec.structs.replace(READY, stats=idle), live=0, sockets=0, uptime_s=0))
+    rest = body(views.stats(msgspec.structs.replace(READY, stats=idle), live=0, uptime_s=0, **open_now))
     assert (rest["step_ms"], rest["step_gap_ms"]) == (0, 0)
 
 
 def test_without_an_engine_all_jobs_wait() -> None:
-    none = body(views.stats(EngineState(phase="loading"), live=3, sockets=0, uptime_s=0))
+    none = body(
+        views.stats(
+            EngineState(phase="loading"), live=3, sockets=0, connections_known=0, connections_keyless=0, uptime_s=0
+        )
+    )
     assert (none["waiting"], none["running"], none["slots_total"], none["kv_tokens_total"]) == (3, 0, 0, 0)

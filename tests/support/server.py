@@ -52,6 +52,12 @@ def descendants(pid: int) -> list[int]:
     return [child for child in found if alive(child)]
 
 
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def is_preparer(pid: int) -> bool:
     """Return whether a process is a preparer or one of its hands."""
     try:

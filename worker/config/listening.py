@@ -9,6 +9,9 @@ from msgspec import Meta
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 DAY_S = 86_400
+KEYLESS_MIN = 16
+"""Connections without a key that are always allowed: each newcomer begins as one."""
+
 ORIGIN = r"^[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9a-fA-F:.]+\]|[^\s/*?#@\[\]:]+)(:[0-9]{1,5})?$(?!\n)"
 """An origin of web pages. No path, and no `*`: any page in the world could use the worker then."""
 
@@ -65,7 +68,21 @@ class Listening:
         int,
         Meta(ge=64, le=1 << 24, description="Fields and elements in a message or request body, at all depths."),
     ] = 20_000
-    connections_max: Annotated[int, Meta(ge=1, le=1 << 20, description="Open connections.")] = 4096
+    connections_max: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="Open TCP connections of callers with a key, or of all without keys.")
+    ] = 4096
+    connections_keyless_max: Annotated[
+        int,
+        Meta(ge=0, le=1 << 20, description="Open TCP connections that have shown no key. 0 is an eighth, at least 16."),
+    ] = 0
+    control_frames_per_s_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1 << 20,
+            description="Pings of one WebSocket, and its control frames, empty frames and tiny fragments.",
+        ),
+    ] = 100
     subscriptions_per_connection_max: Annotated[
         int, Meta(ge=1, le=1 << 20, description="Jobs that one WebSocket may watch at a time.")
     ] = 2048
@@ -91,3 +108,8 @@ class Listening:
     send_buffer_bytes: Annotated[
         int, Meta(ge=4096, le=64 * MIB, description="Kernel send buffer of one connection.")
     ] = 64 * KIB
+
+    @property
+    def keyless_room(self) -> int:
+        """How many connections may be open that have shown no key."""
+        return self.connections_keyless_max or max(self.connections_max // 8, KEYLESS_MIN)

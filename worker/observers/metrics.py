@@ -155,6 +155,25 @@ class Tallied(Protocol):
     refusals: Counter[str]
 
 
+class Counted(Protocol):
+    """The TCP connections now, and how many were cut because they showed no key and there were too many."""
+
+    @property
+    def known(self) -> int:
+        """How many have shown a key, or need none."""
+        ...
+
+    @property
+    def keyless(self) -> int:
+        """How many have shown no key."""
+        ...
+
+    @property
+    def evicted(self) -> int:
+        """How many were cut."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """The sources of numbers that are read on request. `open_sockets` is called while no connection changes.
@@ -166,6 +185,7 @@ class Sources:
     live_jobs: Callable[[], int]
     open_sockets: Callable[[], Mapping[str, int]]
     opened_sockets: Mapping[str, int]
+    room: Counted
     tally: Tallied
     codes: Iterable[str]
 
@@ -257,8 +277,18 @@ class Exposition(Collector):
     def _delivery(self) -> Iterator[Metric]:
         tally, sources = self._sources.tally, self._sources
         kinds = dict.fromkeys(("websocket", "sse", "legacy", "loading"), 0)
-        yield _gauges("sockets_open", "Open connections.", "kind", kinds | dict(sources.open_sockets()))
-        yield _counters("sockets_opened", "Connections ever opened.", "kind", kinds | dict(sources.opened_sockets))
+        room = {"known": sources.room.known, "keyless": sources.room.keyless}
+        yield _gauges(
+            "connections_open", "TCP connections, by whether they have shown a key or need none.", "kind", room
+        )
+        evicted = sources.room.evicted
+        yield _counter("connections_evicted", "Connections without a key that were cut for new ones.", evicted)
+        yield _gauges(
+            "sockets_open", "Open WebSockets and event streams.", "kind", kinds | dict(sources.open_sockets())
+        )
+        yield _counters(
+            "sockets_opened", "WebSockets and event streams ever opened.", "kind", kinds | dict(sources.opened_sockets)
+        )
         yield _counter("frames", "Frames of jobs handed to connections.", tally.frames)
         yield _counter("coalesced_events", "Events that came along in a frame with others.", tally.merged)
         yield _counter("resumes", "Readers that began after a cursor.", tally.resumes)

@@ -9,13 +9,14 @@ REASON_BYTES_MAX = 123
 
 
 class CloseCode(IntEnum):
-    """Why a connection ends: 1000 is done, 44xx and 1009 mean fix something first, anything else reconnect and resume.
+    """Why a connection ends: 1000 is done, 44xx, 1008 and 1009 mean fix something first, others reconnect and resume.
 
-    Clients may reconnect after 1009 as after any other, but need a smaller message.
+    Clients may reconnect after 1008 and 1009 as after any other, but need fewer frames, or a smaller message.
     """
 
     DONE = 1000
     GOING_AWAY = 1001
+    TOO_MANY_FRAMES = 1008
     TOO_BIG = 1009
     BUG = 1011
     RESTART = 1012

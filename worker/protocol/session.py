@@ -31,6 +31,7 @@ from worker.protocol import creating, decoding, frames
 from worker.protocol.closing import CloseCode, CloseConnection
 from worker.protocol.frames import Accepted, Error, Goaway, Hello, Pong, ServerFrame, ServerLimits
 from worker.protocol.host import Caller, SessionHost
+from worker.protocol.meter import Meter
 from worker.protocol.reading import locate, wire_queue, wire_state
 from worker.protocol.subscriptions import Subscriptions
 
@@ -75,6 +76,7 @@ class Session:
         self._auth_until_ms = math.inf
         self._outbox: deque[bytes] = deque()
         self._subscriptions = Subscriptions(host.jobs, wake, host.timer)
+        self._pings: Meter | None = None
         self._bad_frames_ms: deque[float] = deque(maxlen=BAD_FRAMES_MAX)
         self._leaving = False
 
@@ -188,6 +190,7 @@ class Session:
             case frames.Update():
                 return self._accepted(jobs.prioritize(owner_name, frame.job_id, frame.priority), frame.ref)
             case _:
+                self._count_ping(now_ms)
                 return Pong(t=frame.t, ref=frame.ref)
 
     def _auth(self, frame: frames.Auth, now_ms: float) -> ServerFrame | None:
@@ -243,6 +246,13 @@ class Session:
                 f"This connection follows {most} jobs, the limit for one. Unsubscribe, or open another connection.",
                 retry_after_ms=1000,
             )
+
+    def _count_ping(self, now_ms: float) -> None:
+        most = self._settings.control_frames_per_s_max
+        if self._pings is None:
+            self._pings = Meter(most, now_ms)
+        if not self._pings.take(now_ms):
+            raise CloseConnection(CloseCode.ABUSE, f"More than {most} pings per second.")
 
     def _count_bad_frame(self, now_ms: float) -> None:
         times = self._bad_frames_ms

@@ -115,7 +115,9 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     step_gap_ms: Annotated[float, Meta(description="Longest time between two steps, lately; 0 when nothing runs.")]
     decode_tokens_per_s: Annotated[float, Meta(description="Tokens produced per second; 0 when nothing runs.")]
     prefill_tokens_per_s: Annotated[float, Meta(description="Prompt tokens read per second; 0 when nothing runs.")]
-    sockets: Annotated[int, Meta(description="Open connections.")]
+    sockets: Annotated[int, Meta(description="Open WebSockets and event streams.")]
+    connections_known: Annotated[int, Meta(description="TCP connections that have shown a key, or need none.")]
+    connections_keyless: Annotated[int, Meta(description="TCP connections that have shown no key.")]
     restarts: Annotated[int, Meta(description="How often the engine was restarted.")]
     uptime_s: Annotated[float, Meta(description="Since the worker was started.")]
 
@@ -237,7 +239,9 @@ def health(state: EngineState, *, known: bool = True) -> tuple[HTTPStatus, bytes
     return HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK, encode(body)
 
 
-def stats(state: EngineState, *, live: int, sockets: int, uptime_s: float) -> bytes:
+def stats(
+    state: EngineState, *, live: int, sockets: int, connections_known: int, connections_keyless: int, uptime_s: float
+) -> bytes:
     """Return the worker's numbers: its engine, its live jobs, its open connections."""
     info, now = state.info, state.stats
     busy = now if now is not None and now.running else None
@@ -255,6 +259,8 @@ def stats(state: EngineState, *, live: int, sockets: int, uptime_s: float) -> by
         decode_tokens_per_s=round(busy.decode_tokens_per_s, 1) if busy else 0.0,
         prefill_tokens_per_s=round(busy.prefill_tokens_per_s, 1) if busy else 0.0,
         sockets=sockets,
+        connections_known=connections_known,
+        connections_keyless=connections_keyless,
         restarts=state.restarts,
         uptime_s=round(uptime_s, 3),
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from worker.config import Settings
-from worker.errors import Overloaded
+from worker.errors import JobwireError, Overloaded
 from worker.jobs.clock import Clock
 from worker.jobs.job import Job
 from worker.jobs.narration import Narrate
@@ -26,6 +26,8 @@ from worker.protocol.tally import Tally
 from worker.transports.access.credentials import Access
 from worker.transports.access.origins import Origins
 from worker.transports.connection import Connection
+from worker.transports.correlation import Headers
+from worker.transports.room import Peer, Room
 
 CONNECTIONS_RETRY_MS = 2000
 """When to come back if too many connections are open: nobody knows when one of them will end."""
@@ -39,7 +41,7 @@ class Gateway:
     """The parts that transports need, composed by the app.
 
     `tally` counts what is delivered and refused. `opened` counts the connections ever opened, by kind.
-    `state_wakers` are called when the state of the engine changes.
+    `state_wakers` are called when the state of the engine changes. `room` counts the TCP connections.
     """
 
     jobs: Jobs
@@ -56,7 +58,17 @@ class Gateway:
     connections: set[Connection] = field(default_factory=set)
     opened: Counter[str] = field(default_factory=Counter)
     state_wakers: set[Callable[[], None]] = field(default_factory=set)
+    room: Room = field(init=False)
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.room = Room(
+            settings.connections_max,
+            settings.keyless_room,
+            self.clock.monotonic_ms,
+            open_to_all=not self.access.required,
+        )
 
     @contextlib.contextmanager
     def connected(self, connection: Connection) -> Iterator[None]:
@@ -83,7 +95,13 @@ class Gateway:
         ticket = self.access.ticket(job)
         return sse_url(job.id) if ticket is None else f"{sse_url(job.id)}?ticket={ticket}"
 
-    def check_connections(self) -> None:
-        """Raise Overloaded if the limit of open connections is reached."""
-        if len(self.connections) >= self.settings.connections_max:
+    def admit(self, peer: Peer | None) -> None:
+        """Count a TCP connection among the known: a valid credential came on it. Raises Overloaded if they are many."""
+        if peer is not None and not self.room.recognise(peer):
             raise Overloaded("Too many connections are open. Try again later.", retry_after_ms=CONNECTIONS_RETRY_MS)
+
+    def recognise(self, headers: Headers, peer: Peer | None) -> None:
+        """Count a TCP connection among the known if it shows a credential where none is asked for, and if it can."""
+        with contextlib.suppress(JobwireError):
+            if self.access.identify(headers) is not None:
+                self.admit(peer)

@@ -106,6 +106,8 @@ ROUTES: tuple[Route, ...] = (
                     "decode_tokens_per_s": 800.0,
                     "prefill_tokens_per_s": 0.0,
                     "sockets": 5,
+                    "connections_known": 7,
+                    "connections_keyless": 1,
                     "restarts": 0,
                     "uptime_s": 86.4,
                 },

@@ -18,8 +18,18 @@ from worker.errors import ConfigError
 BACKLOG = 2048
 """How many connections the kernel keeps waiting to be accepted."""
 
+ACCEPTS_PER_TURN = 4
+"""How many connections are accepted before the event loop turns.
+
+Those that must go for them are closed only then. And where no file is left, asyncio tries so often in vain each second.
+"""
+
 FILES_BESIDE_CONNECTIONS = 64
-"""Open files of the worker besides one per connection, rounded up."""
+"""Open files of the worker besides one per connection, rounded up. 16 are for starting an engine or a preparer again,
+and as many for connections that were just accepted and those that are being cut for them."""
+
+ROOM_MIN = 2
+"""One connection that has a key, and one that may be about to show it."""
 
 STALLED_EXTRA_S = 3.0
 """How much longer than a stalled connection its socket lives, so that the client may still read the close code."""
@@ -70,14 +80,14 @@ def _set_inherited_options(listening: socket.socket, settings: Settings) -> None
 
 def files_needed(settings: Settings) -> int:
     """Return how many files the process may have to hold open."""
-    return settings.connections_max + FILES_BESIDE_CONNECTIONS
+    return settings.connections_max + settings.keyless_room + FILES_BESIDE_CONNECTIONS
 
 
 def fit_open_files(settings: Settings) -> Settings:
     """Raise the soft limit of open files to the number that the connections need, as far as the hard limit allows.
 
-    Return the settings, with fewer connections if the files do not suffice for all. Raises ConfigError if they
-    suffice for none.
+    Return the settings, with fewer connections if the files do not suffice for all: at most a quarter of them without
+    a key. Raises ConfigError if the files suffice for none.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = files_needed(settings)
@@ -85,14 +95,20 @@ def fit_open_files(settings: Settings) -> Settings:
         return settings
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed == wanted:
+        return settings
     room = allowed - FILES_BESIDE_CONNECTIONS
-    if room < 1:
+    if room < ROOM_MIN:
         raise ConfigError(
             f"Only {allowed} files may be open here, of {wanted} that are needed. "
             f"Allow more: ulimit -n {wanted}, or LimitNOFILE={wanted} in a systemd unit."
         )
-    if room < settings.connections_max:
-        logger.warning(
-            "files_scarce", extra={"files_allowed": allowed, "files_needed": wanted, "connections_max": room}
-        )
-    return replace(settings, connections_max=min(room, settings.connections_max))
+    keyless_max = min(settings.keyless_room, max(room // 4, 1))
+    fitted = replace(
+        settings,
+        connections_max=min(room - keyless_max, settings.connections_max),
+        connections_keyless_max=keyless_max,
+    )
+    facts = {"connections_max": fitted.connections_max, "connections_keyless_max": keyless_max}
+    logger.warning("files_scarce", extra={"files_allowed": allowed, "files_needed": wanted, **facts})
+    return fitted

@@ -23,6 +23,7 @@ from worker.protocol.session import Session
 from worker.transports.connection import YIELD_EVERY
 from worker.transports.correlation import ANSWER_HEADER, correlation_of
 from worker.transports.gateway import Gateway
+from worker.transports.room import Peer, peer_of
 from worker.transports.wake import Wake
 
 PATH = "/v1/ws"
@@ -63,17 +64,17 @@ async def _serve(gateway: Gateway, scope: AsgiMessage, receive: Receive, send: S
     await receive()
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     offered = list(scope["subprotocols"])
-    correlation = correlation_of(headers)
+    correlation, peer = correlation_of(headers), peer_of(scope)
     echo = [(ANSWER_HEADER.lower().encode(), correlation.correlation_id.encode())]
     await send({"type": "websocket.accept", "subprotocol": _pick_subprotocol(offered), "headers": echo})
     try:
-        grant = _identify(gateway, headers, offered)
+        grant = _identify(gateway, headers, offered, peer)
     except CloseConnection as close:
         log_ids = {"correlation_id": correlation.correlation_id}
         logger.info("refused", extra={"close_code": int(close.code), "path": PATH, **log_ids})
         await send(_close_message(close))
         return
-    connection = WebSocketConnection(gateway, grant, correlation, receive, send)
+    connection = WebSocketConnection(gateway, grant, correlation, peer, receive, send)
     with gateway.connected(connection):
         await connection.run()
 
@@ -85,7 +86,7 @@ def _pick_subprotocol(offered: list[str]) -> str | None:
     return next((name for name in offered if name.startswith("jobwire.")), None)
 
 
-def _identify(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> Grant | None:
+def _identify(gateway: Gateway, headers: dict[str, str], offered: list[str], peer: Peer | None) -> Grant | None:
     """Return the grant of a connection, or None if an auth frame must bring it. Raises CloseConnection to refuse it."""
     versions = [name for name in offered if name.startswith("jobwire.")]
     try:
@@ -93,7 +94,8 @@ def _identify(gateway: Gateway, headers: dict[str, str], offered: list[str]) -> 
         gateway.origins.check_origin(headers.get("origin"), headers.get("host"))
         # A page cannot set headers: without any credential it may send one in its first frame.
         grant = gateway.access.identify(headers, _offered_credential(offered))
-        gateway.check_connections()
+        if grant is not None:
+            gateway.admit(peer)
     except JobwireError as error:
         gateway.tally.refusals[error.code] += 1
         raise CloseConnection(CLOSE_CODES.get(type(error), CloseCode.UNAUTHORIZED), error.detail) from None
@@ -119,13 +121,20 @@ class WebSocketConnection:
     kind = "websocket"
 
     def __init__(
-        self, gateway: Gateway, grant: Grant | None, correlation: Correlation, receive: Receive, send: Send
+        self,
+        gateway: Gateway,
+        grant: Grant | None,
+        correlation: Correlation,
+        peer: Peer | None,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self._gateway = gateway
+        self._peer = peer
         self._receive = receive
         self._send = send
         self._wake = Wake()
-        self._session = Session(gateway, grant, gateway.access.authenticate, self._wake.set, correlation)
+        self._session = Session(gateway, grant, self._authenticate, self._wake.set, correlation)
         self._closing: CloseConnection | None = None
         self._finishing = False
         self._stalled = False
@@ -218,6 +227,16 @@ class WebSocketConnection:
                 self._session.renew(self._gateway.access.current(self._session.grant))
         except CloseConnection as close:
             self._close(close)
+
+    def _authenticate(self, credential: str) -> Grant:
+        """Return the grant of a credential in a frame. Raises Unauthorized, and CloseConnection if there is no room."""
+        grant = self._gateway.access.authenticate(credential)
+        try:
+            self._gateway.admit(self._peer)
+        except Overloaded as error:
+            self._gateway.tally.refusals[error.code] += 1
+            raise CloseConnection(CloseCode.OVERLOADED, error.detail) from None
+        return grant
 
     def drain(self) -> None:
         """Send goaway."""

@@ -10,6 +10,7 @@ from worker.errors import Forbidden, Unauthorized
 from worker.jobs.limits.principals import Grant
 from worker.jobs.limits.quota import Rate
 from worker.transports.gateway import Gateway
+from worker.transports.room import peer_of
 
 JSON = "application/json"
 
@@ -21,8 +22,10 @@ EVENT_STREAM_HEADERS = {
 
 
 def grant_of_request(gateway: Gateway) -> Grant:
-    """Return the grant of the current request. Raises Unauthorized and Forbidden."""
-    return gateway.access.require(request.headers)
+    """Return the grant of the current request. Raises Unauthorized, Forbidden and Overloaded."""
+    grant = gateway.access.require(request.headers)
+    gateway.admit(peer_of(request.scope))
+    return grant
 
 
 def is_known(gateway: Gateway) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from quart import Blueprint, Quart
+from quart import Blueprint, Quart, request
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import BadHost
 from werkzeug.routing import MapAdapter
@@ -12,6 +12,7 @@ from werkzeug.routing import MapAdapter
 from worker import __version__
 from worker.transports.access.guards import Guards
 from worker.transports.gateway import Gateway
+from worker.transports.room import peer_of
 from worker.transports.routes import bodies, jobs, operators, tokens
 from worker.transports.routes.intake import bounded
 from worker.transports.routes.problems import Problems
@@ -38,6 +39,11 @@ def build(
     Guards(gateway.origins, version, credentials=gateway.access.required).install(app)
     app.before_request(bodies.refuse_needless)
     Problems(gateway.tally.refusals, gateway.settings.frame_bytes_max).install(app)
+
+    @app.before_request
+    async def recognise() -> None:
+        gateway.recognise(request.headers, peer_of(request.scope))
+
     return app
 
 

@@ -16,6 +16,7 @@ from worker.protocol.host import Caller
 from worker.protocol.paging import page_of
 from worker.transports.front.eventstream import job_events
 from worker.transports.gateway import Gateway
+from worker.transports.room import peer_of
 from worker.transports.routes import bodies
 from worker.transports.routes.answers import event_stream, grant_of_request, json_answer, rate_limit_headers
 from worker.transports.routes.legacy import is_legacy, legacy_stream, names_events, prefers_events
@@ -54,9 +55,6 @@ class _Calls:
         """Create a job and answer with its description, or with its stream if the client asks for one."""
         gateway, grant = self._gateway, self._grant()
         streams = prefers_events()
-        if streams:
-            # Before there is a job that nobody could read.
-            gateway.check_connections()
         body = await bodies.read_object(gateway.settings)
         frame = decoding.create_of_post(body, gateway.limits, request.headers.get("Idempotency-Key"))
         creation = create(gateway, Caller(grant.principal, g.correlation), frame)
@@ -92,7 +90,6 @@ class _Calls:
     async def stream(self, job_id: str) -> Response:
         """Stream a job, in the dialect that the client speaks."""
         gateway, (job, grant) = self._gateway, self._readable(job_id)
-        gateway.check_connections()
         if not names_events():
             return legacy_stream(gateway, job, grant)
         coalesce_ms = sse.coalesce_ms(request.args.get("coalesce_ms"), gateway.limits)
@@ -118,11 +115,12 @@ class _Calls:
     def _readable(self, job_id: str) -> tuple[Job, Grant]:
         """Return a job that the caller owns or has a ticket for, with the grant. The job counts as watched now.
 
-        Raises Unauthorized, Forbidden, JobNotFound.
+        Raises Unauthorized, Forbidden, JobNotFound, Overloaded.
         """
         gateway, ticket = self._gateway, request.args.get("ticket")
         if ticket is not None and gateway.access.required and "Authorization" not in request.headers:
             job, grant = gateway.access.read_ticket(ticket, job_id, gateway.jobs.get)
+            gateway.admit(peer_of(request.scope))
         else:
             grant = self._grant()
             job = gateway.jobs.get(grant.principal.name, job_id)

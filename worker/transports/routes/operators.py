@@ -34,7 +34,7 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
     @routes.get("/v1/loading/progress")
     async def loading() -> Response:
         """Stream the progress of loading."""
-        return _loading_stream(gateway)
+        return event_stream(loading_events(gateway, known=is_known(gateway)))
 
     @routes.get("/metrics")
     async def metrics() -> Response:
@@ -48,15 +48,17 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
         """Report the state of the worker now as one JSON object."""
         grant_of_request(gateway)
         uptime_s = (gateway.clock.monotonic_ms() - started_ms) / 1000
-        body = views.stats(
-            gateway.jobs.engine, live=gateway.jobs.live, sockets=len(gateway.connections), uptime_s=uptime_s
-        )
-        return Response(body, content_type=JSON, headers={"Cache-Control": "no-store"})
+        return Response(_numbers(gateway, uptime_s), content_type=JSON, headers={"Cache-Control": "no-store"})
 
     return routes
 
 
-def _loading_stream(gateway: Gateway) -> Response:
-    """Answer with the progress of loading, as long as there is room for a stream. Raises Overloaded."""
-    gateway.check_connections()
-    return event_stream(loading_events(gateway, known=is_known(gateway)))
+def _numbers(gateway: Gateway, uptime_s: float) -> bytes:
+    return views.stats(
+        gateway.jobs.engine,
+        live=gateway.jobs.live,
+        sockets=len(gateway.connections),
+        connections_known=gateway.room.known,
+        connections_keyless=gateway.room.keyless,
+        uptime_s=uptime_s,
+    )

@@ -18,6 +18,7 @@ from tests.conformance.rawsocket import closing, handshake
 from worker.config import Settings
 from worker.transports.front import listener, sockets
 from worker.transports.front.hypercorn.strict import head
+from worker.transports.room import Room
 
 App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -34,12 +35,13 @@ async def serving(app: App) -> AsyncIterator[int]:
     settings = Settings(port=0, send_buffer_bytes=4096)
     listening = sockets.open_socket(settings)
     port, over = listening.getsockname()[1], asyncio.Event()
+    room = Room(settings.connections_max, settings.keyless_room, lambda: 0.0, open_to_all=True)
 
     async def trigger() -> None:
         await over.wait()
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(listener.serve(app, listening, settings, trigger))
+        tasks.create_task(listener.serve(app, listening, settings, room, trigger))
         try:
             yield port
         finally:

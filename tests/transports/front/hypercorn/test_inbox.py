@@ -75,6 +75,16 @@ async def test_giving_up_loses_nothing(full: bool) -> None:
     assert await asyncio.wait_for(inbox.get(), PATIENCE_S) == "last"
 
 
+async def test_nobody_waits_for_a_reader_that_is_done() -> None:
+    inbox = Inbox(1)
+    await inbox.put("full")
+    writers = [asyncio.ensure_future(inbox.put("late")) for _ in range(3)]
+    assert await waits(writers[0])
+    inbox.close()
+    await asyncio.wait_for(asyncio.gather(*writers, inbox.put("later")), PATIENCE_S)
+    assert not inbox._messages
+
+
 def test_an_empty_one_is_small() -> None:
     inbox = Inbox(ROOM)
     parts = [inbox, inbox._messages, inbox._wake, inbox._room, vars(inbox._room)]

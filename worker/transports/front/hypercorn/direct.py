@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from hypercorn.protocol.events import Body, Event, Request
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.utils import suppress_body
+
+from worker.transports.front.hypercorn.slices import Slice
 
 
 def transport_of(stream_send: Any) -> asyncio.WriteTransport:
@@ -35,6 +38,15 @@ class DirectStream(HTTPStream):
         super().__init__(*arguments)
         self._transport = transport_of(self.send)
         self._chunked = False
+        self._slice = Slice()
+
+    async def handle(self, event: Event) -> None:
+        """Take an event of the request. A body may come in chunks of one byte: the loop turns between them."""
+        if isinstance(event, Body):
+            await self._slice.breathe()
+        elif isinstance(event, Request):
+            self._slice.begin()
+        await super().handle(event)
 
     async def app_send(self, message: Any) -> None:
         """Send an ASGI message; None when the application is done."""
