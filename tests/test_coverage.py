@@ -25,6 +25,7 @@ PURE = (
     "worker.brokers.lanes",
     "worker.brokers.phases",
     "worker.brokers.refusals",
+    "worker.printable",
     "worker.protocol",
     "worker.requests",
     "worker.scheduler.policy",
@@ -42,6 +43,7 @@ TESTS = (
     "tests/jobs/test_places.py",
     "tests/protocol",
     "tests/scheduler/test_policy.py",
+    "tests/test_printable.py",
 )
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from quart import Quart
 
+from worker import printable
 from worker.brokers.base import EngineState
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
@@ -139,7 +140,7 @@ class Worker:
                 f"{info.slots} slots of {info.context_tokens} tokens"
             )
         elif state.phase == "failed" and state.error is not None:
-            self.announce(f"Not ready: {state.error.detail}")
+            self.announce(f"Not ready: {printable.in_line(state.error.detail)}")
 
     # ---- running -----------------------------------------------------------------------------------------------------
 

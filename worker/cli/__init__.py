@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from io import TextIOWrapper
 from typing import TypeAlias
 
-from worker import __version__
+from worker import __version__, printable
 from worker.errors import ConfigError, InvalidParams, JobwireError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
@@ -96,7 +96,7 @@ def _dispatch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _report(error: JobwireError, code: int) -> int:
-    print(f"jobwire: {error.detail}", file=sys.stderr)
+    print(f"jobwire: {printable.in_lines(error.detail)}", file=sys.stderr)
     return code
 
 

@@ -16,6 +16,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
+from worker import printable
 from worker.cli import EXIT_FAILED
 from worker.config import Parser, Settings, add_flags, given_flags, resolve
 from worker.config.keys import KeySource
@@ -57,9 +58,9 @@ def doctor(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     for check in checks:
         for finding in check(settings):
             problems += finding.level == "problem"
-            print(f"{finding.level:8} {finding.what}")
+            print(f"{finding.level:8} {printable.in_lines(finding.what)}")
             if finding.fix:
-                print(f"{'':8} -> {finding.fix}")
+                print(f"{'':8} -> {printable.in_lines(finding.fix)}")
     print("The worker cannot serve here yet." if problems else "The worker can serve here.")
     return EXIT_FAILED if problems else 0
 

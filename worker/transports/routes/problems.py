@@ -62,7 +62,8 @@ class Problems:
 
     async def _on_bug(self, error: Exception) -> Response:
         """Log a bug of ours, and tell the client no details."""
-        logger.exception("error while answering %s %s", request.method, request.path, exc_info=error)
+        about = {"method": request.method, "path": request.path}
+        logger.exception("error while answering", exc_info=error, extra=about)
         return self._problem(JobwireError("Something went wrong in the worker. The error was logged."))
 
     def _count(self, code: str, status: int) -> None:
