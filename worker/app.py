@@ -42,7 +42,8 @@ from worker.protocol.tally import Tally
 from worker.scheduler.works import Batch
 from worker.transports.access.credentials import Access
 from worker.transports.access.origins import Origins
-from worker.transports.front import listener, sockets, websocket
+from worker.transports.access.prefixes import Prefixes
+from worker.transports.front import listener, mounting, sockets, websocket
 from worker.transports.gateway import Gateway
 from worker.transports.pages import playground, reference
 from worker.transports.routes import application
@@ -168,8 +169,9 @@ class Worker:
         """Return the application that serves every route, page and WebSocket."""
         pages = (reference.blueprint(self.gateway), playground.blueprint())
         app = application.build(self.gateway, self._exposition().text, pages)
+        inner = websocket.route(self.gateway, app.asgi_app)
         # Quart's documented way to wrap an application.
-        app.asgi_app = websocket.route(self.gateway, app.asgi_app)  # type: ignore[method-assign, assignment]
+        app.asgi_app = mounting.mounted(Prefixes(self.settings), inner)  # type: ignore[method-assign, assignment]
         return app
 
     def _exposition(self) -> Exposition:

@@ -56,6 +56,7 @@ class Session:
     """A client's side of one connection. `wake` is called whenever `pull` may have something new.
 
     With a `grant` it speaks for its principal. Without one the client must send an `auth` frame first, in time.
+    `prefix` is the path of a proxy that the client came through: addresses that it gets begin with it.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class Session:
         authenticate: Callable[[str], Grant],
         wake: Callable[[], None],
         correlation: Correlation = UNKNOWN,
+        prefix: str = "",
     ) -> None:
         self._host = host
+        self._prefix = prefix
         self._correlation = correlation
         self._settings = host.settings
         self._grant = grant
@@ -283,9 +286,8 @@ class Session:
         )
 
     def _accepted(self, job: Job, ref: str | None) -> Accepted:
-        return Accepted(
-            job_id=job.id, state=wire_state(job), queue=wire_queue(job), sse_url=self._host.sse_url(job), ref=ref
-        )
+        sse_url = self._prefix + self._host.sse_url(job)
+        return Accepted(job_id=job.id, state=wire_state(job), queue=wire_queue(job), sse_url=sse_url, ref=ref)
 
 
 def _short(value: object) -> str | None:

@@ -50,7 +50,7 @@ def route(gateway: Gateway, otherwise: App) -> App:
     """Return an ASGI application that serves WebSockets at PATH and leaves everything else to `otherwise`."""
 
     async def app(scope: AsgiMessage, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket" and scope["path"] == PATH:
+        if scope["type"] == "websocket" and scope["path"] == scope.get("root_path", "") + PATH:
             await _serve(gateway, scope, receive, send)
         else:
             await otherwise(scope, receive, send)
@@ -73,7 +73,7 @@ async def _serve(gateway: Gateway, scope: AsgiMessage, receive: Receive, send: S
         logger.info("refused", extra={"close_code": int(close.code), "path": PATH, **log_ids})
         await send(_close_message(close))
         return
-    connection = WebSocketConnection(gateway, grant, correlation, receive, send)
+    connection = WebSocketConnection(gateway, grant, correlation, scope.get("root_path", ""), receive, send)
     with gateway.connected(connection):
         await connection.run()
 
@@ -119,13 +119,19 @@ class WebSocketConnection:
     kind = "websocket"
 
     def __init__(
-        self, gateway: Gateway, grant: Grant | None, correlation: Correlation, receive: Receive, send: Send
+        self,
+        gateway: Gateway,
+        grant: Grant | None,
+        correlation: Correlation,
+        prefix: str,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self._gateway = gateway
         self._receive = receive
         self._send = send
         self._wake = Wake()
-        self._session = Session(gateway, grant, gateway.access.authenticate, self._wake.set, correlation)
+        self._session = Session(gateway, grant, gateway.access.authenticate, self._wake.set, correlation, prefix)
         self._closing: CloseConnection | None = None
         self._finishing = False
         self._stalled = False

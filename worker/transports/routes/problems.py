@@ -20,8 +20,8 @@ from worker.transports.routes.legacy import is_legacy
 PROBLEM = "application/problem+json"
 
 DETAILS = {
-    404: "There is nothing at this path. /docs lists all paths.",
-    405: "This path does not support this method. /docs lists the methods of each path.",
+    404: "There is nothing at this path. {prefix}/docs lists all paths.",
+    405: "This path does not support this method. {prefix}/docs lists the methods of each path.",
 }
 """Replaces the framework's own sentences, which are written for readers of pages."""
 
@@ -49,11 +49,13 @@ class Problems:
         """Answer a refusal of Quart (unknown path, wrong method, slow body), with a problem object too."""
         await bodies.discard()
         status, code = error.code or 500, re.sub(r"\W+", "_", error.name.lower())
+        prefix = request.root_path if has_request_context() else ""
+        detail = DETAILS.get(status, "").format(prefix=prefix) or error.description or error.name
         fields = {
             "type": "about:blank",
             "title": error.name,
             "status": status,
-            "detail": DETAILS.get(status) or error.description or error.name,
+            "detail": detail,
             "code": code,
             "retriable": status in (408, 503),
         }
