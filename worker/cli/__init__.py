@@ -31,7 +31,7 @@ commands:
   serve              serve a model on this machine; without settings, the small bundled one on 127.0.0.1:8080
   run "PROMPT"       stream one answer to the terminal, without a server
   bench              measure what delivery costs, against the bare engine
-  doctor             check this machine, and show how to install what is missing
+  doctor             check this machine, or with --url a worker behind its proxy, and show what to change
   engine build       compile the extension for NVIDIA GPUs, once
   schema NAME        print a description of the protocol: OpenAPI, AsyncAPI, JSON Schema, TypeScript types, tables
 
