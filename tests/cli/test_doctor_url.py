@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TypeAlias
 
@@ -232,6 +234,39 @@ def test_a_worker_without_a_model(tmp_path: Path) -> None:
         _, found = doctor(server.url, key="")
     (line,) = [line for line in found if "is not well" in line]
     assert "\\x1b[2Jnone.gguf" in line
+
+
+def test_an_authority_that_cannot_be_read(behind: Behind, tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.pem")
+    problem = the_problem(doctor(f"https://127.0.0.1:{behind().port}", "--ca", missing))
+    assert f"The certificate in {missing} cannot be read: No such file" in problem
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\x1b[2J", b"[1]", b'{"engine_phase": []}', b"[" * 100_000, b'{"status": "healthy", "engine_phase": 1}'],
+)
+def test_something_else_listens(body: bytes) -> None:
+    """Whatever it answers to everything is a finding, and nothing of it acts on the terminal."""
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815  (http.server's name)
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever).start()
+        code, found = doctor(f"http://127.0.0.1:{other.server_port}")
+        other.shutdown()
+    assert code == 1
+    assert all(line.isprintable() for line in found)
 
 
 def test_arguments_that_do_not_fit() -> None:

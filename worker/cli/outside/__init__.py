@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import zlib
 from collections.abc import Iterator
 
 from worker.cli.findings import Finding
@@ -10,6 +11,9 @@ from worker.cli.outside.reach import check_address, check_health, check_key, che
 from worker.cli.outside.socket import check_idle, check_socket
 from worker.cli.outside.streams import check_prefix, check_stream
 from worker.cli.outside.way import Enough, Way
+
+NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error)
+"""What reading an answer may raise: whatever listens there may answer anything."""
 
 CHECKS = (check_address, check_tls, check_health, check_key, check_socket, check_prefix, check_stream)
 
@@ -23,6 +27,6 @@ def check(way: Way, idle_s: float) -> Iterator[Finding]:
             yield from check_idle(way, idle_s)
     except Enough as end:
         yield end.finding
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, http.client.HTTPException, *NOT_UNDERSTOOD) as error:
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         yield Finding("problem", f"An answer broke off or cannot be understood ({what})", "See the log of the proxy.")

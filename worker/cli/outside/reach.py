@@ -58,6 +58,9 @@ def check_tls(way: Way) -> Iterator[Finding]:
         return
     try:
         way.tls = ssl.create_default_context(cafile=way.certificates)
+    except OSError as error:
+        raise Enough(f"The certificate in {way.certificates} cannot be read: {error.strerror or error}") from None
+    try:
         with (
             socket.create_connection((way.host, way.port), TIMEOUT_S) as plain,
             way.tls.wrap_socket(plain, server_hostname=way.host) as secured,

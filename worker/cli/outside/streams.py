@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.cli.findings import Finding
-from worker.cli.outside.way import Enough, Way
+from worker.cli.outside.way import BODY_BYTES_MAX, Enough, Way
 from worker.protocol.views import WS_URL
 
 EVENTS = "text/event-stream"
 TOKENS = 256
 DEADLINE_MS = 6000
+READING_S_MAX = 30.0
 WRITING_MS_MIN = 200
 """A shorter answer does not tell whether it came in one piece."""
 
@@ -100,8 +101,10 @@ def check_stream(way: Way) -> Iterator[Finding]:
 
 
 def _read(response: http.client.HTTPResponse, compressed: bool) -> _Arrivals:
-    arrivals, unpack = _Arrivals(), zlib.decompressobj(31)
+    arrivals, unpack, until_s = _Arrivals(), zlib.decompressobj(31), time.monotonic() + READING_S_MAX
     while not arrivals.end and (data := response.read1(65_536)):
+        if time.monotonic() > until_s or len(arrivals.rest) > BODY_BYTES_MAX:
+            raise ValueError("a stream without an end")
         arrivals.take(unpack.decompress(data) if compressed else data)
     return arrivals
 
