@@ -27,6 +27,7 @@ PURE = (
     "worker.brokers.phases",
     "worker.brokers.refusals",
     "worker.brokers.watchdog",
+    "worker.printable",
     "worker.protocol",
     "worker.requests",
     "worker.scheduler.policy",
@@ -48,6 +49,7 @@ TESTS = (
     "tests/protocol",
     "tests/scheduler/test_policy.py",
     "tests/transports/test_room.py",
+    "tests/test_printable.py",
 )
 
 

@@ -15,10 +15,10 @@ Each folder is one stage of a job's life (numbered) or one plug-in point (its po
 ``observers`` fold events into sentences, metrics, log lines and spans. ``bundled`` is the bundled model and how it was
 made; ``deploy`` and ``docs`` are files and pages for operators and users. ``requests``, ``events`` and ``errors`` are
 the words that all of them share, ``config`` the settings, ``app`` the one module that knows every part, ``cli`` the
-commands.
+commands. ``printable`` makes what strangers wrote fit for terminals and logs.
 
 Imports go in one direction only: cli > app > transports > protocol | dialects | observers > jobs > operations >
-brokers > processes > scheduler > engines > config > requests > events > errors.
+brokers > processes > scheduler > engines > config > requests > events > errors > printable.
 """
 
 __version__ = "0.2.0"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from quart import Quart
 
+from worker import printable
 from worker.brokers.base import EngineState
 from worker.brokers.local import LocalBroker
 from worker.config import Settings
@@ -41,8 +42,9 @@ from worker.protocol.tally import Tally
 from worker.scheduler.works import Batch
 from worker.transports.access.credentials import Access
 from worker.transports.access.origins import Origins
+from worker.transports.access.prefixes import Prefixes
 from worker.transports.connection import Rounds
-from worker.transports.front import listener, sockets, websocket
+from worker.transports.front import listener, mounting, sockets, websocket
 from worker.transports.gateway import Gateway
 from worker.transports.pages import playground, reference
 from worker.transports.routes import application
@@ -141,7 +143,7 @@ class Worker:
                 f"{info.slots} slots of {info.context_tokens} tokens"
             )
         elif state.phase == "failed" and state.error is not None:
-            self.announce(f"Not ready: {state.error.detail}")
+            self.announce(f"Not ready: {printable.in_line(state.error.detail)}")
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
@@ -169,8 +171,9 @@ class Worker:
         """Return the application that serves every route, page and WebSocket."""
         pages = (reference.blueprint(self.gateway), playground.blueprint())
         app = application.build(self.gateway, self._exposition().text, pages)
+        inner = websocket.route(self.gateway, app.asgi_app)
         # Quart's documented way to wrap an application.
-        app.asgi_app = websocket.route(self.gateway, app.asgi_app)  # type: ignore[method-assign, assignment]
+        app.asgi_app = mounting.mounted(Prefixes(self.settings), inner)  # type: ignore[method-assign, assignment]
         return app
 
     def _exposition(self) -> Exposition:

@@ -46,6 +46,10 @@ def values(setting: Setting) -> st.SearchStrategy[Any]:
             return st.sampled_from(sorted(str(option) for option in options))
         case _ if setting.name == "origins_allowed":
             return st.lists(st.from_regex(r"https?://[a-z.-]+(:[0-9]{1,5})?", fullmatch=True), min_size=1).map(tuple)
+        case _ if setting.name == "proxies_trusted":
+            return st.lists(st.ip_addresses().map(str), min_size=1).map(tuple)
+        case _ if setting.name == "path_prefix":
+            return st.from_regex(r"(/x[A-Za-z0-9._~-]{0,9}){1,9}/?", fullmatch=True)
         case inspect.VarTupleType():
             return st.lists(WORDS, min_size=1).map(tuple)
         case _ if setting.name in ("queen_url", "otel_endpoint"):
@@ -67,6 +71,10 @@ def samples(setting: Setting) -> list[Any]:
             return list(options)
         case _ if setting.name == "origins_allowed":
             return [("https://a.example",), ("http://b.example:8080", "app://[::1]:1")]
+        case _ if setting.name == "proxies_trusted":
+            return [("10.0.0.1",), ("10.0.0.0/8", "fe80::/10")]
+        case _ if setting.name == "path_prefix":
+            return ["/llm", "/llm/", "/a/b.c_~-1"]
         case inspect.VarTupleType():
             return [("a.example",), ("a.example", "b.example:8080")]
         case _ if setting.name in ("queen_url", "otel_endpoint"):

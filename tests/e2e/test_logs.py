@@ -168,3 +168,14 @@ async def test_pretty_lines_for_people(tmp_path: Path) -> None:
     (line,) = [line for line in log.text.splitlines() if "job_ended" in line]
     assert "status=completed" in line
     assert not line.startswith("{")
+
+
+async def test_a_path_forges_no_line(tmp_path: Path) -> None:
+    """An odd Origin beside it, which once made the request fail."""
+    with logging_worker(tmp_path / "log.txt", "--log-format", "pretty") as log:
+        for path in ("/x%0a12:00:00 ERROR   forged%1b[2J", "/v1/jobs/%e2%80%a8%c2%9b2J"):
+            for headers in ({}, {"Origin": "http://["}):
+                log.server.get(path.replace(" ", "%20"), headers=headers)
+        wait_until("the lines", lambda: log.text.count("2J") >= 4)
+    assert not any(line.startswith("12:00:00 ERROR") for line in log.text.splitlines())
+    assert all(char == "\n" or char.isprintable() for char in log.text)

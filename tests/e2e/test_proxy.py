@@ -32,7 +32,9 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def proxy(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
     """nginx in front of it, which gives a silent stream up after four heartbeats, as with the defaults of both."""
-    with nginx(server, tmp_path_factory.mktemp("nginx"), "proxy_read_timeout 2s;") as running:
+    with nginx(
+        server, tmp_path_factory.mktemp("nginx"), {"proxy_read_timeout 60s": "proxy_read_timeout 2s"}
+    ) as running:
         yield running
 
 

@@ -39,7 +39,9 @@ def test_a_json_line_has_everything() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["two\nlines", "half \ud83d a pair", '"quoted"', "\x1b[31mred", "\u2028 separators"])
+@pytest.mark.parametrize(
+    "text", ["two\nlines", "half \ud83d a pair", '"quoted"', "\x1b[31mred", "\u2028 separators", "a\x7fb"]
+)
 def test_a_json_line_is_one_line_of_ascii_whatever_is_logged(text: str) -> None:
     line = JsonFormatter().format(record("%s", text, text=text, thing=object()))
     assert line.isascii()
@@ -60,6 +62,27 @@ def test_a_pretty_line_says_which_library_speaks() -> None:
 
 def test_a_pretty_value_cannot_begin_a_line_of_its_own() -> None:
     assert "\n" not in PrettyFormatter().format(record("x", text="a\nb"))
+
+
+@pytest.mark.parametrize(
+    "text", ["a\n12:00:00 ERROR forged", "\x1b[2J", "\x9b2J", "\x7f", "\u2028x", "\u202eevil", "\r"]
+)
+@pytest.mark.parametrize("where", ["message", "argument", "extra", "logger", "exception"])
+def test_nothing_in_a_pretty_line_acts(text: str, where: str) -> None:
+    made = record(text) if where == "message" else record("%s", text) if where == "argument" else record("x")
+    if where == "extra":
+        made = record("x", text=text, thing=[text])
+    elif where == "logger":
+        made.name = text
+    elif where == "exception":
+        try:
+            raise ValueError(text)
+        except ValueError:
+            made.exc_info = sys.exc_info()
+    head, *below = PrettyFormatter().format(made).split("\n")
+    assert head.isprintable()
+    assert all(line.startswith("    ") and line.isprintable() for line in below)
+    assert bool(below) == (where == "exception")
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), PrettyFormatter()], ids=["json", "pretty"])

@@ -131,11 +131,13 @@ def test_a_worker_that_loads_is_healthy_but_not_ready(phase: Any) -> None:
     state = EngineState(phase=phase)
     status, data = views.health(state)
     assert (status, body(data)["status"]) == (200, "healthy")
-    status, data = views.ready(state)
-    assert (status, body(data)) == (
-        503,
-        {"ready": False, "state": phase, "model_loaded": False, "progress_url": "/v1/loading/progress"},
-    )
+    for prefix in ("", "/llm"):
+        status, data = views.ready(state, prefix=prefix)
+        url = f"{prefix}/v1/loading/progress"
+        assert (status, body(data)) == (
+            503,
+            {"ready": False, "state": phase, "model_loaded": False, "progress_url": url},
+        )
 
 
 def test_a_worker_without_a_usable_model_says_why() -> None:

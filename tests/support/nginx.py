@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +22,8 @@ from tests.support.server import Server, descendants, wait_until
 
 NAME = "chat.example.com"
 
+NO_EDITS: Mapping[str, str] = {}
+
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx") is None or shutil.which("openssl") is None,
     reason="nginx or openssl is not installed (apt-get install nginx-light openssl)",
@@ -33,7 +35,6 @@ events {{ worker_connections 4096; }}
 http {{
     access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-    {more}
     include {folder}/site.conf;
 }}
 """
@@ -44,17 +45,22 @@ class Nginx:
     """nginx in front of a worker, on a free port, with a certificate for NAME that it signed itself.
 
     `worker` is the worker through it, for `Socket` with `to_socket` and for `http` with `to_http`: they connect to
-    127.0.0.1 and send NAME as the host. `more` are further directives of the http block.
+    127.0.0.1 and send NAME as the host. `edits` are texts of the site and what stands in their places here.
+    The certificate is valid for `days`; with -1 it has expired.
     """
 
-    def __init__(self, server: Server, folder: Path, more: str = "") -> None:
+    def __init__(self, server: Server, folder: Path, edits: Mapping[str, str] = NO_EDITS, days: int = 90) -> None:
         self.folder = folder
         self.certificate = folder / "chat.pem"
         key = folder / "chat.key"
         subject = ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME},IP:127.0.0.1"]
-        kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        made = ["openssl", "req", *kind, *subject, "-keyout", str(key), "-out", str(self.certificate)]
+        kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        request = folder / "chat.csr"
+        made = ["openssl", "req", *kind, *subject, "-keyout", str(key), "-out", str(request)]
         subprocess.run(made, check=True, capture_output=True, timeout=60)
+        signed = ["openssl", "x509", "-req", "-in", str(request), "-signkey", str(key), "-days", str(days)]
+        signed += ["-copy_extensions", "copy", "-out", str(self.certificate)]
+        subprocess.run(signed, check=True, capture_output=True, timeout=60)
         # Bound here and inherited, as nginx does when it replaces itself: no other process can bind the port.
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
@@ -64,15 +70,22 @@ class Nginx:
             "/etc/ssl/chat.pem": str(self.certificate),
             "/etc/ssl/chat.key": str(key),
             "127.0.0.1:8080": f"127.0.0.1:{server.port}",
+            **edits,
         }.items():
             assert site.count(there) == 1, there
             site = site.replace(there, here)
         (folder / "site.conf").write_text(site)
-        (folder / "nginx.conf").write_text(AROUND.format(folder=folder, more=more))
+        (folder / "nginx.conf").write_text(AROUND.format(folder=folder))
         self._master = self._start()
         self.worker = copy.copy(server)
         self.worker.url, self.worker.ws_url = f"https://127.0.0.1:{self.port}", f"wss://{NAME}:{self.port}/v1/ws"
         self.origin = f"https://{NAME}:{self.port}"
+
+    def below(self, prefix: str) -> Server:
+        """Return the worker below a path of the proxy, like `worker`."""
+        there = copy.copy(self.worker)
+        there.url, there.ws_url = self.worker.url + prefix, f"wss://{NAME}:{self.port}{prefix}/v1/ws"
+        return there
 
     def to_socket(self, **headers: str) -> dict[str, Any]:
         """Return options for `Socket`, with headers of the handshake."""
@@ -120,9 +133,9 @@ class Nginx:
 
 
 @contextmanager
-def nginx(server: Server, folder: Path, more: str = "") -> Iterator[Nginx]:
+def nginx(server: Server, folder: Path, edits: Mapping[str, str] = NO_EDITS, days: int = 90) -> Iterator[Nginx]:
     """Run nginx in front of a worker for the length of a `with` block."""
-    running = Nginx(server, folder, more)
+    running = Nginx(server, folder, edits, days)
     try:
         yield running
     finally:

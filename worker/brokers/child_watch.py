@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from worker import printable
 from worker.processes.child import Child
 
 READ_BYTES = 1 << 18
@@ -52,7 +53,8 @@ async def log_output(child: Child, output: asyncio.StreamReader, logger: logging
 
 
 def _log_line(child: Child, line: bytes, logger: logging.Logger) -> None:
-    text = line.decode(errors="replace").rstrip()
+    # Libraries print names and texts of the model's file.
+    text = printable.in_line(line.decode(errors="replace").rstrip())
     child.lines.append(text)
     word, _, rest = text.partition(" ")
     level = logging.getLevelNamesMapping().get(word)

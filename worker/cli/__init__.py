@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from io import TextIOWrapper
 from typing import TypeAlias
 
-from worker import __version__
+from worker import __version__, printable
 from worker.errors import ConfigError, InvalidParams, JobwireError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
@@ -31,7 +31,7 @@ commands:
   serve              serve a model on this machine; without settings, the small bundled one on 127.0.0.1:8080
   run "PROMPT"       stream one answer to the terminal, without a server
   bench              measure what delivery costs, against the bare engine
-  doctor             check this machine, and show how to install what is missing
+  doctor             check this machine, or with --url a worker behind its proxy, and show what to change
   engine build       compile the extension for NVIDIA GPUs, once
   schema NAME        print a description of the protocol: OpenAPI, AsyncAPI, JSON Schema, TypeScript types, tables
 
@@ -96,7 +96,7 @@ def _dispatch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _report(error: JobwireError, code: int) -> int:
-    print(f"jobwire: {error.detail}", file=sys.stderr)
+    print(f"jobwire: {printable.in_lines(error.detail)}", file=sys.stderr)
     return code
 
 

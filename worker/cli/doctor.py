@@ -1,7 +1,11 @@
-"""`jobwire doctor`: checks this machine as `serve` would use it, and shows how to install missing parts."""
+"""`jobwire doctor`: checks this machine as `serve` would use it, and shows how to install missing parts.
+
+With `--url` it checks a worker that runs: see `outside`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import platform
@@ -10,13 +14,14 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
-from worker.cli import EXIT_FAILED
+from worker.cli import EXIT_FAILED, outside
+from worker.cli.findings import Finding, show
+from worker.cli.outside.way import Way
 from worker.config import Parser, Settings, add_flags, given_flags, resolve
 from worker.config.keys import KeySource
 from worker.engines.choose import choose
@@ -33,37 +38,59 @@ LLAMA_CPP_PYTHON_FIRST = (3, 12)
 """The first version that cyllama has wheels for."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check. A `problem` keeps the worker from serving, a `note` is worth knowing."""
-
-    level: Literal["ok", "note", "problem"]
-    what: str
-    fix: str = ""
-
-
 def doctor(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Print all findings; return 0 if `serve` with the same settings can work here, else 1. Raises ConfigError."""
+    """Print all findings; return 0 if there is no problem, else 1. Raises ConfigError.
+
+    Without a URL they are about this machine, for `serve` with the same settings.
+    """
+    parser = _parser()
+    asked = parser.parse_exactly(argv)
+    flags = given_flags(asked)
+    if asked.url is not None:
+        if flags:
+            raise ConfigError(
+                "--url checks a worker that runs already, so settings mean nothing to it. Leave them out."
+            )
+        return _check_url(asked, environ)
+    if asked.key is not None or asked.ca is not None or asked.idle_s:
+        raise ConfigError("--key, --ca and --idle-s belong to --url.")
+    warnings: list[str] = []
+    settings = resolve(flags, environ, warnings.append)
+    checks: list[Callable[[Settings], Iterator[Finding]]] = [*CHECKS, partial(check_gpu, environ)]
+    notes = [Finding("note", warning) for warning in warnings]
+    problems = show([*notes, *(finding for check in checks for finding in check(settings))])
+    print("The worker cannot serve here yet." if problems else "The worker can serve here.")
+    return EXIT_FAILED if problems else 0
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="jobwire doctor",
-        usage="%(prog)s [settings]",
-        description="Check this machine as `jobwire serve` would use it with the same settings.",
+        usage="%(prog)s [settings] | --url URL [--key KEY]",
+        description="Check this machine as `jobwire serve` would use it with the same settings; or, with --url, a "
+        "worker that runs, as its clients meet it through the proxy before it.",
         allow_abbrev=False,
     )
+    running = parser.add_argument_group("A worker that runs")
+    running.add_argument("--url", metavar="URL", help="Where clients reach it, like https://chat.example.com/llm.")
+    running.add_argument("--key", metavar="KEY", help="A key of it. Better set by the variable JOBWIRE_API_KEY.")
+    running.add_argument("--ca", metavar="PATH", help="Certificate of the authority to trust, for one of your own.")
+    running.add_argument(
+        "--idle-s",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="Also wait whether a silent connection lasts so long.",
+    )
     add_flags(parser)
-    warnings: list[str] = []
-    settings = resolve(given_flags(parser.parse_exactly(argv)), environ, warnings.append)
-    problems = 0
-    for warning in warnings:
-        print(f"{'note':8} {warning}")
-    checks: list[Callable[[Settings], Iterator[Finding]]] = [*CHECKS, partial(check_gpu, environ)]
-    for check in checks:
-        for finding in check(settings):
-            problems += finding.level == "problem"
-            print(f"{finding.level:8} {finding.what}")
-            if finding.fix:
-                print(f"{'':8} -> {finding.fix}")
-    print("The worker cannot serve here yet." if problems else "The worker can serve here.")
+    return parser
+
+
+def _check_url(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    key = environ.get("JOBWIRE_API_KEY", "") if asked.key is None else asked.key
+    way = Way.of(asked.url, key, asked.ca)
+    problems = show(outside.check(way, asked.idle_s))
+    print("Clients cannot use the worker there yet." if problems else "Clients can use the worker there.")
     return EXIT_FAILED if problems else 0
 
 

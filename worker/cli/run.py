@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from worker import printable
 from worker.config import Parser, add_flags, given_flags, resolve
 from worker.engines.base import Broke, Delta, Engine, Generation, LoadProgress, Prefilled
 from worker.engines.choose import choose
@@ -136,12 +137,16 @@ def _generation(request: JobRequest) -> Generation:
 
 
 class _Screen:
-    """Writes text to stdout as it comes, and passes all other events to `report`."""
+    """Writes text to stdout as it comes, and passes all other events to `report`.
+
+    A terminal gets it without control characters, a file or a program exactly as the model wrote it.
+    """
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._tokens = 0
         self._first_s = 0.0
+        self._shown: Callable[[str], str] = printable.in_text if sys.stdout.isatty() else str
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A terminal that cannot show a character shows a question mark rather than a traceback.
             sys.stdout.reconfigure(errors="replace")
@@ -161,7 +166,7 @@ class _Screen:
     def _text(self, delta: Delta) -> None:
         self._first_s = self._first_s or time.monotonic()
         self._tokens += len(delta.ids)
-        print(delta.text, end="", flush=True)
+        print(self._shown(delta.text), end="", flush=True)
         if delta.finish is not None:
             seconds = time.monotonic() - self._first_s
             self._report(f"\nEnd: {delta.finish}, {self._tokens} tokens in {seconds:.2f} s after the first")
@@ -201,4 +206,4 @@ def _error(problem: Problem) -> InvalidParams | EngineFailed:
 
 
 def _print_error(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    print(printable.in_lines(sentence), file=sys.stderr, flush=True)

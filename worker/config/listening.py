@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
 
 from msgspec import Meta
+
+from worker.errors import ConfigError
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 DAY_S = 86_400
@@ -14,6 +17,11 @@ KEYLESS_MIN = 16
 
 ORIGIN = r"^[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9a-fA-F:.]+\]|[^\s/*?#@\[\]:]+)(:[0-9]{1,5})?$(?!\n)"
 """An origin of web pages. No path, and no `*`: any page in the world could use the worker then."""
+
+PREFIX_CHARS_MAX = 200
+PATH_PREFIX = r"^(?!/(v1|docs|playground|health|metrics)(/|$))(/(?!\.\.?(/|$))[A-Za-z0-9._~-]+)*/?$(?!\n)"
+"""The beginning of the path below which a proxy serves the worker. One that begins as a path of the worker's own does
+would be ambiguous; `//` would begin the name of another host."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +62,26 @@ class Listening:
             extra={"allowed": "a list of origins like https://page.example, without paths, and without *"},
         ),
     ] = ()
+    path_prefix: Annotated[
+        str,
+        Meta(
+            pattern=PATH_PREFIX,
+            max_length=PREFIX_CHARS_MAX,
+            description="Path below which a proxy serves the worker, like /llm. Requests may come with it or without.",
+            extra={
+                "metavar": "PATH",
+                "allowed": "a path like /llm, of letters, digits and ._~-, that does not begin with /v1, /docs, "
+                "/playground, /health or /metrics",
+            },
+        ),
+    ] = ""
+    proxies_trusted: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Addresses and networks of proxies whose header X-Forwarded-Prefix is used.",
+            extra={"allowed": "a list of addresses and networks like 10.0.0.0/8"},
+        ),
+    ] = ("127.0.0.1", "::1")
 
     # ---- Connections ----
     frame_bytes_max: Annotated[
@@ -113,3 +141,17 @@ class Listening:
     def keyless_room(self) -> int:
         """How many connections may be open that have shown no key."""
         return self.connections_keyless_max or max(self.connections_max // 8, KEYLESS_MIN)
+
+    @property
+    def networks_trusted(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """`proxies_trusted` as networks. Raises ConfigError."""
+        return tuple(map(_network, self.proxies_trusted))
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"proxies_trusted has {text!r}, but must be a list of addresses and networks like 10.0.0.0/8: {error}."
+        ) from None

@@ -80,6 +80,8 @@ class Setting:
             return "none"
         if isinstance(self.default, bool):
             return "yes" if self.default else "no"
+        if isinstance(self.default, tuple):
+            return ", ".join(self.default)
         if "bytes" in self.name.split("_"):
             for size, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
                 if self.default % size == 0:

@@ -264,6 +264,8 @@ class Settings(Listening):
 
     def __post_init__(self) -> None:
         self._check_exllamav2()
+        # Reading them finds what is wrong with them.
+        _ = self.networks_trusted
         if not self.api_key and self.keys_file is None and not is_loopback(self.host):
             raise ConfigError(
                 f"host {self.host} can be reached from other machines, and no api_key protects it. Set JOBWIRE_API_KEY "

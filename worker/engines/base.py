@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
+from worker import printable
 from worker.errors import Problem
 from worker.events import FinishReason, TopLogprob
 from worker.requests import Prompt, ResponseFormat, Sampling
@@ -174,7 +175,10 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts about a loaded engine, for `/health`, the start banner and limits. `bounds` are those that readers need."""
+    """Facts about a loaded engine, for `/health`, the start banner and limits. `bounds` are those that readers need.
+
+    Names come from files, and are cleaned here once: they reach terminals, logs and pages.
+    """
 
     engine: str
     model: str
@@ -188,6 +192,12 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens_total: int
     rewinds: bool = False
     details: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        for field in ("model", "device"):
+            msgspec.structs.force_setattr(self, field, printable.name(getattr(self, field)))
+        cleaned = {printable.name(key): printable.name(value) for key, value in self.details.items()}
+        msgspec.structs.force_setattr(self, "details", cleaned)
 
     @property
     def bounds(self) -> Bounds:

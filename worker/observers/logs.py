@@ -1,8 +1,9 @@
 """Logs: one line per event, for people or for machines, with the job and the correlation id where there are some.
 
-Messages are names of events or sentences; further facts stand in `extra`, and both formats show all of them. Prompts
-and answers are never logged, unless `log_prompts` is set. What anybody could write into the log by asking for nothing,
-refusals and the traces of bugs, is bounded by `LineBudget`.
+Messages are names of events or sentences; further facts stand in `extra`, and both formats show all of them. In neither
+can a text begin a line of its own, or steer the terminal that shows it. Prompts and answers are never logged, unless
+`log_prompts` is set. What anybody could write into the log by asking for nothing, refusals and the traces of bugs, is
+bounded by `LineBudget`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import TextIOBase
+from textwrap import indent
 from typing import Any, TextIO
 
+from worker import printable
 from worker.config import Settings
 from worker.events import TERMINAL, Cancelled, Finished, Record, Terminal
 from worker.jobs.job import Job
@@ -67,22 +70,23 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str)
+        # The one control character that JSON leaves as it is.
+        return json.dumps(fields, default=str).replace("\x7f", "\\u007f")
 
 
 class PrettyFormatter(logging.Formatter):
     """Time, level, event, and its fields as `name=value`: names of things last, because they are long."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, and a traceback below it if there is one."""
+        """Return the line, and a traceback below it if there is one, indented: its text may be a client's."""
         known = sorted(given(record).items(), key=lambda pair: pair[0] in NAMES)
         pairs = [f"{name}={value if _is_plain(value) else repr(value)}" for name, value in known]
         source = "" if record.name.startswith("worker.") else f"{record.name}: "
         head = f"{_time(record):%H:%M:%S} {record.levelname:7} {source}{record.getMessage()}"
-        lines = ["  ".join([head, *pairs])]
-        if record.exc_info:
-            lines.append(self.formatException(record.exc_info))
-        return "\n".join(lines)
+        line = printable.in_line("  ".join([head, *pairs]))
+        if not record.exc_info:
+            return line
+        return f"{line}\n{indent(printable.in_lines(self.formatException(record.exc_info)), '    ', lambda _: True)}"
 
 
 def _is_plain(value: object) -> bool:

@@ -30,7 +30,7 @@ class SessionHost(Protocol):
     timer: Timer
 
     def sse_url(self, job: Job) -> str:
-        """Return where the owner of a job can read it as server-sent events."""
+        """Return where the owner of a job can read it as server-sent events, as a path without a proxy's prefix."""
         ...
 
 

@@ -57,6 +57,7 @@ class Session:
     """A client's side of one connection. `wake` is called whenever `pull` may have something new.
 
     With a `grant` it speaks for its principal. Without one the client must send an `auth` frame first, in time.
+    `prefix` is the path of a proxy that the client came through: addresses that it gets begin with it.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class Session:
         authenticate: Callable[[str], Grant],
         wake: Callable[[], None],
         correlation: Correlation = UNKNOWN,
+        prefix: str = "",
     ) -> None:
         self._host = host
+        self._prefix = prefix
         self._correlation = correlation
         self._settings = host.settings
         self._grant = grant
@@ -308,7 +311,7 @@ class Session:
             state=wire_state(job),
             priority=job.priority,
             queue=wire_queue(job),
-            sse_url=self._host.sse_url(job),
+            sse_url=self._prefix + self._host.sse_url(job),
             ref=ref,
         )
 

@@ -142,13 +142,13 @@ class LoadingItem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     error: Annotated[Problem | None, Meta(description="Why it failed.")] = None
 
 
-def created(job: Job, sse_url: str, ignored: Sequence[str] = ()) -> bytes:
-    """Return the answer to the creation of a job, which can be read at `sse_url`."""
+def created(job: Job, sse_url: str, ignored: Sequence[str] = (), ws_url: str = WS_URL) -> bytes:
+    """Return the answer to the creation of a job, which can be read at `sse_url` and at `ws_url`."""
     return encode(
         Created(
             job_id=job.id,
             sse_url=sse_url,
-            ws_url=WS_URL,
+            ws_url=ws_url,
             state=wire_state(job),
             priority=job.priority,
             queue=wire_queue(job),
@@ -267,8 +267,13 @@ def stats(
     return encode(body)
 
 
-def ready(state: EngineState, *, draining: bool = False, known: bool = True) -> tuple[HTTPStatus, bytes]:
-    """Return status and body: ready when a new job would start without waiting for a model."""
+def ready(
+    state: EngineState, *, draining: bool = False, known: bool = True, prefix: str = ""
+) -> tuple[HTTPStatus, bytes]:
+    """Return status and body: ready when a new job would start without waiting for a model.
+
+    `prefix` is the path of a proxy that the caller came through.
+    """
     if draining:
         return HTTPStatus.SERVICE_UNAVAILABLE, encode(Ready(ready=False, state="draining"))
     if state.phase == "ready":
@@ -278,7 +283,7 @@ def ready(state: EngineState, *, draining: bool = False, known: bool = True) -> 
         ready=False,
         state=state.phase,
         model_loaded=False,
-        progress_url=LOADING_URL if state.phase in ("loading", "restarting") else None,
+        progress_url=prefix + LOADING_URL if state.phase in ("loading", "restarting") else None,
         error=_error(state, known=known),
     )
     return HTTPStatus.SERVICE_UNAVAILABLE, encode(body)

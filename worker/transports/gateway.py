@@ -91,7 +91,10 @@ class Gateway:
             await self._empty.wait()
 
     def sse_url(self, job: Job) -> str:
-        """Return the URL of a job's event stream. It carries a ticket, because an EventSource cannot send a key."""
+        """Return the path of a job's event stream, without a proxy's prefix.
+
+        It carries a ticket, because an EventSource cannot send a key.
+        """
         ticket = self.access.ticket(job)
         return sse_url(job.id) if ticket is None else f"{sse_url(job.id)}?ticket={ticket}"
 

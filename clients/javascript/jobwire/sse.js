@@ -79,7 +79,8 @@ export class SseTransport {
     }
     const openedAt = performance.now();
     if (!subscription.accepted) {
-      this.#answered(subscription, {job_id: subscription.id, state: "running", sse_url: path});
+      const sse_url = new URL(this.#settings.base + path).pathname;
+      this.#answered(subscription, {job_id: subscription.id, state: "running", sse_url});
     }
     subscription.step(ATTACH);
     try {

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -99,7 +99,8 @@ class SseTransport:
                 return subscription.nothing_follows()
             opened_at = time.monotonic()
             if subscription.accepted is None:
-                known = {"job_id": subscription.job_id, "state": "running", "sse_url": path}
+                sse_url = urlsplit(self._settings.base + path).path
+                known = {"job_id": subscription.job_id, "state": "running", "sse_url": sse_url}
                 subscription.answered({"type": "accepted", **known})
             subscription.step(Step.ATTACH)
             try:

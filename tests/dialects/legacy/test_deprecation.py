@@ -27,6 +27,7 @@ def test_the_alias_ends_release_by_release(path: str, version: str, notice: bool
         assert headers["Deprecation"] == "@1795478400"
         assert headers["Sunset"] == "Wed, 24 Nov 2027 00:00:00 GMT"
         assert headers["Link"] == '</v1/jobs>; rel="successor-version"'
+        assert deprecation.headers(path, version, "/llm")["Link"] == '</llm/v1/jobs>; rel="successor-version"'
     if gone:
         with pytest.raises(Gone, match="Use /v1/jobs"):
             deprecation.refuse_if_gone(path, version)

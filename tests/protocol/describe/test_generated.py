@@ -57,3 +57,15 @@ def test_the_order_of_sets_does_not_show() -> None:
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
     assert printed("1") == printed("2") == printed("3") == LIBRARY.text("json-schema")
+
+
+def test_below_a_path_only_addresses_differ() -> None:
+    openapi, asyncapi = LIBRARY.openapi_below("/llm"), LIBRARY.asyncapi_below("/llm")
+    assert openapi["servers"][0]["url"] == "/llm"
+    assert openapi["externalDocs"]["url"] == "/llm/docs/ws"
+    assert asyncapi["servers"]["worker"]["pathname"] == "/llm"
+    rest = ("servers", "externalDocs")
+    for below, document in ((openapi, LIBRARY.openapi), (asyncapi, LIBRARY.asyncapi)):
+        assert {name: below[name] for name in below if name not in rest} == {
+            name: document[name] for name in document if name not in rest
+        }

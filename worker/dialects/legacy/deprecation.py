@@ -16,14 +16,17 @@ DEPRECATED_AT = datetime(2026, 11, 24, tzinfo=UTC)
 SUNSET_AT = datetime(2027, 11, 24, tzinfo=UTC)
 
 
-def headers(path: str, version: str) -> dict[str, str]:
-    """Return the headers of every answer on a path in this version: `Deprecation` (RFC 9745), `Sunset` (RFC 8594)."""
+def headers(path: str, version: str, prefix: str = "") -> dict[str, str]:
+    """Return the headers of every answer on a path in this version: `Deprecation` (RFC 9745), `Sunset` (RFC 8594).
+
+    `prefix` is the path of a proxy that the caller came through.
+    """
     if not is_alias(path) or _release(version) < NOTICE_FROM:
         return {}
     return {
         "Deprecation": f"@{int(DEPRECATED_AT.timestamp())}",
         "Sunset": SUNSET_AT.strftime("%a, %d %b %Y %H:%M:%S GMT"),
-        "Link": f'<{SUCCESSOR}>; rel="successor-version"',
+        "Link": f'<{prefix}{SUCCESSOR}>; rel="successor-version"',
     }
 
 

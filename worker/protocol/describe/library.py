@@ -37,6 +37,17 @@ class Library:
         """AsyncAPI of the WebSocket."""
         return asyncapi(self._operations, self._version)
 
+    def openapi_below(self, prefix: str) -> Schema:
+        """Return `openapi` for a caller below the path of a proxy."""
+        docs = self.openapi["externalDocs"]
+        servers = [{**server, "url": prefix} for server in self.openapi["servers"]]
+        return {**self.openapi, "externalDocs": {**docs, "url": prefix + docs["url"]}, "servers": servers}
+
+    def asyncapi_below(self, prefix: str) -> Schema:
+        """Return `asyncapi` for a caller below the path of a proxy."""
+        servers = {name: {**server, "pathname": prefix} for name, server in self.asyncapi["servers"].items()}
+        return {**self.asyncapi, "servers": servers}
+
     @cached_property
     def typescript(self) -> str:
         """TypeScript types of every frame and body."""

@@ -45,7 +45,7 @@ class Guards:
     async def _after(self, response: Response) -> Response:
         response.headers.update(g.get("cors", {}))
         response.headers[ANSWER_HEADER] = g.correlation.correlation_id
-        response.headers.update(deprecation.headers(request.path, self._version))
+        response.headers.update(deprecation.headers(request.path, self._version, request.root_path))
         if self._origins.any_listed and request.path.startswith(API):
             response.vary.add("Origin")
         return response

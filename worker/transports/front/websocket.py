@@ -51,7 +51,7 @@ def route(gateway: Gateway, otherwise: App) -> App:
     """Return an ASGI application that serves WebSockets at PATH and leaves everything else to `otherwise`."""
 
     async def app(scope: AsgiMessage, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket" and scope["path"] == PATH:
+        if scope["type"] == "websocket" and scope["path"] == scope.get("root_path", "") + PATH:
             await _serve(gateway, scope, receive, send)
         else:
             await otherwise(scope, receive, send)
@@ -74,7 +74,8 @@ async def _serve(gateway: Gateway, scope: AsgiMessage, receive: Receive, send: S
         logger.info("refused", extra={"close_code": int(close.code), "path": PATH, **log_ids})
         await send(_close_message(close))
         return
-    connection = WebSocketConnection(gateway, grant, correlation, peer, receive, send)
+    prefix = scope.get("root_path", "")
+    connection = WebSocketConnection(gateway, grant, correlation, peer, prefix, receive, send)
     with gateway.connected(connection):
         await connection.run()
 
@@ -126,6 +127,7 @@ class WebSocketConnection:
         grant: Grant | None,
         correlation: Correlation,
         peer: Peer | None,
+        prefix: str,
         receive: Receive,
         send: Send,
     ) -> None:
@@ -134,7 +136,7 @@ class WebSocketConnection:
         self._receive = receive
         self._send = send
         self._wake = Wake()
-        self._session = Session(gateway, grant, self._authenticate, self._wake.set, correlation)
+        self._session = Session(gateway, grant, self._authenticate, self._wake.set, correlation, prefix)
         self._closing: CloseConnection | None = None
         self._finishing = False
         self._stalled = False

@@ -62,7 +62,8 @@ class _Calls:
         gateway.jobs.touch(job)
         if streams:
             return self._job_stream(job, grant, frame.after, frame.channels, frame.coalesce_ms, ignored)
-        return json_answer(views.created(job, gateway.sse_url(job), ignored))
+        prefix = request.root_path
+        return json_answer(views.created(job, prefix + gateway.sse_url(job), ignored, prefix + views.WS_URL))
 
     async def list(self) -> Response:
         """List a page of the caller's jobs, or of everybody's for an admin who asks for `all`."""
@@ -77,7 +78,8 @@ class _Calls:
     async def show(self, job_id: str) -> Response:
         """Show one job: state, text so far, cursor."""
         gateway, (job, _) = self._gateway, self._readable(job_id)
-        return json_answer(views.job_detail(job, gateway.clock.monotonic_ms(), gateway.sse_url(job)))
+        sse_url = request.root_path + gateway.sse_url(job)
+        return json_answer(views.job_detail(job, gateway.clock.monotonic_ms(), sse_url))
 
     async def cancel(self, job_id: str) -> Response:
         """Cancel a job of the caller, or, for an admin, of the `principal` in the query."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request
 
 from worker.protocol import views
 from worker.transports.front.eventstream import loading_events
@@ -28,7 +28,12 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
     @routes.get("/v1/ready")
     async def ready() -> Response:
         """Report whether a job would start now."""
-        status, body = views.ready(gateway.jobs.engine, draining=gateway.jobs.draining, known=is_known(gateway))
+        status, body = views.ready(
+            gateway.jobs.engine,
+            draining=gateway.jobs.draining,
+            known=is_known(gateway),
+            prefix=request.root_path,
+        )
         return json_answer(body, status)
 
     @routes.get("/v1/loading/progress")

@@ -15,8 +15,8 @@ from worker.protocol import frames
 from worker.transports.routes.legacy import PROBLEM, is_legacy
 
 DETAILS = {
-    404: "There is nothing at this path. /docs lists all paths.",
-    405: "This path does not support this method. /docs lists the methods of each path.",
+    404: "There is nothing at this path. {prefix}/docs lists all paths.",
+    405: "This path does not support this method. {prefix}/docs lists the methods of each path.",
 }
 """Replaces the framework's own sentences, which are written for readers of pages."""
 
@@ -43,11 +43,13 @@ class Problems:
     async def _on_http_exception(self, error: HTTPException) -> Response:
         """Answer a refusal of Quart (unknown path, wrong method, slow body), with a problem object too."""
         status, code = error.code or 500, re.sub(r"\W+", "_", error.name.lower())
+        prefix = request.root_path if has_request_context() else ""
+        detail = DETAILS.get(status, "").format(prefix=prefix) or error.description or error.name
         fields = {
             "type": "about:blank",
             "title": error.name,
             "status": status,
-            "detail": DETAILS.get(status) or error.description or error.name,
+            "detail": detail,
             "code": code,
             "retriable": status in (408, 503),
         }
@@ -57,7 +59,8 @@ class Problems:
 
     async def _on_bug(self, error: Exception) -> Response:
         """Log a bug of ours, and tell the client no details."""
-        logger.exception("error while answering %s %s", request.method, request.path, exc_info=error)
+        about = {"method": request.method, "path": request.path}
+        logger.exception("error while answering", exc_info=error, extra=about)
         return self._problem(JobwireError("Something went wrong in the worker. The error was logged."))
 
     def _count(self, code: str, status: int) -> None:

@@ -32,7 +32,9 @@ def blueprint(gateway: Gateway) -> Blueprint:
         response = Response(frames.encode(view), headers={"Cache-Control": "no-store"}, content_type=JSON)
         if asked.cookie:
             secure = request.is_secure or request.headers.get("Origin", "").startswith("https:")
-            response.set_cookie(COOKIE, token, max_age=ttl_s, httponly=True, samesite="Strict", secure=secure)
+            # Workers below other paths of the same host have cookies of their own.
+            path = request.root_path or "/"
+            response.set_cookie(COOKIE, token, ttl_s, path=path, httponly=True, samesite="Strict", secure=secure)
         return response
 
     return routes

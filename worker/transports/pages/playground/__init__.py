@@ -63,7 +63,8 @@ def blueprint() -> Blueprint:
         accept = request.accept_mimetypes
         # The `*/*` of curl accepts HTML too, but does not ask for it.
         if accept.best_match(["text/plain", "text/html"]) != "text/html":
-            return Response(INDEX, headers={"Vary": "Accept"}, content_type="text/plain; charset=utf-8")
+            below = f"\nAll paths are below {request.root_path} here.\n" if request.root_path else ""
+            return Response(INDEX + below, headers={"Vary": "Accept"}, content_type="text/plain; charset=utf-8")
         return _answer(served[PAGE])
 
     async def file(name: str) -> Response:

@@ -1,4 +1,4 @@
-"""`/docs`, `/docs/ws` and the documents behind them: public, made once, and answered with 304 if unchanged.
+"""`/docs`, `/docs/ws` and the documents behind them: public, kept once made, and answered with 304 if unchanged.
 
 The pages need no script, and their policy forbids any.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from importlib.resources import files
+from typing import TypeAlias
 
 import msgspec
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request
 
 from worker import __version__
 from worker.protocol.describe.library import Library
@@ -30,6 +31,13 @@ HEADERS = {
 HTML, CSS, JSON = "text/html; charset=utf-8", "text/css; charset=utf-8", "application/json"
 
 
+MADE_MAX = 16
+"""How many versions of a document are kept: one for each prefix of a proxy."""
+
+Make: TypeAlias = Callable[[str], bytes]
+"""Makes a document for a caller below a path of a proxy; empty without one."""
+
+
 def blueprint(gateway: Gateway) -> Blueprint:
     """Return the routes of the reference."""
     library = Library(gateway.operations.values(), __version__)
@@ -40,30 +48,36 @@ def blueprint(gateway: Gateway) -> Blueprint:
     return routes
 
 
-def documents(library: Library) -> Iterable[tuple[str, str, Callable[[], bytes]]]:
+def documents(library: Library) -> Iterable[tuple[str, str, Make]]:
     """Return path, content type and maker of each document."""
+    encode = msgspec.json.encode
     return (
-        ("/schema.json", JSON, lambda: msgspec.json.encode(library.json_schema)),
-        ("/openapi.json", JSON, lambda: msgspec.json.encode(library.openapi)),
-        ("/asyncapi.json", JSON, lambda: msgspec.json.encode(library.asyncapi)),
-        ("/docs", HTML, lambda: http_page(library.openapi).encode()),
-        ("/docs/ws", HTML, lambda: websocket_page(library.asyncapi).encode()),
-        (f"/docs/{STYLE}", CSS, lambda: files(__package__).joinpath(STYLE).read_bytes()),
+        ("/schema.json", JSON, lambda _: encode(library.json_schema)),
+        ("/openapi.json", JSON, lambda prefix: encode(library.openapi_below(prefix) if prefix else library.openapi)),
+        ("/asyncapi.json", JSON, lambda prefix: encode(library.asyncapi_below(prefix) if prefix else library.asyncapi)),
+        # The addresses in pages are relative.
+        ("/docs", HTML, lambda _: http_page(library.openapi).encode()),
+        ("/docs/ws", HTML, lambda _: websocket_page(library.asyncapi).encode()),
+        (f"/docs/{STYLE}", CSS, lambda _: files(__package__).joinpath(STYLE).read_bytes()),
     )
 
 
 class _Document:
-    """One document: made on the first request, and kept with its tag."""
+    """One document: made when it is first asked for below a prefix, and kept with its tag."""
 
-    def __init__(self, content_type: str, make: Callable[[], bytes]) -> None:
+    def __init__(self, content_type: str, make: Make) -> None:
         self._content_type = content_type
         self._make = make
-        self._body: bytes | None = None
-        self._tag = ""
+        self._made: dict[str, tuple[bytes, str]] = {}
 
     async def show(self) -> Response:
         """Answer with the document, or with 304 if the client's copy is current."""
-        if self._body is None:
-            self._body = self._make()
-            self._tag = tag_of(self._body)
-        return answer(self._body, self._tag, self._content_type, HEADERS)
+        prefix = request.root_path
+        if prefix not in self._made:
+            if len(self._made) >= MADE_MAX:
+                # A proxy may pass on any prefix that a stranger thinks of.
+                self._made.clear()
+            body = self._make(prefix)
+            self._made[prefix] = body, tag_of(body)
+        body, tag = self._made[prefix]
+        return answer(body, tag, self._content_type, HEADERS)

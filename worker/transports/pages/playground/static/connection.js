@@ -3,7 +3,6 @@
 import {byId, setText} from "./dom.js";
 import {connect} from "./jobwire.js";
 
-const KEY = "jobwire-key";
 const UNAUTHORIZED = 4401;
 const TUNNEL_MS = 1500; // long enough for a cut to be noticed
 const WORDS = {
@@ -13,6 +12,11 @@ const WORDS = {
 
 /** The URL of this page's worker, which may lie below a path of a proxy. */
 export const BASE = new URL(".", document.baseURI).href.replace(/\/$/, "");
+
+/** Return the name of something that this tab keeps. Pages of workers below other paths share the tab's storage. */
+export const keptAs = (name) => `jobwire-${name}${BASE.slice(location.origin.length)}`;
+
+const KEY = keptAs("key");
 
 export class Connection {
   /** @type {import("./jobwire.js").Jobwire} */

@@ -2,6 +2,7 @@
 
 import {announce} from "./announcer.js";
 import {Card, labelOf} from "./card.js";
+import {keptAs} from "./connection.js";
 import {beforePaint, byId, setText} from "./dom.js";
 import {duration} from "./engine.js";
 import {JobState} from "./job-state.js";
@@ -9,7 +10,7 @@ import {watchLink} from "./watch.js";
 
 const CARDS_MAX = 300;
 const TICK_MS = 100;
-const KEPT = "jobwire-jobs"; // the key of the jobs that this tab resumes after a reload
+const KEPT = keptAs("jobs"); // the key of the jobs that this tab resumes after a reload
 const KEPT_MAX = 50;
 
 export class Jobs {

@@ -1,0 +1,36 @@
+"""The application below the path of a proxy: tells it the prefix of each request, as ASGI's `root_path`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeAlias
+
+from worker.transports.access.prefixes import Prefixes
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App: TypeAlias = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
+
+
+def mounted(prefixes: Prefixes, app: App) -> App:
+    """Return an ASGI application that serves `app` with and without the prefix in the paths of requests."""
+
+    async def outer(scope: Scope, receive: object, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            prefix, path = prefixes.prefix_of((scope.get("client") or [None])[0], scope["headers"]), scope["path"]
+            if prefix and path == prefix and scope["type"] == "http":
+                # The links of a page are relative to its folder.
+                await _redirect(send, prefix + "/")
+                return
+            if prefix:
+                whole = path if path.startswith(prefix + "/") else prefix + path
+                scope = {**scope, "root_path": prefix, "path": whole}
+        await app(scope, receive, send)
+
+    return outer
+
+
+async def _redirect(send: Send, location: str) -> None:
+    headers = [(b"location", location.encode("ascii")), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 308, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
