@@ -8,6 +8,9 @@ from typing import TypeAlias
 JobKey: TypeAlias = tuple[str, str]
 """The owner's name and the job's id."""
 
+FORGOTTEN_MAX = 500
+"""Logs that are forgotten at a time. Several times a second that is more than can be created, and takes some ms."""
+
 
 class Retention:
     """Ended jobs in the order of their end. Times are monotonic milliseconds."""
@@ -24,10 +27,15 @@ class Retention:
         self.bytes += size_bytes
 
     def pop_due(self, now_ms: float) -> list[JobKey]:
-        """Remove and return the keys of the logs to forget now."""
+        """Remove and return the keys of the logs to forget now, at most FORGOTTEN_MAX; the rest are due next time."""
         forgotten: list[JobKey] = []
-        while self._ended and (self._ended[0][0] + self._age_max_ms <= now_ms or self.bytes > self._bytes_max):
+        while self._is_due(now_ms) and len(forgotten) < FORGOTTEN_MAX:
             _, key, size_bytes = self._ended.popleft()
             self.bytes -= size_bytes
             forgotten.append(key)
         return forgotten
+
+    def _is_due(self, now_ms: float) -> bool:
+        if not self._ended:
+            return False
+        return self._ended[0][0] + self._age_max_ms <= now_ms or self.bytes > self._bytes_max
