@@ -22,7 +22,7 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
     @routes.get("/health")
     async def health() -> Response:
         """Report whether the worker works, and facts about it."""
-        status, body = views.health(gateway.jobs.engine, known=is_known(gateway))
+        status, body = views.health(gateway.jobs.engine, known=is_known())
         return json_answer(body, status)
 
     @routes.get("/v1/ready")
@@ -31,7 +31,7 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
         status, body = views.ready(
             gateway.jobs.engine,
             draining=gateway.jobs.draining,
-            known=is_known(gateway),
+            known=is_known(),
             prefix=request.root_path,
         )
         return json_answer(body, status)
@@ -39,7 +39,7 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
     @routes.get("/v1/loading/progress")
     async def loading() -> Response:
         """Stream the progress of loading."""
-        return event_stream(loading_events(gateway, known=is_known(gateway)))
+        return event_stream(loading_events(gateway, known=is_known()))
 
     @routes.get("/metrics")
     async def metrics() -> Response:
