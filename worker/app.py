@@ -42,9 +42,9 @@ from worker.protocol.tally import Tally
 from worker.scheduler.works import Batch
 from worker.transports.access.credentials import Access
 from worker.transports.access.origins import Origins
-from worker.transports.access.prefixes import Prefixes
 from worker.transports.connection import Rounds
-from worker.transports.front import listener, mounting, sockets, websocket
+from worker.transports.front import listener, mounting, sockets
+from worker.transports.front.websockets import jobwire
 from worker.transports.gateway import Gateway
 from worker.transports.pages import playground, reference
 from worker.transports.routes import application
@@ -159,7 +159,10 @@ class Worker:
             helpers = [tasks.create_task(self.broker.run(self)), tasks.create_task(self._tick())]
             if self.settings.queen_url and not self.settings.local_mode:
                 helpers.append(tasks.create_task(self._heartbeats().run()))
-            await listener.serve(app, listening, self.settings, self.gateway.room, self._drain)
+            table = {jobwire.PATH: jobwire.Jobwire(self.gateway)}
+            await app.startup()
+            await listener.serve(app, table, self.gateway, listening, self._drain)
+            await app.shutdown()
             for helper in helpers:
                 helper.cancel()
         if self.tracing is not None:
@@ -168,12 +171,11 @@ class Worker:
         return 0
 
     def application(self) -> Quart:
-        """Return the application that serves every route, page and WebSocket."""
+        """Return the application that serves every route and page."""
         pages = (reference.blueprint(self.gateway), playground.blueprint())
         app = application.build(self.gateway, self._exposition().text, pages)
-        inner = websocket.route(self.gateway, app.asgi_app)
         # Quart's documented way to wrap an application.
-        app.asgi_app = mounting.mounted(Prefixes(self.settings), inner)  # type: ignore[method-assign, assignment]
+        app.asgi_app = mounting.mounted(self.gateway.prefixes, app.asgi_app)  # type: ignore[method-assign, assignment]
         return app
 
     def _exposition(self) -> Exposition:

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.benchmarks.probe import MARK, websocket
+from tests.benchmarks.attacks.wire import greet
+from tests.benchmarks.probe import MARK, connect
 from tests.benchmarks.reader import cpu_s
 from tests.conformance.rawsocket import text
 from tests.support.server import Server, is_preparer, serving
@@ -46,7 +47,6 @@ class Side:
 
     server: Server
     connection: socket.socket
-    tail: bytes
     times_ms: list[float] = field(default_factory=list)
 
     def job(self, number: int, extra: dict[str, object]) -> float:
@@ -60,7 +60,7 @@ class Side:
         }
         begun_s, first_s = time.perf_counter(), 0.0
         self.connection.sendall(text(json.dumps(body)))
-        seen = self.tail
+        seen = b""
         while b"end" not in (marks := MARK.findall(seen)):
             assert b"err" not in marks, seen
             data = self.connection.recv(1 << 16)
@@ -68,7 +68,6 @@ class Side:
             seen += data
             if not first_s and b"tok" in MARK.findall(seen):
                 first_s = time.perf_counter()
-        self.tail = b""
         return 1000 * (first_s - begun_s)
 
     def cpu(self) -> dict[str, float]:
@@ -83,10 +82,12 @@ class Side:
 def side(root: Path, flags: Sequence[str]) -> Iterator[Side]:
     """Run the worker of a checkout."""
     program = ("-c", PROGRAM.format(root=str(root.resolve())))
-    with serving(*flags, program=program, env={"PYTHONPATH": str(root.resolve())}) as server:
-        connection, tail = websocket(server.port)
-        with connection:
-            yield Side(server, connection, tail)
+    with (
+        serving(*flags, program=program, env={"PYTHONPATH": str(root.resolve())}) as server,
+        connect(server.port) as connection,
+    ):
+        greet(connection, None)
+        yield Side(server, connection)
 
 
 def compare(before: Side, this: Side, jobs: int, kind: str) -> list[float]:

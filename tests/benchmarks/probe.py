@@ -54,7 +54,8 @@ class Arrivals:
         return time.monotonic() - own_ns / 1e9
 
 
-def _connect(port: int) -> socket.socket:
+def connect(port: int) -> socket.socket:
+    """Connect, with much patience."""
     plain = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return plain
@@ -65,7 +66,7 @@ class Stream:
 
     def __init__(self, port: int) -> None:
         self._tokens = min(_context_tokens(port) - 100, 32_000)
-        self._socket, self._tail = _connect(port), b""
+        self._socket, self._tail = connect(port), b""
         greet(self._socket, INNOCENT)
         self._name = ""
         self._create()
@@ -120,7 +121,7 @@ class Health:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._socket = _connect(port)
+        self._socket = connect(port)
 
     def _ask(self) -> bytes:
         """Ask until there is an answer. Who is cut off or refused comes again: that is a wait, too."""
@@ -133,7 +134,7 @@ class Health:
                     return answer.partition(b"\r\n\r\n")[2]
             self._socket.close()
             time.sleep(AGAIN_S)
-            self._socket = _connect(self._port)
+            self._socket = connect(self._port)
         raise AssertionError(f"no answer in {PATIENCE_S} s, at last {answer!r}")
 
     def _answer(self) -> bytes:

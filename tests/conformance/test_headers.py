@@ -121,7 +121,18 @@ async def test_a_malformed_origin_or_host_of_a_handshake_is_400_or_403(server: S
 
 
 @pytest.mark.parametrize(
-    "offered", [b"", b",", b"bearer.", b"bearer.%%%", b"bearer." + b"A" * 9999, b"x" * 9999, b"jobwire.v1,,", b"\t"]
+    "offered",
+    [
+        b"",
+        b",",
+        b"bearer.",
+        b"bearer.\xff",
+        b"bearer.%%%",
+        b"bearer." + b"A" * 9999,
+        b"x" * 9999,
+        b"jobwire.v1,,",
+        b"\t",
+    ],
 )
 async def test_a_malformed_subprotocol_is_refused_or_none(server: Server, offered: bytes) -> None:
     fields = {field: text.encode() for field, text in UPGRADE.items()} | {"Sec-WebSocket-Protocol": offered}

@@ -71,6 +71,8 @@ async def lives(socket: RawSocket) -> None:
 
 REFUSED: dict[str, tuple[dict[str, str | None], str, int]] = {
     "no key": ({"Sec-WebSocket-Key": None}, "GET /v1/ws HTTP/1.1", 400),
+    "key of other bytes than 16": ({"Sec-WebSocket-Key": "c2hvcnQ="}, "GET /v1/ws HTTP/1.1", 400),
+    "key not in base64": ({"Sec-WebSocket-Key": "short"}, "GET /v1/ws HTTP/1.1", 400),
     "no host": ({"Host": None}, "GET /v1/ws HTTP/1.1", 400),
     "HTTP/1.0": ({}, "GET /v1/ws HTTP/1.0", 400),
     "old version": ({"Sec-WebSocket-Version": "8"}, "GET /v1/ws HTTP/1.1", 426),
@@ -131,12 +133,6 @@ async def test_no_extension_is_agreed_upon_and_compressed_frames_are_a_violation
         await socket.json()
         socket.send(encode(TEXT, b"\xaa\x56\x4a", rsv=4))
         assert await socket.close_code() == PROTOCOL_ERROR
-
-
-async def test_deviation_a_key_that_is_not_16_bytes_is_taken(server: Server) -> None:
-    """The RFC wants 16 bytes in base64; Hypercorn asks only for a key. No browser sends another."""
-    answer = await exchange(server, handshake({"Sec-WebSocket-Key": "short"}))
-    assert answer.status == 101
 
 
 async def test_half_a_handshake_is_not_waited_for(server: Server) -> None:
@@ -291,7 +287,7 @@ async def test_a_message_without_an_end_costs_no_memory(server: Server) -> None:
 # ---- closing (sections 5.5.1 and 7) ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [*range(1000, 1004), *range(1007, 1014), 3000, 3999, 4000, 4999])
+@pytest.mark.parametrize("code", [*range(1000, 1004), *range(1007, 1015), 3000, 3999, 4000, 4999])
 async def test_a_close_is_echoed(server: Server, code: int) -> None:
     async with undisturbed(server), raw_socket(server) as socket:
         socket.send(closing(code, "Ende gut €".encode()))
@@ -308,13 +304,6 @@ async def test_a_close_without_a_code_is_echoed_without_one(server: Server) -> N
 async def test_a_close_with_a_code_that_may_not_be_sent_is_a_violation(server: Server, code: int) -> None:
     async with undisturbed(server), raw_socket(server) as socket:
         socket.send(closing(code))
-        assert await socket.close_code() == PROTOCOL_ERROR
-
-
-async def test_deviation_a_close_with_1014_is_a_violation(server: Server) -> None:
-    """Registered after the RFC (bad gateway); wsproto does not know it. Gateways send it, clients do not."""
-    async with raw_socket(server) as socket:
-        socket.send(closing(1014))
         assert await socket.close_code() == PROTOCOL_ERROR
 
 

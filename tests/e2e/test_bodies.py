@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -71,25 +71,33 @@ async def _pour(writer: asyncio.StreamWriter, chunked: bool) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _pouring(server: Server, head: bytes, chunked: bool) -> AsyncIterator[asyncio.StreamReader]:
+async def _pouring(
+    server: Server, head: bytes, chunked: bool
+) -> AsyncIterator[tuple[asyncio.StreamReader, Callable[[], None]]]:
+    """Connect; yield what comes, and the function that begins to pour."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(head)
-    pouring = asyncio.create_task(_pour(writer, chunked))
+    tasks: list[asyncio.Task[None]] = []
     try:
-        yield reader
+        yield reader, lambda: tasks.append(asyncio.create_task(_pour(writer, chunked)))
     finally:
-        pouring.cancel()
         writer.transport.abort()
-        await asyncio.gather(pouring, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def pour(server: Server, method: str, path: str, headers: dict[str, str]) -> Poured:
-    """Send a request with a body without end, and read what comes."""
+async def pour(server: Server, method: str, path: str, headers: dict[str, str], *, late: bool = False) -> Poured:
+    """Send a request with a body without end, which begins `late` if it waits for the answer; read what comes."""
     fields = {"Connection": "keep-alive", **headers}
     before = time.monotonic()
-    async with _pouring(server, request(method, path, fields), "Transfer-Encoding" in headers) as reader:
+    async with _pouring(server, request(method, path, fields), "Transfer-Encoding" in headers) as (reader, begin):
+        if not late:
+            begin()
         async with asyncio.timeout(CLOSED_WITHIN_S):
             status, got = await read_head(reader)
+        if late:
+            begin()
         head_s = time.monotonic() - before
         body = b""
         try:
@@ -122,13 +130,13 @@ async def test_no_answer_waits_for_a_body_and_no_body_is_kept(
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "*/*"])
 async def test_a_stream_with_a_body_without_end_is_cut(server: Server, accept: str) -> None:
-    """Its job goes on."""
+    """Its job goes on. It is cut as soon as there is too much: the head of the answer might be overtaken."""
     job_id = new_id()
     with server.frozen_engine():
         async with http(server) as client:
             made = await client.post("/v1/jobs", json={"job_id": job_id, "prompt": "Hi", "max_tokens": 5}, headers=JSON)
         before = server.rss_bytes()
-        poured = await pour(server, "GET", f"/v1/jobs/{job_id}/stream", {"Accept": accept, **CHUNKED})
+        poured = await pour(server, "GET", f"/v1/jobs/{job_id}/stream", {"Accept": accept, **CHUNKED}, late=True)
         assert server.rss_bytes() - before < GROWTH_BYTES_MAX
     assert made.status_code == poured.status == 200
     assert poured.head_s < AT_ONCE_S

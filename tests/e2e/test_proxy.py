@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
@@ -18,6 +19,7 @@ pytestmark = needs_nginx
 KEY = "some-long-secret"
 BEARER = {"Authorization": f"Bearer {KEY}"}
 CROWD = 200
+ESTABLISHED = "01"
 LAST = 290
 
 
@@ -151,3 +153,24 @@ async def test_a_crowd_of_sockets(proxy: Nginx) -> None:
             return (await socket.run(**counting(1, 20))).text()
 
     assert set(await asyncio.gather(*(one() for _ in range(CROWD)))) == {expected_count(1, 20)}
+
+
+def _to_worker(server: Server) -> set[int]:
+    """The ports from which somebody is connected to the worker."""
+    rows = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ends = [(local, remote) for local, remote, state in rows if state == ESTABLISHED]
+    ports = [tuple(int(end.rpartition(":")[2], 16) for end in pair) for pair in ends]
+    return {ours for ours, theirs in ports if theirs == server.port}
+
+
+async def test_a_handshake_may_follow_a_call_on_a_connection_that_the_proxy_keeps(tmp_path: Path) -> None:
+    kept = {"upstream jobwire {": "upstream jobwire { keepalive 16;", '"" close;': '"" "";'}
+    flags = ("--hosts-allowed", NAME)
+    with serving(*flags, env={"JOBWIRE_API_KEY": KEY}) as server, nginx(server, tmp_path, kept) as proxy:
+        async with http(proxy.worker, **proxy.to_http(**BEARER)) as client:
+            for _ in range(3):
+                assert (await client.get("/health")).status_code == 200
+        (port,) = _to_worker(server)
+        async with Socket(proxy.worker, **proxy.to_socket(**BEARER)) as socket:
+            assert (await socket.run(**counting(1, 9))).text() == expected_count(1, 9)
+            assert _to_worker(server) == {port}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from typing import Any, Literal
 
 import msgspec
@@ -216,3 +218,25 @@ def test_words_stand_in_for_those_of_a_type() -> None:
     wrong.convert({"at": 7}, compiled({"at": str}), {"at": "Expected a name"})
     assert wrong.found == (FieldError("/at", "Expected a name"),)
     assert wrong.names == {"at"}
+
+
+def test_a_wrong_value_is_not_kept() -> None:
+    """In a circle of error and traceback it would stay until the garbage collector looks, which is rare."""
+    kept: list[weakref.ref[object]] = []
+
+    class Value(list[object]):
+        """A list, which can be referred to weakly."""
+
+    def refuse() -> None:
+        value = Value(["x"])
+        kept.append(weakref.ref(value))
+        wrong = WrongFields()
+        wrong.convert({"stop": value, "n": "x"}, compiled({"stop": list[int], "n": int}))
+        assert len(wrong.error().errors) == 2
+
+    gc.disable()
+    try:
+        refuse()
+        assert [ref() for ref in kept] == [None]
+    finally:
+        gc.enable()

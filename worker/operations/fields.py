@@ -85,8 +85,8 @@ class WrongFields:
             try:
                 values[name] = _converted(value, holder)
             except msgspec.ValidationError as error:
-                pointer = f"/{name}"
-                found = [FieldError(pointer, words[name])] if name in words else _search(value, kind, pointer, error)
+                pointer, bare = f"/{name}", error.with_traceback(None)
+                found = [FieldError(pointer, words[name])] if name in words else _search(value, kind, pointer, bare)
                 self.extend(found)
         return values
 
@@ -167,7 +167,8 @@ def _refused(value: object, kind: Any) -> msgspec.ValidationError | None:
     try:
         _converted(value, _holder(kind))
     except msgspec.ValidationError as error:
-        return error
+        # Its traceback leads to the variables that will hold it: such a circle keeps a large value in memory.
+        return error.with_traceback(None)
     return None
 
 

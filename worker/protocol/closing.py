@@ -32,7 +32,7 @@ class CloseCode(IntEnum):
 class CloseConnection(Exception):
     """The connection must be closed with this code and this reason, which is cut to what fits a close frame."""
 
-    def __init__(self, code: CloseCode, reason: str) -> None:
+    def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason.encode(errors="replace")[:REASON_BYTES_MAX].decode(errors="ignore")

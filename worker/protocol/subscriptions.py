@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from worker.jobs.service import Jobs
@@ -118,7 +117,8 @@ class Subscriptions:
         self._wake = wake
         self._timer = timer
         self._by_id: dict[str, Subscription] = {}
-        self._ready: deque[Subscription] = deque()
+        # See Session: a list is smaller, and there are as many as jobs that one client follows.
+        self._ready: list[Subscription] = []
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -163,7 +163,7 @@ class Subscriptions:
     def pull(self, now_ms: float) -> bytes | None:
         """Return the next frame at monotonic time `now_ms`, or None if there is nothing to send now."""
         while self._ready:
-            subscription = self._ready.popleft()
+            subscription = self._ready.pop(0)
             reader = subscription.reader
             if self._by_id.get(reader.job.id) is not subscription:
                 continue

@@ -26,8 +26,10 @@ from worker.protocol.reading import FrameSource
 from worker.protocol.tally import Tally
 from worker.transports.access.credentials import Access
 from worker.transports.access.origins import Origins
+from worker.transports.access.prefixes import Prefixes
 from worker.transports.connection import Connection
 from worker.transports.correlation import Headers
+from worker.transports.delivery import Delivery
 from worker.transports.room import Peer, Room
 
 CONNECTIONS_RETRY_MS = 2000
@@ -43,6 +45,7 @@ class Gateway:
 
     `tally` counts what is delivered and refused. `opened` counts the connections ever opened, by kind.
     `state_wakers` are called when the state of the engine changes. `room` counts the TCP connections.
+    `prefixes` knows below which path of a proxy a request came.
     """
 
     jobs: Jobs
@@ -60,10 +63,14 @@ class Gateway:
     opened: Counter[str] = field(default_factory=Counter)
     state_wakers: set[Callable[[], None]] = field(default_factory=set)
     room: Room = field(init=False)
+    prefixes: Prefixes = field(init=False)
+    delivery: Delivery = field(init=False)
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         settings = self.settings
+        self.prefixes = Prefixes(settings)
+        self.delivery = Delivery(self.clock.monotonic_ms)
         self.room = Room(
             settings.connections_max,
             settings.keyless_room,
@@ -71,20 +78,28 @@ class Gateway:
             open_to_all=not self.access.required,
         )
 
-    @contextlib.contextmanager
-    def connected(self, connection: Connection) -> Iterator[None]:
-        """Register a connection while it lasts, so that the app can reach it."""
+    def connect(self, connection: Connection) -> None:
+        """Register a connection, so that the app can reach it."""
         self.connections.add(connection)
         self.opened[connection.kind] += 1
         logger.debug("connected", extra={"kind": connection.kind})
         self._empty.clear()
+
+    def disconnect(self, connection: Connection) -> None:
+        """Forget a connection that has ended."""
+        self.connections.discard(connection)
+        logger.debug("disconnected", extra={"kind": connection.kind})
+        if not self.connections:
+            self._empty.set()
+
+    @contextlib.contextmanager
+    def connected(self, connection: Connection) -> Iterator[None]:
+        """Register a connection while it lasts."""
+        self.connect(connection)
         try:
             yield
         finally:
-            self.connections.discard(connection)
-            logger.debug("disconnected", extra={"kind": connection.kind})
-            if not self.connections:
-                self._empty.set()
+            self.disconnect(connection)
 
     async def wait_empty(self) -> None:
         """Wait until no connection is left."""

@@ -94,8 +94,10 @@ def small_chunks_to_a_stream(port: int) -> None:
 
 
 def _with_ticket(port: int, header: str, then: bytes) -> None:
+    # One job: those of a flood would take all slots, and the innocent would wait for one of them.
+    url = create(port)["sse_url"].partition("/v1/")[2]
+
     def conduct(plain: socket.socket) -> None:
-        url = create(port)["sse_url"].partition("/v1/")[2]
         with thrown_away(plain):
             plain.sendall(request(f"GET /v1/{url}", "Accept: text/event-stream", header))
             while True:

@@ -71,14 +71,3 @@ async def test_the_stream_of_loading_gives_a_sign_of_life() -> None:
     assert await stream.receive() == b'data: {"stage":"ready"}\n\n'
     assert await stream.receive() == b"data: [DONE]\n\n"
     await stream.disconnect()
-
-
-async def test_the_streams_of_loading_count() -> None:
-    house = House(connections_max=2)
-    house.stage.broker.state = LOADING
-    streams = [await _loading(house) for _ in range(2)]
-    refused = await house.ask("GET", "/v1/loading/progress")
-    assert refused.status_code == 503
-    assert "Retry-After" in refused.headers
-    for stream in streams:
-        await stream.disconnect()

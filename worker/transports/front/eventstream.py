@@ -6,8 +6,9 @@ Each stream is an async generator that the server sends chunk by chunk. A client
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 from worker.dialects.legacy.stream import LegacyReader
 from worker.jobs.job import Job
@@ -15,11 +16,24 @@ from worker.jobs.limits.principals import Grant
 from worker.protocol import sse, views
 from worker.protocol.reading import LogReader
 from worker.transports.connection import YIELD_EVERY
+from worker.transports.front.stream import PUSH_NAME
 from worker.transports.gateway import Gateway
 from worker.transports.wake import Wake
 
+logger = logging.getLogger(__name__)
+
 CHUNK_BYTES = 64 * 1024
 """Pending events are joined to a chunk of about this size: one system call instead of many."""
+
+
+Push: TypeAlias = Callable[[bytes], bool]
+"""Sends a chunk of an answer past all layers, unless earlier bytes wait; returns whether it was sent."""
+
+
+def push_of(scope: Mapping[str, Any]) -> Push | None:
+    """Return what pushes chunks of the answer to the request of an ASGI scope; None in a test without a socket."""
+    push: Push | None = scope.get("extensions", {}).get(PUSH_NAME)
+    return push
 
 
 class Reader(Protocol):
@@ -44,6 +58,7 @@ def job_events(
     job: Job,
     grant: Grant,
     reader: LogReader,
+    push: Push | None,
     *,
     reset: bool,
     coalesce_ms: int = 0,
@@ -55,19 +70,20 @@ def job_events(
     """
     if reset:
         gateway.tally.resets += 1
-    wake = Wake()
-    events = sse.SseReader(reader, coalesce_ms, wake.set, gateway.timer, ignored)
-    return EventStreamConnection(gateway, grant, events, wake).follow(job, sse.prologue(reset=reset))
+    connection = EventStreamConnection(gateway, grant, push)
+    events = sse.SseReader(reader, coalesce_ms, connection.wake, gateway.timer, ignored)
+    return connection.follow(job, events, sse.prologue(reset=reset))
 
 
-def legacy_events(gateway: Gateway, job: Job, grant: Grant, reader: LegacyReader) -> AsyncIterator[bytes]:
+def legacy_events(
+    gateway: Gateway, job: Job, grant: Grant, reader: LegacyReader, push: Push | None
+) -> AsyncIterator[bytes]:
     """Stream a job in the legacy dialect while `grant` is valid.
 
     Old clients do not know comments, so there are no heartbeats, and expect every event in a chunk of its own.
     """
-    wake = Wake()
-    events = _LegacyEvents(reader, wake.set)
-    return EventStreamConnection(gateway, grant, events, wake, kind="legacy", heartbeat=b"", chunk_bytes=1).follow(job)
+    connection = EventStreamConnection(gateway, grant, push, kind="legacy", heartbeat=b"", chunk_bytes=1)
+    return connection.follow(job, _LegacyEvents(reader, connection.wake))
 
 
 def loading_events(gateway: Gateway, *, known: bool) -> AsyncIterator[bytes]:
@@ -93,6 +109,8 @@ class _LegacyEvents:
 class EventStreamConnection:
     """A stream of one job: sends pending events, else waits for the log, the timer, the ticker or the shutdown.
 
+    A task runs it, but is not woken for what the log brings while it waits: the delivery pushes that, as it does for
+    WebSockets. Only when the socket does not accept everything at once the task goes on, and waits for the client.
     `heartbeat` is sent after a silence, unless it is empty. Events are joined to chunks of about `chunk_bytes`.
     """
 
@@ -100,8 +118,7 @@ class EventStreamConnection:
         self,
         gateway: Gateway,
         grant: Grant,
-        reader: Reader,
-        wake: Wake,
+        push: Push | None,
         *,
         kind: str = "sse",
         heartbeat: bytes = sse.HEARTBEAT,
@@ -110,18 +127,23 @@ class EventStreamConnection:
         self.kind = kind
         self._gateway = gateway
         self._grant: Grant | None = grant
-        self._reader = reader
-        self._wake = wake
+        self._reader: Reader | None = None
+        self._push = push
+        # Whether the task waits, whether a turn of the delivery is waited for, and what it could not push.
+        self._waits = False
+        self._ready = False
+        self._left = b""
+        self._wake = Wake()
         self._heartbeat = heartbeat
         self._chunk_bytes = chunk_bytes
         self._silent_since = gateway.clock.monotonic_ms()
         self._heartbeat_due = False
         self._finishing = False
 
-    async def follow(self, job: Job, prologue: bytes = b"") -> AsyncIterator[bytes]:
+    async def follow(self, job: Job, reader: Reader, prologue: bytes = b"") -> AsyncIterator[bytes]:
         """Yield chunks until the job's end was sent, the grant expires or the worker shuts down."""
-        jobs, clock, reader = self._gateway.jobs, self._gateway.clock, self._reader
-        notify = reader.notify
+        jobs, clock, notify = self._gateway.jobs, self._gateway.clock, reader.notify
+        self._reader = reader
         jobs.watch(job, notify)
         try:
             with self._gateway.connected(self):
@@ -142,12 +164,51 @@ class EventStreamConnection:
                     if reader.ended:
                         return
                     if len(chunk) < self._chunk_bytes and not self._finishing:
+                        self._waits = True
                         await self._wake.wait_next()
+                        self._waits = False
         finally:
+            self._waits = False
             jobs.unwatch(job, notify)
+
+    def wake(self) -> None:
+        """Let what is pending be sent."""
+        if not self._waits or self._push is None:
+            self._wake.set()
+        elif not self._ready:
+            self._ready = True
+            self._gateway.delivery.add(self)
+
+    def flush(self, now_ms: float) -> None:
+        """Push what is pending, if the task still waits; wake it for the end, and for what the socket does not take."""
+        self._ready = False
+        if not self._waits or self._push is None or self._reader is None:
+            self._wake.set()
+            return
+        try:
+            chunk = self._chunk(now_ms)
+        except Exception:
+            # A bug ends this stream, and no other. Its client resumes.
+            logger.exception("error in an event stream")
+            self._grant = None
+            self._wake.set()
+            return
+        if chunk and not self._push(chunk):
+            self._left = chunk
+            self._wake.set()
+        elif chunk:
+            self._silent_since = now_ms
+            if self._reader.ended:
+                self._wake.set()
+            elif len(chunk) >= self._chunk_bytes:
+                self.wake()
 
     def _chunk(self, now_ms: float) -> bytes:
         """Return the pending events, up to about `chunk_bytes`, else a heartbeat that is due, else nothing."""
+        assert self._reader is not None
+        if self._left:
+            left, self._left = self._left, b""
+            return left
         parts: list[bytes] = []
         size = 0
         while size < self._chunk_bytes and (part := self._reader.next(now_ms)) is not None:

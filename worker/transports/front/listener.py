@@ -1,71 +1,67 @@
-"""The Hypercorn server on the listening socket: its configuration, and its end."""
+"""The server on the listening socket: begins connections, and ends them at shutdown."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
 
-from worker.config import Settings
+from worker.transports.front.doorway import Doorway
+from worker.transports.front.house import House
 from worker.transports.front.hypercorn import patches
-from worker.transports.front.hypercorn.connections import RoomConfig
 from worker.transports.front.hypercorn.exceptions import ExceptionReporter
+from worker.transports.front.hypercorn.server import HttpConnection
 from worker.transports.front.sockets import ACCEPTS_PER_TURN, BACKLOG
-from worker.transports.room import Room
-
-PING_EVERY_S = 20.0
-"""How often a WebSocket is pinged, so that proxies keep it open."""
+from worker.transports.front.stream import Stream
+from worker.transports.front.websockets.sessions import Table
+from worker.transports.gateway import Gateway
+from worker.transports.room import Peer
 
 GRACEFUL_TIMEOUT_S = 0.5
-"""How long Hypercorn waits for connections at shutdown. Our own drain has ended every stream before."""
-
-SHUTDOWN_TIMEOUT_S = 2.0
+"""How long connections may take to end by themselves at shutdown. Our own drain has ended every stream before."""
 
 
 async def serve(
-    app: Any, listening: socket.socket, settings: Settings, room: Room, shutdown_trigger: Callable[[], Awaitable[None]]
+    app: Any,
+    table: Table,
+    gateway: Gateway,
+    listening: socket.socket,
+    shutdown_trigger: Callable[[], Awaitable[None]],
 ) -> None:
-    """Serve an ASGI app on a listening socket, which it then owns, until `shutdown_trigger` returns.
-
-    `room` counts the connections.
-    """
+    """Serve an ASGI app and a table of WebSockets on a listening socket, until `shutdown_trigger` returns."""
     patches.install()
-    # The same socket: asyncio has the kernel keep no more connections waiting than it accepts in one turn.
-    waiting = listening.dup()
-    config = _config(listening, settings, room)
-    loop = asyncio.get_running_loop()
+    loop, config, context = asyncio.get_running_loop(), _config(), WorkerContext(None)
     loop.set_exception_handler(ExceptionReporter())
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as tasks:
 
-    async def shut_down() -> None:
-        with waiting:
-            waiting.listen(BACKLOG)
-        await shutdown_trigger()
-        loop.call_later(config.graceful_timeout, config.cut_connections)
+            def serve_http(peer: Peer, stream: Stream, on_idle: Callable[[], None]) -> HttpConnection:
+                return HttpConnection(app, config, context, tasks.create_task, peer, stream, on_idle)
 
-    try:
-        await hypercorn_serve(app, config, shutdown_trigger=shut_down)
-    finally:
-        waiting.close()
+            house = House(gateway, serve_http)
+            server = await loop.create_server(lambda: Doorway(house, table), sock=listening, backlog=ACCEPTS_PER_TURN)
+            # The same socket: asyncio has the kernel keep no more connections waiting than it accepts in one turn.
+            listening.listen(BACKLOG)
+            await shutdown_trigger()
+            server.close()
+            # Connections of Hypercorn that wait for a request end at once.
+            await context.terminated.set()
+            await house.wait_empty(GRACEFUL_TIMEOUT_S)
+            house.cut()
+            limit.reschedule(loop.time() + GRACEFUL_TIMEOUT_S)
 
 
-def _config(listening: socket.socket, settings: Settings, room: Room) -> RoomConfig:
+def _config() -> Config:
     server_logger = logging.getLogger("worker.hypercorn")
     server_logger.setLevel(logging.WARNING)
-    config = RoomConfig(room, settings.control_frames_per_s_max)
-    config.bind = [f"fd://{listening.detach()}"]
-    config.backlog = ACCEPTS_PER_TURN
-    # HTTP/2 belongs to a proxy: Hypercorn's closes all streams of a connection on one late frame.
-    config.alpn_protocols = ["http/1.1"]
+    config = Config()
     config.accesslog = None
     config.errorlog = server_logger
     config.include_server_header = False
-    # Hypercorn counts text in characters and closes with 1009; `decoding.load` counts bytes and answers with an error.
-    config.websocket_max_message_size = settings.frame_bytes_max
-    config.websocket_ping_interval = PING_EVERY_S
-    config.graceful_timeout = GRACEFUL_TIMEOUT_S
-    config.shutdown_timeout = SHUTDOWN_TIMEOUT_S
     return config

@@ -14,7 +14,7 @@ from worker.protocol import decoding, frames, sse, views
 from worker.protocol.creating import create
 from worker.protocol.host import Caller
 from worker.protocol.paging import page_of
-from worker.transports.front.eventstream import job_events
+from worker.transports.front.eventstream import job_events, push_of
 from worker.transports.gateway import Gateway
 from worker.transports.room import peer_of
 from worker.transports.routes import bodies
@@ -111,7 +111,10 @@ class _Calls:
         if start.ended:
             return Response(status=204, headers=named)
         reader = gateway.frame_source.reader(job, start.after, channels)
-        events = job_events(gateway, job, grant, reader, reset=start.reset, coalesce_ms=coalesce_ms, ignored=ignored)
+        push = push_of(request.scope)
+        events = job_events(
+            gateway, job, grant, reader, push, reset=start.reset, coalesce_ms=coalesce_ms, ignored=ignored
+        )
         return event_stream(events, named)
 
     def _readable(self, job_id: str) -> tuple[Job, Grant]:

@@ -15,7 +15,7 @@ from worker.dialects.legacy.deprecation import is_alias
 from worker.dialects.legacy.stream import LegacyReader
 from worker.jobs.job import Job
 from worker.jobs.limits.principals import Grant
-from worker.transports.front.eventstream import legacy_events
+from worker.transports.front.eventstream import legacy_events, push_of
 from worker.transports.gateway import Gateway
 from worker.transports.routes.answers import JSON, event_stream
 
@@ -76,4 +76,4 @@ def legacy_stream(gateway: Gateway, job: Job, grant: Grant) -> Response:
     """Answer with the stream of a job in the legacy dialect."""
     info = gateway.jobs.engine.info
     reader = LegacyReader(job, info.model if info else "", gateway.narrate, info.weights_bytes if info else 0)
-    return event_stream(legacy_events(gateway, job, grant, reader))
+    return event_stream(legacy_events(gateway, job, grant, reader, push_of(request.scope)))

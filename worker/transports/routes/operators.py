@@ -28,12 +28,8 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
     @routes.get("/v1/ready")
     async def ready() -> Response:
         """Report whether a job would start now."""
-        status, body = views.ready(
-            gateway.jobs.engine,
-            draining=gateway.jobs.draining,
-            known=is_known(),
-            prefix=request.root_path,
-        )
+        jobs, known = gateway.jobs, is_known()
+        status, body = views.ready(jobs.engine, draining=jobs.draining, known=known, prefix=request.root_path)
         return json_answer(body, status)
 
     @routes.get("/v1/loading/progress")

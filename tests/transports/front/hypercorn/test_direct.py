@@ -1,26 +1,18 @@
-"""The fast path to the socket: its bytes are valid HTTP and WebSocket, and it still waits for a slow client."""
+"""The fast path to the socket: its bytes are valid HTTP, and it still waits for a client that is slow."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import h11
 import pytest
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.events import RawData
 
-from tests.conformance.rawsocket import closing, handshake
-from worker.config import Settings
-from worker.transports.front import listener, sockets
-from worker.transports.front.hypercorn.strict import head
-from worker.transports.room import Room
-
-App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+from tests.transports.front.served import serving
 
 PIECES = [b"a", b"bc" * 40, b"d" * 5000, b"e" * 70_000]
 PIECE_BYTES = 4000
@@ -29,53 +21,25 @@ PIECES_MAX = 100
 PATIENCE_S = 10.0
 
 
-@asynccontextmanager
-async def serving(app: App) -> AsyncIterator[int]:
-    """Serve an application as the worker is served; yield the port."""
-    settings = Settings(port=0, send_buffer_bytes=4096)
-    listening = sockets.open_socket(settings)
-    port, over = listening.getsockname()[1], asyncio.Event()
-    room = Room(settings.connections_max, settings.keyless_room, lambda: 0.0, open_to_all=True)
-
-    async def trigger() -> None:
-        await over.wait()
-
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(listener.serve(app, listening, settings, room, trigger))
-        try:
-            yield port
-        finally:
-            over.set()
-
-
 async def begin(scope: Any, receive: Any, send: Any) -> None:
-    """Accept a connection, or begin an answer; the one at `/known` states its length."""
-    assert scope["type"] != "lifespan", "there is none here"
+    """Begin an answer; the one at `/known` states its length."""
     await receive()
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.accept"})
-    else:
-        size = str(sum(map(len, PIECES))).encode()
-        headers = [(b"Content-Length", size)] if scope["path"] == "/known" else []
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+    size = str(sum(map(len, PIECES))).encode()
+    headers = [(b"Content-Length", size)] if scope["path"] == "/known" else []
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
-def message_of(scope: Any, piece: bytes) -> dict[str, Any]:
-    """Return the ASGI message of a piece of an answer, or of a frame."""
-    if scope["type"] == "websocket":
-        return {"type": "websocket.send", "frames": [piece]}
-    return {"type": "http.response.body", "body": piece, "more_body": True}
+def message_of(piece: bytes, *, more_body: bool = True) -> dict[str, Any]:
+    """Return the ASGI message of a piece of an answer."""
+    return {"type": "http.response.body", "body": piece, "more_body": more_body}
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
     """Answer with all pieces: an ASGI application."""
     await begin(scope, receive, send)
     for piece in PIECES:
-        await send(message_of(scope, piece))
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1000})
-    else:
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send(message_of(piece))
+    await send(message_of(b"", more_body=False))
 
 
 def request(method: str = "GET", path: str = "/", version: str = "1.1") -> bytes:
@@ -84,14 +48,11 @@ def request(method: str = "GET", path: str = "/", version: str = "1.1") -> bytes
 
 
 async def exchange(port: int, opening: bytes) -> bytes:
-    """Send a request or a handshake, and return everything received until the connection ends."""
+    """Send a request, and return everything received until the connection ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(opening)
-        first = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
-        if b" 101 " in first:
-            writer.write(closing(1000))
-        return first + await asyncio.wait_for(reader.read(), PATIENCE_S)
+        return await asyncio.wait_for(reader.read(), PATIENCE_S)
     finally:
         writer.close()
 
@@ -112,16 +73,10 @@ def body_of(method: str, path: str, raw: bytes) -> bytes:
 @pytest.mark.parametrize("path", ["/", "/known"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_an_answer_is_one_that_http_knows(method: str, path: str, version: str) -> None:
-    async with serving(answer) as port:
-        raw = await exchange(port, request(method, path, version))
+    async with serving(answer) as front:
+        raw = await exchange(front.port, request(method, path, version))
     assert body_of(method, path, raw) == (b"" if method == "HEAD" else b"".join(PIECES))
     assert raw.endswith(b"\r\n0\r\n\r\n") == ((method, path, version) == ("GET", "/", "1.1"))
-
-
-async def test_frames_come_with_their_heads() -> None:
-    async with serving(answer) as port:
-        raw = await exchange(port, handshake())
-    assert b"".join(head(len(piece)) + piece for piece in PIECES) in raw
 
 
 class Flood:
@@ -134,7 +89,7 @@ class Flood:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await begin(scope, receive, send)
         for number in itertools.count():
-            await send(message_of(scope, f"<{number}>".encode().ljust(PIECE_BYTES, b".")))
+            await send(message_of(f"<{number}>".encode().ljust(PIECE_BYTES, b".")))
             self.sent, self.since_s = number + 1, asyncio.get_running_loop().time()
             await asyncio.sleep(0)
 
@@ -148,15 +103,14 @@ class Flood:
         return self.sent
 
 
-@pytest.mark.parametrize("opening", [request(), handshake()], ids=["http", "websocket"])
-async def test_a_client_that_does_not_read_is_waited_for_and_misses_nothing(opening: bytes) -> None:
+async def test_a_client_that_does_not_read_is_waited_for_and_misses_nothing() -> None:
     flood, loop = Flood(), asyncio.get_running_loop()
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.setblocking(False)
-        async with serving(flood) as port:
-            await loop.sock_connect(client, ("127.0.0.1", port))
-            await loop.sock_sendall(client, opening)
+        async with serving(flood) as front:
+            await loop.sock_connect(client, ("127.0.0.1", front.port))
+            await loop.sock_sendall(client, request())
             blocked_at = await flood.wait_blocked()
             assert blocked_at < PIECES_MAX
             read = b""
@@ -167,8 +121,7 @@ async def test_a_client_that_does_not_read_is_waited_for_and_misses_nothing(open
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("opening", [request(), handshake()], ids=["http", "websocket"])
-async def test_hypercorn_has_nothing_to_do_for_a_piece(opening: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hypercorn_has_nothing_to_do_for_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise it would still work, and cost half as much again."""
     usual_path: list[bytes] = []
     protocol_send = TCPServer.protocol_send
@@ -179,7 +132,7 @@ async def test_hypercorn_has_nothing_to_do_for_a_piece(opening: bytes, monkeypat
         await protocol_send(self, event)
 
     monkeypatch.setattr(TCPServer, "protocol_send", watched)
-    async with serving(answer) as port:
-        raw = await exchange(port, opening)
+    async with serving(answer) as front:
+        raw = await exchange(front.port, request())
     assert PIECES[1] in raw
     assert not any(PIECES[1] in data for data in usual_path)

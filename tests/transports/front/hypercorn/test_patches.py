@@ -8,8 +8,8 @@ import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 
-import hypercorn.asyncio.task_group
 import pytest
 
 from worker.transports.front.hypercorn import patches
@@ -48,10 +48,10 @@ def test_each_row_has_a_reason_an_end_and_tests_that_exist(row: Patch) -> None:
         assert name in functions, test
 
 
-@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
-def test_an_issue_is_one_of_hypercorn(patch: Patch) -> None:
-    number = patch.issue.removeprefix(patches.ISSUES)
-    assert not patch.issue or number.isdigit()
+@pytest.mark.parametrize("row", [*PATCHES, *RELIANCES], ids=lambda row: getattr(row, "name", "") or row.what)
+def test_an_issue_is_one_of_hypercorn(row: Patch) -> None:
+    number = row.issue.removeprefix(patches.ISSUES)
+    assert not row.issue or number.isdigit()
 
 
 @pytest.mark.parametrize("reliance", RELIANCES, ids=lambda reliance: reliance.user)
@@ -61,11 +61,15 @@ def test_a_reliance_has_a_user_in_this_room(reliance: patches.Reliance) -> None:
     assert name in {getattr(node, "name", "") for node in tree.body}
 
 
-def test_what_is_relied_on_is_there() -> None:
-    assert callable(hypercorn.asyncio.task_group._handle)
+@pytest.mark.parametrize("reliance", RELIANCES, ids=lambda reliance: reliance.user)
+def test_the_methods_that_are_overridden_are_there_on_both_sides(reliance: patches.Reliance) -> None:
+    theirs, _, methods = reliance.what.partition(": ")
+    ours = resolve_name(f"worker.transports.front.hypercorn.{reliance.user}")
+    for method in methods.split():
+        assert vars(ours)[method] is not getattr(resolve_name(theirs), method)
 
 
-def test_the_dependency_is_pinned_to_the_release_that_is_patched() -> None:
+def test_the_dependency_is_pinned_to_the_release_that_is_used() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (pin,) = [line for line in project["dependencies"] if line.startswith("hypercorn")]
     major, minor = patches.VERSION.split(".")

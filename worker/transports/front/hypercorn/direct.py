@@ -1,7 +1,7 @@
 """Fast path: writes straight to the transport while nothing is queued, past Hypercorn's layers.
 
-On the usual path a frame or a chunk becomes two or three events, goes through h11 and waits for a lock, which costs as
-much as sending it. The fast path sends the same bytes. If a client does not accept everything at once, the rest goes
+On the usual path a chunk becomes two or three events, goes through h11 and waits for a lock, which costs as much as
+sending it. The fast path sends the same bytes. If a client does not accept everything at once, the rest goes
 the usual path, where the writer waits.
 """
 
@@ -14,29 +14,16 @@ from hypercorn.protocol.events import Body, Event, Request
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.utils import suppress_body
 
-from worker.transports.front.hypercorn.slices import Slice
-
-
-def transport_of(stream_send: Any) -> asyncio.WriteTransport:
-    """Return the transport that a stream writes to. Hypercorn has no public way to it; see the table in `patches`."""
-    transport: asyncio.WriteTransport = stream_send.__self__.send.__self__.writer.transport
-    return transport
-
-
-def write_now(transport: asyncio.WriteTransport, data: bytes) -> bool:
-    """Write `data` unless earlier bytes are queued or the connection is over. Return whether it was written."""
-    if transport.get_write_buffer_size() or transport.is_closing():
-        return False
-    transport.write(data)
-    return True
+from worker.transports.front.slices import Slice
+from worker.transports.front.stream import PUSH_NAME
 
 
 class DirectStream(HTTPStream):
     """One request. The chunks of an answer of unknown length take the fast path."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, transport: asyncio.WriteTransport, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._transport = transport_of(self.send)
+        self._transport = transport
         self._chunked = False
         self._slice = Slice()
 
@@ -47,11 +34,22 @@ class DirectStream(HTTPStream):
         elif isinstance(event, Request):
             self._slice.begin()
         await super().handle(event)
+        if isinstance(event, Request):
+            # The application has not begun yet.
+            self.scope["extensions"][PUSH_NAME] = self.push  # type: ignore[assignment]  # a name of ours
+
+    def push(self, chunk: bytes) -> bool:
+        """Send a chunk now, unless earlier bytes are queued, or it is no chunk. Return whether it was sent."""
+        transport = self._transport
+        if not self._chunked or transport.get_write_buffer_size() or transport.is_closing():
+            return False
+        transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        return True
 
     async def app_send(self, message: Any) -> None:
         """Send an ASGI message; None when the application is done."""
-        chunk = self._chunked and message and message.get("more_body") and message.get("body")
-        if chunk and write_now(self._transport, b"%x\r\n%b\r\n" % (len(chunk), chunk)):
+        chunk = message and message.get("more_body") and message.get("body")
+        if chunk and self.push(chunk):
             return
         await super().app_send(message)
         if message and message["type"] == "http.response.start":

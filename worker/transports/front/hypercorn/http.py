@@ -1,56 +1,25 @@
 """Hypercorn's HTTP/1.1 connection, stricter: what a proxy may read in another way is refused, and the connection ends.
 
-RFC 9112 leaves a server little choice in these cases, and none of them comes from a client that means well. h11 lets
-them pass: Content-Length beside Transfer-Encoding, folded lines, and control characters in values.
+It speaks nothing else. An offer to speak another protocol is ignored, as RFC 9110 allows, and the request answered:
+WebSockets never come here (see `doorway`), and HTTP/2 belongs to a proxy, because Hypercorn's closes all streams of a
+connection on one late frame.
 """
 
 from __future__ import annotations
 
-import re
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 
 import h11
-import msgspec
-from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.events import Closed
+from hypercorn.protocol.events import Request
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 
-from worker.transports.front.hypercorn.connections import RoomConfig
-from worker.transports.room import STATE_NAME
-
-Headers = Iterable[tuple[bytes, bytes]]
+from worker.transports.front.heads import fault, problem
+from worker.transports.front.hypercorn.direct import DirectStream
 
 NO_HTTP = "This is no valid HTTP/1.1 request."
-
-LENGTH, ENCODING = b"content-length", b"transfer-encoding"
-CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-NOT_LATIN_1 = re.compile(rb"[\x80-\x9f]")
-"""Bytes that mean nothing in Latin-1, which is how values are read. UTF-8 has them in most letters."""
-
-FREE_NAMES = (b"cookie",)
-"""Headers whose values may be in any encoding: a browser sends the cookies of all programs on the same host."""
-
-ASCII_NAMES = (b"connection", b"upgrade")
-"""Headers of a handshake that are read as words, as are all that begin with `sec-websocket-`."""
-
-
-def fault(headers: Headers) -> str | None:
-    """Return what is wrong with the headers of a request, whose names are in lower case; None if nothing is."""
-    names = dict(headers)
-    if LENGTH in names and ENCODING in names:
-        return "The request has both Content-Length and Transfer-Encoding. Send one of them."
-    if b"sec-websocket-key" in names and (ENCODING in names or names.get(LENGTH, b"0") != b"0"):
-        return "The handshake of a WebSocket has no body. Send nothing before it is answered."
-    for name, value in headers:
-        if CONTROLS.search(value) or (name not in FREE_NAMES and NOT_LATIN_1.search(value)):
-            return f"The header {_shown(name)} has characters that are not printable Latin-1."
-        if (name in ASCII_NAMES or name.startswith(b"sec-websocket-")) and not value.isascii():
-            return f"The header {_shown(name)} has characters that are not ASCII."
-    return None
-
-
-def _shown(name: bytes) -> str:
-    return name[:100].decode("ascii")
 
 
 def refuse_folds(lines: Iterable[bytes]) -> Iterable[bytes]:
@@ -62,34 +31,40 @@ def refuse_folds(lines: Iterable[bytes]) -> Iterable[bytes]:
 
 
 class StrictProtocol(H11Protocol):
-    """One connection that speaks HTTP/1.1, and never HTTP/2."""
+    """One connection."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, transport: asyncio.WriteTransport, *arguments: Any) -> None:
         super().__init__(*arguments)
-        assert isinstance(self.config, RoomConfig)
-        self._room, self._peer = self.config.room, self.connection_state[STATE_NAME]
+        self._transport = transport
 
-    async def handle(self, event: Event) -> None:
-        """Take what came from the socket."""
-        if isinstance(event, RawData):
-            self._room.heard(self._peer)
-        await super().handle(event)
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """Ignore an offer to speak HTTP/2."""
+    async def _check_protocol(self, _: h11.Request) -> None:
+        """Let any request pass."""
 
     async def _create_stream(self, request: h11.Request) -> None:
         wrong = fault(request.headers)
-        if wrong is None:
-            await super()._create_stream(request)
-        else:
+        if wrong is not None:
             await self._send_error_response(400, wrong, whole=request.method != b"HEAD")
             await self.send(Closed())
+            return
+        self.stream = DirectStream(
+            self._transport, self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server,
+            self.stream_send, STREAM_ID,
+        )  # fmt: skip
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii").upper(),
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
+        self.keep_alive_requests += 1
 
     async def _send_error_response(self, status_code: int, detail: str = NO_HTTP, *, whole: bool = True) -> None:
-        """Refuse a request with a problem object (RFC 9457), without its body unless `whole`."""
-        problem = {"type": "about:blank", "title": "Bad Request", "status": status_code, "detail": detail}
-        body = msgspec.json.encode({**problem, "code": "bad_request", "retriable": False})
+        """Refuse a request, without the body of the answer unless `whole`."""
+        body = problem(status_code, detail)
         headers = [
             (b"content-type", b"application/problem+json"),
             (b"content-length", str(len(body)).encode()),

@@ -6,11 +6,7 @@ Hypercorn's is an asyncio.Queue: 3 KiB for as long as a connection lasts, althou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
-
-from hypercorn.asyncio import task_group
-from hypercorn.config import Config
 
 from worker.transports.wake import Wake
 
@@ -51,24 +47,3 @@ class Inbox:
         self._messages.clear()
         # The first writer that waits lets the next one in.
         self._room.release()
-
-
-async def spawn_app(
-    group: task_group.TaskGroup, app: Any, config: Config, scope: Any, send: Any
-) -> Callable[[Any], Awaitable[None]]:
-    """Run an ASGI application for one request; return the function that delivers messages to it.
-
-    The read loop of a connection must not wait for an application that has returned, or the connection stays for ever.
-    The two arguments for WSGI applications, which need threads, stay empty.
-    """
-    inbox = Inbox(config.max_app_queue_size)
-
-    async def run(*arguments: Any) -> None:
-        try:
-            await app(*arguments)
-        finally:
-            inbox.close()
-
-    handle = task_group._handle  # noqa: SLF001 - it has no public name
-    group.spawn(handle, run, config, scope, inbox.get, send, None, None)
-    return inbox.put
