@@ -171,6 +171,8 @@ def test_a_fault_of_a_site(behind: Behind, edits: dict[str, str], what: str, fix
     problem = the_problem(at(behind(edits)))
     assert what in problem
     assert fix in problem.partition(" -> ")[2]
+    # A report is passed on, and a ticket reads the job.
+    assert "ticket=" not in problem
 
 
 def test_compressed_streams_are_noted(behind: Behind) -> None:

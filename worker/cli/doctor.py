@@ -49,7 +49,8 @@ def doctor(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if asked.url is not None:
         if flags:
             raise ConfigError(
-                "--url checks a worker that runs already, so settings mean nothing to it. Leave them out."
+                "--url checks a worker that runs already, so settings mean nothing to it. Leave them out; "
+                "a key is given with --key, or the variable JOBWIRE_API_KEY."
             )
         return _check_url(asked, environ)
     if asked.key is not None or asked.ca is not None or asked.idle_s:

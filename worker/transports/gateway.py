@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from worker.config import Settings
-from worker.errors import JobwireError, Overloaded
+from worker.errors import Forbidden, Overloaded, Unauthorized
 from worker.jobs.clock import Clock
 from worker.jobs.job import Job
+from worker.jobs.limits.principals import Grant
 from worker.jobs.narration import Narrate
 from worker.jobs.service import Jobs
 from worker.operations.base import Limits, Operation
@@ -118,8 +119,15 @@ class Gateway:
         if peer is not None and not self.room.recognise(peer):
             raise Overloaded("Too many connections are open. Try again later.", retry_after_ms=CONNECTIONS_RETRY_MS)
 
-    def recognise(self, headers: Headers, peer: Peer | None) -> None:
-        """Count a TCP connection among the known if it shows a credential where none is asked for, and if it can."""
-        with contextlib.suppress(JobwireError):
-            if self.access.identify(headers) is not None:
-                self.admit(peer)
+    def recognise(self, headers: Headers, peer: Peer | None) -> Grant | None:
+        """Return the grant of a request, None if it shows no credential that is valid, whether it needs one or not.
+
+        With one, its TCP connection counts among the known, if there is room.
+        """
+        try:
+            grant = self.access.identify(headers)
+        except (Unauthorized, Forbidden):
+            return None
+        if grant is not None and peer is not None:
+            self.room.recognise(peer)
+        return grant

@@ -32,10 +32,12 @@ def check_prefix(way: Way) -> Iterator[Finding]:
     if answer.status != 200:
         raise Enough(f"No job can be created: {answer.status} {made.get('detail', '')}")
     sse_url, ws_url = str(made.get("sse_url")), str(made.get("ws_url"))
+    # Reports are passed on: the ticket in the address reads the job.
+    shown = sse_url.partition("?")[0]
     given = sse_url.partition("/v1/jobs/")[0]
     if given != way.prefix or ws_url != way.prefix + WS_URL:
         below = way.prefix or "no path"
-        what = f"Its addresses begin with {given or 'no path'}, but it is served below {below}: {sse_url}, {ws_url}"
+        what = f"Its addresses begin with {given or 'no path'}, but it is served below {below}: {shown}, {ws_url}"
         told = f"In nginx: proxy_set_header X-Forwarded-Prefix {way.prefix or '$prefix'}; from one of --proxies-trusted"
         yield Finding("problem", what, f"{told}. Or start the worker with --path-prefix {way.prefix or '/'}")
         return
@@ -44,7 +46,7 @@ def check_prefix(way: Way) -> Iterator[Finding]:
     if stream.status == 200 and str(made["job_id"]).encode() in stream.body:
         yield Finding("ok", f"Its addresses lead back to it: {way.prefix or '/'}")
     else:
-        yield Finding("problem", f"The address of a job's stream does not lead to it: {stream.status} at {sse_url}")
+        yield Finding("problem", f"The address of a job's stream does not lead to it: {stream.status} at {shown}")
 
 
 @dataclass

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 
-from quart import Response, request
+from quart import Response, g, request
 
-from worker.errors import Forbidden, Unauthorized
 from worker.jobs.limits.principals import Grant
 from worker.jobs.limits.quota import Rate
 from worker.transports.gateway import Gateway
@@ -23,17 +22,15 @@ EVENT_STREAM_HEADERS = {
 
 def grant_of_request(gateway: Gateway) -> Grant:
     """Return the grant of the current request. Raises Unauthorized, Forbidden and Overloaded."""
-    grant = gateway.access.require(request.headers)
+    # Where there is none, only `require` can say why.
+    grant: Grant = g.grant or gateway.access.require(request.headers)
     gateway.admit(peer_of(request.scope))
     return grant
 
 
-def is_known(gateway: Gateway) -> bool:
+def is_known() -> bool:
     """Return whether the current request shows who calls. Without keys everybody is known."""
-    try:
-        return gateway.access.identify(request.headers) is not None
-    except (Unauthorized, Forbidden):
-        return False
+    return g.grant is not None
 
 
 def json_answer(body: bytes, status: int = 200) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from quart import Blueprint, Quart, request
+from quart import Blueprint, Quart, g, request
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import BadHost
 from werkzeug.routing import MapAdapter
@@ -42,7 +42,7 @@ def build(
 
     @app.before_request
     async def recognise() -> None:
-        gateway.recognise(request.headers, peer_of(request.scope))
+        g.grant = gateway.recognise(request.headers, peer_of(request.scope))
 
     return app
 

@@ -22,20 +22,20 @@ def blueprint(gateway: Gateway, exposition: Callable[[], bytes]) -> Blueprint:
     @routes.get("/health")
     async def health() -> Response:
         """Report whether the worker works, and facts about it."""
-        status, body = views.health(gateway.jobs.engine, known=is_known(gateway))
+        status, body = views.health(gateway.jobs.engine, known=is_known())
         return json_answer(body, status)
 
     @routes.get("/v1/ready")
     async def ready() -> Response:
         """Report whether a job would start now."""
-        jobs, known = gateway.jobs, is_known(gateway)
+        jobs, known = gateway.jobs, is_known()
         status, body = views.ready(jobs.engine, draining=jobs.draining, known=known, prefix=request.root_path)
         return json_answer(body, status)
 
     @routes.get("/v1/loading/progress")
     async def loading() -> Response:
         """Stream the progress of loading."""
-        return event_stream(loading_events(gateway, known=is_known(gateway)))
+        return event_stream(loading_events(gateway, known=is_known()))
 
     @routes.get("/metrics")
     async def metrics() -> Response:
