@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -57,11 +58,13 @@ class HttpConnection(TCPServer):
         super().__init__(app, asyncio.get_running_loop(), config, context, state, stream, stream)  # type: ignore[arg-type]
         self._stream = stream
         self._on_idle = on_idle
+        self._http: StrictProtocol | None = None
         self._task = begin(self._serve())
 
     @property
     def unread(self) -> bool:
         """Whether bytes of a next request were received already."""
+        assert self._http is not None, "it serves"
         data, _ = self._http.connection.trailing_data
         return bool(data or self._stream.unread)
 
@@ -76,6 +79,11 @@ class HttpConnection(TCPServer):
             await self.run()
         except Exception:
             await self.config.log.exception("Error in an HTTP connection")
+        finally:
+            # Protocol and server refer to each other. What was received and not read would stay until the garbage
+            # collector comes, which is rare, and a refused request leaves much of it.
+            if self._http is not None:
+                vars(self._http).clear()
 
     async def run(self) -> None:
         """Serve until either side closes."""
@@ -106,4 +114,8 @@ class HttpConnection(TCPServer):
         """Pass on what Hypercorn has to send, and note when a request is over."""
         if isinstance(event, Updated) and event.idle:
             self._on_idle()
+        error = sys.exception()
+        if error is not None:
+            # h11's errors lead to themselves by their tracebacks, and with them to all that was received.
+            error.__traceback__ = None
         await super().protocol_send(event)
