@@ -110,7 +110,7 @@ def test_a_stranger_tells_nothing() -> None:
 def test_the_folder_itself_leads_to_the_page(server: Server, owner: Server, headers: dict[str, str]) -> None:
     """Links of the page are relative: without the slash they would lead beside it."""
     answer = (server if headers else owner).get("/llm?x=1", headers=headers)
-    assert (answer.status_code, answer.headers["location"]) == (308, "/llm/")
+    assert (answer.status_code, answer.headers["location"]) == (308, "/llm/?x=1")
 
 
 def test_a_path_that_only_begins_like_it_is_another(owner: Server) -> None:

@@ -16,11 +16,12 @@ def mounted(prefixes: Prefixes, app: App) -> App:
     """Return an ASGI application that serves `app` with and without the prefix in the paths of requests."""
 
     async def outer(scope: Scope, receive: object, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
+        if scope["type"] == "http":
             prefix, path = prefixes.prefix_of((scope.get("client") or [None])[0], scope["headers"]), scope["path"]
-            if prefix and path == prefix and scope["type"] == "http":
+            if prefix and path == prefix:
                 # The links of a page are relative to its folder.
-                await _redirect(send, prefix + "/")
+                query = b"?" + scope["query_string"] if scope["query_string"] else b""
+                await _redirect(send, prefix.encode("ascii") + b"/" + query)
                 return
             if prefix:
                 whole = path if path.startswith(prefix + "/") else prefix + path
@@ -30,7 +31,7 @@ def mounted(prefixes: Prefixes, app: App) -> App:
     return outer
 
 
-async def _redirect(send: Send, location: str) -> None:
-    headers = [(b"location", location.encode("ascii")), (b"content-length", b"0")]
+async def _redirect(send: Send, location: bytes) -> None:
+    headers = [(b"location", location), (b"content-length", b"0")]
     await send({"type": "http.response.start", "status": 308, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
