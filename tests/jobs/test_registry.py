@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 
-from tests.jobs.scripted import Stage
+from tests.jobs.scripted import ANN, LIMITS, Stage
+from worker.operations.fields import WrongFields
+from worker.operations.worker_check import WorkerCheck
 
 
 def test_an_owner_lists_its_own_jobs_newest_first_and_none_lists_all() -> None:
@@ -68,3 +70,12 @@ def test_a_page_costs_the_same_with_many_jobs_as_with_few() -> None:
     quiet_s = best_s(few, "ann", math.inf) + 50e-6
     for owner_name, before in (("ann", math.inf), ("ann", oldest), ("bob", math.inf), (None, math.inf), (None, oldest)):
         assert best_s(many, owner_name, before) < 10 * quiet_s
+
+
+def test_however_fast_jobs_end_they_are_not_more_than_may_be_kept_for_long() -> None:
+    """Sweeps alone would fall behind where the event loop is busy."""
+    stage = Stage(retention_bytes_max=1 << 20)
+    for _ in range(2000):
+        stage.jobs.create(ANN, None, WorkerCheck().parse({}, LIMITS, WrongFields()))
+    kept = sum(job.kept_bytes for job in stage.jobs.list(ANN.name))
+    assert kept < (1 << 20) + 3 * max(job.kept_bytes for job in stage.jobs.list(ANN.name))

@@ -7,7 +7,7 @@ from itertools import islice
 
 from worker.errors import JobNotFound, shortened
 from worker.jobs.job import Job
-from worker.jobs.limits.retention import JobKey, Retention
+from worker.jobs.limits.retention import FORGOTTEN_MAX, FORGOTTEN_PER_END, JobKey, Retention
 from worker.jobs.listing import Listing
 
 NUMBERS_PER_MS = 1000
@@ -51,15 +51,17 @@ class Registry:
         self._everybodys.add(job)
         self._by_owner.setdefault(job.owner_name, Listing()).add(job)
 
-    def retire(self, job: Job, now_ms: float) -> None:
-        """Count a job as ended, and begin its retention."""
+    def retire(self, job: Job, now_ms: float) -> tuple[Job, ...]:
+        """Count a job as ended, and begin its retention; return the jobs that it leaves no room for, removed."""
+        due = tuple(self.pop_due(now_ms, FORGOTTEN_PER_END))
         key = (job.owner_name, job.id)
         del self.live[key]
         self._retention.add(key, job.kept_bytes, now_ms)
+        return due
 
-    def pop_due(self, now_ms: float) -> Iterator[Job]:
-        """Remove the jobs whose retention is over, and yield them."""
-        for key in self._retention.pop_due(now_ms):
+    def pop_due(self, now_ms: float, most: int = FORGOTTEN_MAX) -> Iterator[Job]:
+        """Remove the jobs whose retention is over, and yield them: `most` at a time."""
+        for key in self._retention.pop_due(now_ms, most):
             job = self._jobs.pop(key)
             self._everybodys.remove(job)
             own = self._by_owner[job.owner_name]

@@ -369,7 +369,8 @@ class Jobs:
         self._agenda.drop(job)
         self._admission.on_ended(job.owner, job.tokens_charged, usage, now_ms)
         job.drop_request()
-        self._registry.retire(job, now_ms)
+        for forgotten in self._registry.retire(job, now_ms):
+            forgotten.log.forget()
         self._notify_if_idle()
 
     def _notify_if_idle(self) -> None:

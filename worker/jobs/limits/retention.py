@@ -9,7 +9,10 @@ JobKey: TypeAlias = tuple[str, str]
 """The owner's name and the job's id."""
 
 FORGOTTEN_MAX = 500
-"""Logs that are forgotten at a time. Several times a second that is more than can be created, and takes some ms."""
+"""Logs that are forgotten at a time, which takes some ms."""
+
+FORGOTTEN_PER_END = 2
+"""Logs that are forgotten when one is added: however fast jobs end, they are not more than may be kept for long."""
 
 
 class Retention:
@@ -26,10 +29,10 @@ class Retention:
         self._ended.append((now_ms, key, size_bytes))
         self.bytes += size_bytes
 
-    def pop_due(self, now_ms: float) -> list[JobKey]:
-        """Remove and return the keys of the logs to forget now, at most FORGOTTEN_MAX; the rest are due next time."""
+    def pop_due(self, now_ms: float, most: int = FORGOTTEN_MAX) -> list[JobKey]:
+        """Remove and return the keys of the logs to forget now, `most` of them; the rest are due next time."""
         forgotten: list[JobKey] = []
-        while self._is_due(now_ms) and len(forgotten) < FORGOTTEN_MAX:
+        while self._is_due(now_ms) and len(forgotten) < most:
             _, key, size_bytes = self._ended.popleft()
             self.bytes -= size_bytes
             forgotten.append(key)
