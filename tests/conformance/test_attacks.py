@@ -37,8 +37,9 @@ QUIET_S, SECONDS = 1.5, 2.5
 QUIET_FOR_S = 20.0
 """How long a quiet run is compared with."""
 
-RETENTION = ("--retention-bytes-max", str(16 << 20))
-"""Attacks that are jobs leave ended jobs: half of what may be kept here, so that their limit is felt, too."""
+BOUNDS = ("--retention-bytes-max", str(16 << 20), "--subscriptions-per-connection-max", "256")
+"""What jobs leave, and jobs whose frames wait to be sent, take memory up to these limits: small, so that they are felt
+within seconds, and below what is allowed here."""
 
 KINDS = ("stream", "health")
 GONE_S, FOLLOWING = 6.0, 200
@@ -136,7 +137,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with serving(*FLAGS, *RETENTION, "--keys-file", str(keys_file(tmp_path_factory.mktemp("keys")))) as server:
+    with serving(*FLAGS, *BOUNDS, "--keys-file", str(keys_file(tmp_path_factory.mktemp("keys")))) as server:
         running = Bench(server)
         yield running
         running.close()
