@@ -25,14 +25,14 @@ class TopLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     logprob: float
 
 
-class Queued(msgspec.Struct, frozen=True, omit_defaults=True, tag="queued"):
+class Queued(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="queued"):
     """The job waits; `position` counts from 1, `eta_ms` is an estimate of its wait from measured rates."""
 
     position: int
     eta_ms: int | None = None
 
 
-class Tokenized(msgspec.Struct, frozen=True, tag="prepared"):
+class Tokenized(msgspec.Struct, frozen=True, gc=False, tag="prepared"):
     """The job's prompt is read: it has `prompt_tokens` tokens, with these `ids`, packed as int32.
 
     The ids stay with the job, so the prompt is rendered and tokenized once, also if an engine dies later.
@@ -42,14 +42,14 @@ class Tokenized(msgspec.Struct, frozen=True, tag="prepared"):
     ids: bytes
 
 
-class Admitted(msgspec.Struct, frozen=True, omit_defaults=True, tag="admitted"):
+class Admitted(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="admitted"):
     """The job holds a slot of the batch and its prefill begins, after the `cached_tokens` that are in the KV cache."""
 
     prompt_tokens: int
     cached_tokens: int = 0
 
 
-class Progress(msgspec.Struct, frozen=True, tag="progress"):
+class Progress(msgspec.Struct, frozen=True, gc=False, tag="progress"):
     """`done` of `total` prompt tokens are prefilled."""
 
     done: int
@@ -70,25 +70,25 @@ class Token(msgspec.Struct, frozen=True, omit_defaults=True, tag="token", gc=Fal
     top_logprobs: tuple[tuple[TopLogprob, ...], ...] | None = None
 
 
-class FirstToken(msgspec.Struct, frozen=True, tag="first_token"):
+class FirstToken(msgspec.Struct, frozen=True, gc=False, tag="first_token"):
     """The record before this one is the job's first `Token`, `wait_ms` after the job was created."""
 
     wait_ms: int
 
 
-class Preempted(msgspec.Struct, frozen=True, tag="preempted"):
+class Preempted(msgspec.Struct, frozen=True, gc=False, tag="preempted"):
     """The job lost its slot for now, for `reason`; nothing that it produced is lost."""
 
     reason: str
 
 
-class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
+class Resumed(msgspec.Struct, frozen=True, gc=False, tag="resumed"):
     """The job was handed to an engine again, with all tokens that it has. `attempt` counts only what readers saw."""
 
     attempt: int
 
 
-class Note(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="note"):
+class Note(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True, tag="note"):
     """Something worth a sentence that changes no state: an engine's restart, a summary of the completed job."""
 
     actor: str
@@ -100,7 +100,7 @@ class Note(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="n
     tokens_out: int | None = None
 
 
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     """The consumption of a job. Durations in milliseconds from its creation; `tokens_per_s` over the decode phase."""
 
     prompt_tokens: Annotated[int, Meta(description="Tokens of the prompt.")]
@@ -112,7 +112,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     tokens_per_s: Annotated[float | None, Meta(description="Rate of the decode phase.")] = None
 
 
-class Finished(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag="finished"):
+class Finished(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True, tag="finished"):
     """The job completed. With n > 1 `finish_reason` is choice 0's and `finish_reasons` has all."""
 
     finish_reason: FinishReason
@@ -121,21 +121,21 @@ class Finished(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, ta
     finish_reasons: tuple[FinishReason, ...] = ()
 
 
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
+class Failed(msgspec.Struct, frozen=True, gc=False, tag="failed"):
     """The job failed for good."""
 
     error: Problem
     usage: Usage
 
 
-class Cancelled(msgspec.Struct, frozen=True, tag="cancelled"):
+class Cancelled(msgspec.Struct, frozen=True, gc=False, tag="cancelled"):
     """The job was cancelled; `reason` is "client", "abandoned" or "shutdown"."""
 
     reason: str
     usage: Usage
 
 
-class Expired(msgspec.Struct, frozen=True, tag="expired"):
+class Expired(msgspec.Struct, frozen=True, gc=False, tag="expired"):
     """The job's deadline passed."""
 
     error: Problem

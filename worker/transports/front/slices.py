@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-SLICE_S = 0.002
+SLICE_S = 0.001
 """How long one connection may keep the loop before it lets all others have their turn."""
 
 

@@ -26,7 +26,7 @@ from worker.transports.room import Peer
 SEND_BYTES = 8 * 1024
 """About how much is sent at once. Small, so that the rest for a slow reader can still merge into larger frames."""
 
-READ_BYTES = 1024
+READ_BYTES = 128
 """After so many bytes it is seen whether the time is used up that one connection may read at once."""
 
 NEEDLESS_BELOW = 256
