@@ -61,14 +61,19 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def _line(pid: int) -> bytes:
+    """Return the command line of a process, nothing for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def is_preparer(pid: int) -> bool:
     """Return whether a process is a preparer or one of its hands."""
-    try:
-        line = Path(f"/proc/{pid}/cmdline").read_bytes()
-        # Those of benchmarks and tests are functions.
-        return b"worker.processes.preparer" in line or b".prepare()" in line
-    except OSError:
-        return False
+    line = _line(pid)
+    # Those of benchmarks and tests are functions.
+    return b"worker.processes.preparer" in line or b".prepare()" in line
 
 
 class Server:
@@ -134,8 +139,13 @@ class Server:
         return descendants(self.process.pid)
 
     def engine_pids(self) -> list[int]:
-        """Return the pids of the engine process and what belongs to it."""
-        return [pid for pid in self.family() if not is_preparer(pid)]
+        """Return the pids of the engine process and what belongs to it.
+
+        One that was forked and does not run its own program yet is left out: the gateway waits for that, and would for
+        ever if it were stopped.
+        """
+        gateway = _line(self.process.pid)
+        return [pid for pid in self.family() if not is_preparer(pid) and _line(pid) != gateway]
 
     def preparer_pids(self) -> list[int]:
         """Return the pids of the preparer and its hands, the preparer first."""
