@@ -1,4 +1,4 @@
-"""Watches a child process: logs its output line by line, and waits for its end."""
+"""Watches a child process: logs its output line by line, waits for its end, and paces its restarts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 from worker import printable
+from worker.config import Settings
 from worker.processes.child import Child
 
 READ_BYTES = 1 << 18
@@ -26,6 +27,12 @@ async def connect(child: Child) -> tuple[asyncio.StreamReader, Callable[[], None
         lambda: asyncio.StreamReaderProtocol(output), child.process.stdout
     )
     return output, pipe.close
+
+
+def restart_pause_s(settings: Settings, starts_in_a_row: int) -> float:
+    """Return the pause before the next start: it doubles with each start in a row."""
+    pause_s = settings.engine_restart_backoff_s * 2.0 ** min(starts_in_a_row - 1, 32)
+    return min(pause_s, settings.engine_restart_backoff_max_s)
 
 
 async def wait_end(child: Child, seconds: float) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import msgspec
 
 from worker.brokers.base import EngineState, Sink
+from worker.brokers.child_watch import restart_pause_s
 from worker.brokers.engine_process import EngineProcess
 from worker.brokers.phases import Happening, next_phase
 from worker.brokers.preparing import Preparing
@@ -199,10 +200,9 @@ class LocalBroker:
             self._report(sink, "load_failed", error=problem)
 
     def _pause_s(self, starts_in_a_row: int) -> float:
-        longest_s = self._settings.engine_restart_backoff_max_s
         if self._state.phase == "failed":
-            return longest_s
-        return min(self._settings.engine_restart_backoff_s * 2.0 ** min(starts_in_a_row - 1, 32), longest_s)
+            return self._settings.engine_restart_backoff_max_s
+        return restart_pause_s(self._settings, starts_in_a_row)
 
     def _report(
         self,

@@ -20,6 +20,7 @@ from typing import Protocol
 import msgspec
 
 from worker.brokers.base import PreparerState
+from worker.brokers.child_watch import restart_pause_s
 from worker.brokers.lanes import LONG, SHORT, SHORT_BYTES_MAX, Entry, Lanes, size_bytes
 from worker.brokers.preparer_process import HandConnection, PreparerProcess
 from worker.brokers.refusals import OUTSIDE, Refusals, blame, form_digest, prompt_digest
@@ -340,10 +341,7 @@ class Preparing:
             self._taker.on_preparer_failed(problem)
 
     def _pause_s(self, starts_in_a_row: int) -> float:
-        if starts_in_a_row == 0:
-            return 0.0
-        longest_s = self._settings.engine_restart_backoff_max_s
-        return min(self._settings.engine_restart_backoff_s * 2.0 ** min(starts_in_a_row - 1, 32), longest_s)
+        return restart_pause_s(self._settings, starts_in_a_row) if starts_in_a_row else 0.0
 
     # ---- its facts ---------------------------------------------------------------------------------------------------
 

@@ -7,15 +7,17 @@ from typing import Any, TypeAlias
 
 from worker.transports.access.prefixes import Prefixes
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message: TypeAlias = MutableMapping[str, Any]
+"""A message of ASGI, or a scope: both are dictionaries."""
+
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
 
 def mounted(prefixes: Prefixes, app: App) -> App:
     """Return an ASGI application that serves `app` with and without the prefix in the paths of requests."""
 
-    async def outer(scope: Scope, receive: object, send: Send) -> None:
+    async def outer(scope: Message, receive: object, send: Send) -> None:
         if scope["type"] == "http":
             prefix, path = prefixes.prefix_of((scope.get("client") or [None])[0], scope["headers"]), scope["path"]
             if prefix and path == prefix:

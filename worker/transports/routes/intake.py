@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from worker.transports.front.mounting import App, Message, Send
 
 METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -25,16 +27,13 @@ DISCARD_BYTES_MAX = 64 << 20
 
 DISCARD_TIMEOUT_S = 2.0
 
-AsgiMessage: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[AsgiMessage]]
-Send: TypeAlias = Callable[[AsgiMessage], Awaitable[None]]
-App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
 
 
 def bounded(app: App, frame_bytes_max: int) -> App:
     """Return an ASGI application that hands an HTTP request to `app` with about `frame_bytes_max` of its body."""
 
-    async def bounded_app(scope: AsgiMessage, receive: Receive, send: Send) -> None:
+    async def bounded_app(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             # One byte more shows that a body is too large.
             kept_max = frame_bytes_max + 1 if scope["method"] in METHODS_WITH_BODY else 0
@@ -58,7 +57,7 @@ class Intake:
         if not has_body:
             self._over.set()
 
-    async def receive(self) -> AsgiMessage:
+    async def receive(self) -> Message:
         """Return the next message that the application needs. A body without bounds ends the request."""
         while True:
             message = await self._receive()
@@ -78,7 +77,7 @@ class Intake:
             if self._bytes > DISCARD_BYTES_MAX:
                 self._over.set()
 
-    async def send(self, message: AsgiMessage) -> None:
+    async def send(self, message: Message) -> None:
         """Send a message of the answer; before the last one, which ends the connection, drop what is left."""
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import h11
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
@@ -115,7 +116,7 @@ class HttpConnection(TCPServer):
         if isinstance(event, Updated) and event.idle:
             self._on_idle()
         error = sys.exception()
-        if error is not None:
+        if isinstance(error, h11.RemoteProtocolError):
             # h11's errors lead to themselves by their tracebacks, and with them to all that was received.
             error.__traceback__ = None
         await super().protocol_send(event)

@@ -27,21 +27,23 @@ def head(size: int) -> bytes:
 class Fragments:
     """A message that comes in pieces. Text is checked piece by piece, so that its first wrong byte ends it."""
 
-    __slots__ = ("_checker", "_data")
+    __slots__ = ("_data", "_decoder", "_texts")
 
     def __init__(self, *, is_text: bool) -> None:
         self._data = bytearray()
-        self._checker = codecs.getincrementaldecoder("utf-8")() if is_text else None
+        self._texts: list[str] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")() if is_text else None
 
     def add(self, data: bytes | bytearray, *, last: bool) -> None:
         """Add a piece. Raises UnicodeDecodeError."""
-        if self._checker is not None:
-            self._checker.decode(data, last)
-        self._data += data
+        if self._decoder is None:
+            self._data += data
+        else:
+            self._texts.append(self._decoder.decode(data, last))
 
     def whole(self) -> str | bytes:
         """Return the message, after its last piece."""
-        return bytes(self._data) if self._checker is None else self._data.decode()
+        return bytes(self._data) if self._decoder is None else "".join(self._texts)
 
 
 class LengthCheck:
