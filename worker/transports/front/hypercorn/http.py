@@ -18,6 +18,7 @@ from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 
 from worker.transports.front.heads import fault, problem
 from worker.transports.front.hypercorn.direct import DirectStream
+from worker.transports.front.overtime import Overtime
 
 NO_HTTP = "This is no valid HTTP/1.1 request."
 
@@ -33,9 +34,10 @@ def refuse_folds(lines: Iterable[bytes]) -> Iterable[bytes]:
 class StrictProtocol(H11Protocol):
     """One connection."""
 
-    def __init__(self, transport: asyncio.WriteTransport, *arguments: Any) -> None:
+    def __init__(self, transport: asyncio.WriteTransport, overtime: Overtime, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._transport = transport
+        self._overtime = overtime
 
     async def _check_protocol(self, _: h11.Request) -> None:
         """Let any request pass."""
@@ -47,8 +49,8 @@ class StrictProtocol(H11Protocol):
             await self.send(Closed())
             return
         self.stream = DirectStream(
-            self._transport, self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server,
-            self.stream_send, STREAM_ID,
+            self._transport, self._overtime, self.app, self.config, self.context, self.task_group, self.ssl,
+            self.client, self.server, self.stream_send, STREAM_ID,
         )  # fmt: skip
         await self.stream.handle(
             Request(
