@@ -24,6 +24,7 @@ FRAME = re.compile(rb'"type":"token"|"chat.completion.chunk"')
 TAIL_BYTES = 24
 RECEIVE_BYTES = 1 << 18
 START_TIMEOUT_S = 60.0
+SETTLE_MAX_S = 10.0
 CREATES_PER_BURST = 32
 
 
@@ -187,12 +188,17 @@ class Reader:
             self.read_for(0.2)
 
     def wait_until_all_flow(self) -> None:
-        """Read until every connection has brought a token, and for a moment more."""
+        """Read until every connection has brought a token, and all jobs flow, as far as the server can hold them."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while self.flowing < len(self.streams):
             assert time.monotonic() < deadline, f"{self.flowing} of {len(self.streams)} streams flow"
             self.read_for(0.05)
-        self.read_for(0.5)
+        expected, settled_by = self.task.streams * self.task.per_s * 0.5, time.monotonic() + SETTLE_MAX_S
+        while time.monotonic() < settled_by:
+            before = self.result.tokens
+            self.read_for(0.5)
+            if self.result.tokens - before >= expected * 0.98:
+                return
 
     def measure(self) -> Result:
         """Read for the time of the task and measure."""
