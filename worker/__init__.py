@@ -21,4 +21,4 @@ Imports go in one direction only: cli > app > transports > protocol | dialects |
 brokers > processes > scheduler > engines > config > requests > events > errors > printable.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

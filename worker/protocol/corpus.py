@@ -91,7 +91,7 @@ SERVER: tuple[Example[ServerFrame], ...] = (
         "hello",
         Hello(
             protocol="jobwire.v1",
-            server="jobwire/0.2.0",
+            server="jobwire/0.3.0",
             features=("update", "channels", "window", "coalesce", "auth", "goaway", "ignored"),
             auth="ok",
             expires_in=3600,
