@@ -127,6 +127,11 @@ STEPS = st.lists(
 
 Steps: TypeAlias = list[tuple[str, int]]
 
+EARLIER_BEAT: Steps = [
+    ("produce", 1), ("pull", 1), ("produce", 1), ("pull", 1), ("pass", 19), ("remark", 0), ("pull", 3), ("pass", 60),
+]  # fmt: skip
+"""The beat of an earlier pause comes when nothing is pending: what it was for went out before something urgent."""
+
 
 def act(reading: Reading, what: str, amount: int) -> None:
     """Let something happen besides a pull."""
@@ -144,6 +149,7 @@ def act(reading: Reading, what: str, amount: int) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from([0, 1, 2, 7]), st.sampled_from([0, 1, 20, 50]), STEPS)
 @example(1, 20, [("produce", 1), ("pull", 1), ("produce", 1), ("pull", 2), ("ack", -1), ("remark", 0), ("pull", 3)])
+@example(0, 20, EARLIER_BEAT)
 def test_every_event_comes_once_and_in_order(window: int, coalesce_ms: int, steps: Steps) -> None:
     reading = Reading(window, coalesce_ms)
     for what, amount in steps:
