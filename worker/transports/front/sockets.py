@@ -18,7 +18,7 @@ from worker.errors import ConfigError
 BACKLOG = 2048
 """How many connections the kernel keeps waiting to be accepted."""
 
-ACCEPTS_PER_TURN = 4
+ACCEPTS_PER_TURN = 2
 """How many connections are accepted before the event loop turns.
 
 Those that must go for them are closed only then. And where no file is left, asyncio tries so often in vain each second.
