@@ -37,6 +37,10 @@ EXLLAMAV2_ALONE = (
 """Settings that other engines cannot use: they refuse to start with one that differs from its default."""
 
 
+PIECE_TOKENS_MAX = 63
+"""Up to so many tokens of a sequence llama.cpp computes alike on a CPU, however they are cut, to the last bit. From 64
+on it computes them in tiles."""
+
 KEY_CHARS_MIN = 16
 """A shorter API key can be guessed."""
 
@@ -130,6 +134,15 @@ class Settings(Listening):
     prefill_tokens_per_step: Annotated[
         int, Meta(ge=1, le=1 << 20, description="Prompt tokens computed per step. Fewer keep running jobs smoother.")
     ] = 256
+    prefill_piece_tokens_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 20,
+            description="Tokens of one prompt that llama.cpp computes at a time. With more than 63, or 0 (any number), "
+            "a seed no longer gives the same text beside other jobs.",
+        ),
+    ] = PIECE_TOKENS_MAX
     queue_jobs_max: Annotated[int, Meta(ge=1, le=1 << 20, description="Waiting jobs, over all clients.")] = 1024
     queue_tokens_max: Annotated[
         int, Meta(ge=1, le=1 << 40, description="Tokens that all waiting jobs together may need.")

@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from worker import printable
+from worker.config.settings import PIECE_TOKENS_MAX
 from worker.errors import Problem
 from worker.events import FinishReason, TopLogprob
 from worker.requests import Prompt, ResponseFormat, Sampling
@@ -177,6 +178,9 @@ class Capacity(msgspec.Struct, frozen=True):
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about a loaded engine, for `/health`, the start banner and limits. `bounds` are those that readers need.
 
+    `deterministic`: the logits of a sequence do not depend on what runs beside it, on how its prompt is cut or where
+    its prefix comes from. So the same seed gives the same text.
+
     Names come from files, and are cleaned here once: they reach terminals, logs and pages.
     """
 
@@ -191,6 +195,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     has_chat_template: bool
     kv_tokens_total: int
     rewinds: bool = False
+    deterministic: bool = False
     details: dict[str, str] = {}
 
     def __post_init__(self) -> None:
@@ -209,7 +214,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What to load: sent to the engine process, so it is plain data. `model` None is the bundled model.
 
     `context_tokens` 0 means the model's own (bounded by the engine), `threads` 0 lets the engine choose.
-    `chat_template` names a file; `choose` puts its text in place of the name.
+    `chat_template` names a file; `choose` puts its text in place of the name. `piece_tokens_max` bounds how many tokens
+    of a prompt are computed at a time by engines whose results depend on it; 0 is no bound.
     """
 
     engine: str = "auto"
@@ -217,6 +223,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 64
     context_tokens: int = 0
     threads: int = 0
+    piece_tokens_max: int = PIECE_TOKENS_MAX
     chat_template: str | None = None
     options: dict[str, str] = {}
 

@@ -16,6 +16,8 @@ from worker.engines.output.sequence import Sequence
 from worker.engines.prompt.reader import ModelReader
 from worker.engines.slots import SHARED_TOKENS_MIN, Placement, Slots, common_prefix
 
+UNBOUNDED = 1 << 62
+
 
 @dataclass(slots=True, eq=False)
 class SlotRow:
@@ -74,7 +76,8 @@ class SlottedEngine(Generic[R]):
     """The engine port over a runner.
 
     `wait_for_leader`: prompts wait for others that compute the same tokens. Without `reuse` a slot keeps nothing of a
-    sequence that left. `step_prefill_tokens_max` bounds the prompt tokens of a step below what the scheduler allows.
+    sequence that left. `step_prefill_tokens_max` bounds the prompt tokens of a step below what the scheduler allows,
+    `piece_tokens_max` those of one sequence; 0 is no bound.
     """
 
     def __init__(
@@ -85,7 +88,8 @@ class SlottedEngine(Generic[R]):
         *,
         wait_for_leader: bool = False,
         reuse: bool = True,
-        step_prefill_tokens_max: int | None = None,
+        step_prefill_tokens_max: int = 0,
+        piece_tokens_max: int = 0,
     ) -> None:
         self._runner = runner
         self._info = info
@@ -93,7 +97,8 @@ class SlottedEngine(Generic[R]):
         self._slots = Slots(info.slots)
         self._wait_for_leader = wait_for_leader and reuse
         self._reuse = reuse
-        self._step_prefill_tokens_max = step_prefill_tokens_max
+        self._step_prefill_tokens_max = step_prefill_tokens_max or UNBOUNDED
+        self._piece_tokens_max = piece_tokens_max or UNBOUNDED
         self._running: dict[str, R] = {}  # in order of admission
 
     @property
@@ -140,8 +145,7 @@ class SlottedEngine(Generic[R]):
 
         Raises what the runner raises for a failure of the whole batch.
         """
-        limit = self._step_prefill_tokens_max
-        work = self._plan(prefill_tokens_max if limit is None else min(prefill_tokens_max, limit))
+        work = self._plan(min(prefill_tokens_max, self._step_prefill_tokens_max))
         if not work:
             return []
         events = self._runner.run(work)
@@ -178,7 +182,7 @@ class SlottedEngine(Generic[R]):
                 continue
             count = 1
             if row.prefilling:
-                count = min(row.prefill_tokens - row.cached, budget)
+                count = min(row.prefill_tokens - row.cached, budget, self._piece_tokens_max)
                 budget -= count
             if count > 0:
                 work.append((row, count))

@@ -76,7 +76,13 @@ class Params(TypedDict, total=False):
         float,
         Meta(ge=-2, le=2, description="Subtracted from a token's logit for each time that it was generated. 0 is off."),
     ]
-    seed: Annotated[int, Meta(description="The same request with the same seed gives the same text. Random if absent.")]
+    seed: Annotated[
+        int,
+        Meta(
+            description="The same request with the same seed gives the same text, whatever runs beside it, where "
+            "`/health` says `deterministic`. Random if absent."
+        ),
+    ]
     stop: Annotated[Stop | Stops, Meta(description="Text, or texts, that end the answer and are not part of it.")]
     banned_strings: Annotated[
         Bans,

@@ -199,6 +199,7 @@ def _spec(settings: Settings) -> EngineSpec:
         slots=settings.slots,
         context_tokens=settings.context_tokens,
         threads=settings.threads,
+        piece_tokens_max=settings.prefill_piece_tokens_max,
         chat_template=settings.chat_template,
         options={"device": str(settings.device), **settings.exllamav2},
     )

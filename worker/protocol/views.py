@@ -90,6 +90,9 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     parameters: Annotated[int | None, Meta(description="Size of the model.")] = None
     weights_bytes: Annotated[int | None, Meta(description="Size of its weights in memory.")] = None
     slots_total: Annotated[int | None, Meta(description="Sequences that may share a step.")] = None
+    deterministic: Annotated[
+        bool | None, Meta(description="Whether the same seed gives the same text, whatever runs beside it.")
+    ] = None
     running: Annotated[int | None, Meta(description="Sequences that run now.")] = None
     waiting: Annotated[int | None, Meta(description="Jobs that wait.")] = None
     restarts: Annotated[int | None, Meta(description="How often the engine was restarted.")] = None
@@ -228,6 +231,7 @@ def health(state: EngineState, *, known: bool = True) -> tuple[HTTPStatus, bytes
         parameters=info.parameters if info else None,
         weights_bytes=info.weights_bytes if info else None,
         slots_total=info.slots if info else None,
+        deterministic=info.deterministic if info else None,
         running=stats.running if stats else None,
         waiting=stats.waiting if stats else None,
         restarts=state.restarts,

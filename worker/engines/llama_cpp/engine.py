@@ -1,9 +1,10 @@
 """llama.cpp: any GGUF model on the CPU, through cyllama (the extra `gguf`, Python 3.12 or newer).
 
-llama.cpp computes, samples and keeps the KV cache; `slotted` decides which sequences share a step. Each sequence has a
-slot of the cache to itself, so the cache cannot run full. Everything that makes llama.cpp abort the process is avoided:
-batches above `n_batch`, more slots than `n_batch`, partial copies between slots, grammars (llguidance does those), and
-freeing the model before its context.
+llama.cpp computes, samples and keeps the KV cache; `slotted` decides which sequences share a step. At most 63 tokens of
+a sequence are computed at a time: then they are equal to the last bit, whatever is computed beside them. Each sequence
+has a slot of the cache to itself, so the cache cannot run full. Everything that makes llama.cpp abort the process is
+avoided: batches above `n_batch`, more slots than `n_batch`, partial copies between slots, grammars (llguidance does
+those), and freeing the model before its context.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from worker.config.settings import PIECE_TOKENS_MAX
 from worker.engines.base import Broke, Delta, EngineInfo, EngineSpec, OnLoad, StepEvent
 from worker.engines.llama_cpp.library import affordable_slots, library, load_model, make_context
 from worker.engines.llama_cpp.reader import reader_of
@@ -70,15 +72,18 @@ def _engine(lib: Any, model: Any, name: str, spec: EngineSpec) -> SlottedEngine[
         weights_bytes=model.size,
         has_chat_template=reader.has_template,
         kv_tokens_total=slots * context_tokens,
+        deterministic=0 < spec.piece_tokens_max <= PIECE_TOKENS_MAX,
         details={"llama.cpp": str(lib.llama_version()), "model": model.desc, "slots_asked": str(spec.slots)},
     )
     return SlottedEngine(
         LlamaCppRunner(lib, model, info, threads),
         info,
         reader,
+        wait_for_leader=True,
         # A model whose state is not a cache of tokens cannot go back to a prefix of it.
         reuse=not (model.is_recurrent() or model.is_hybrid()),
         step_prefill_tokens_max=PREFILL_TOKENS_MAX,
+        piece_tokens_max=spec.piece_tokens_max,
     )
 
 

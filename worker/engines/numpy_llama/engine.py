@@ -54,6 +54,7 @@ def load(spec: EngineSpec, on_load: OnLoad) -> SlottedEngine[SlotRow]:
         weights_bytes=weights.nbytes,
         has_chat_template=reader.has_template,
         kv_tokens_total=slots * context_tokens,
+        deterministic=True,
         details={"weights": "float32", "kv_bytes_max": str(cache.nbytes), "slots_asked": str(spec.slots)},
     )
     return SlottedEngine(NumpyRunner(weights, cache, context_tokens), info, reader, wait_for_leader=True)
