@@ -50,7 +50,7 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     first, second = part(tmp_path / FIRST, 0), part(tmp_path / SECOND, 1)
     explain(first)
     second.write_bytes(second.read_bytes()[:-5000])
-    with pytest.raises(ModelError, match=f"{SECOND}: the file ends .*Download it again"):
+    with pytest.raises(ModelError, match=f"{SECOND}: the file is not complete.*Download it again"):
         explain(first)
     second.write_bytes(b"")
     with pytest.raises(ModelError, match=f"{SECOND}: the file is empty"):

@@ -122,7 +122,7 @@ def test_what_would_be_computed_wrongly_is_refused(tmp_path: Path, metadata: dic
 @pytest.mark.parametrize(
     ("metadata", "what"),
     [
-        ({"split.no": (NUMBER, 1), "split.count": (NUMBER, 2)}, "part 2 of 2 .*--merge.*llama_cpp"),
+        ({"split.no": (NUMBER, 1), "split.count": (NUMBER, 2)}, "part 2 of 2 .*llama_cpp.*--merge"),
         ({"split.no": (NUMBER, 2), "split.count": (NUMBER, 2)}, "part 2 of 2. Download it again"),
         ({"general.type": (STRING, "adapter")}, "adapter.*Give the model itself"),
         ({"general.type": (STRING, "mmproj")}, "projector.*Give the model itself"),

@@ -107,7 +107,7 @@ class Gguf:
             _refuse(
                 self.path,
                 f"{name!r} is stored as {kind}, and the numpy engine reads {READABLE}",
-                f"Use a file of one of these types. Or: {LLAMA_CPP}",
+                f"{LLAMA_CPP} Or give a file of one of these types.",
             )
         return storage.read(self.data[tensor.offset : tensor.offset + storage.bytes_of(tensor.size)]).reshape(shape)
 
@@ -164,7 +164,7 @@ def _checked(infos: list[Tensor], data: Bytes, path: Path) -> dict[str, Tensor]:
         if end > len(data):
             _refuse(
                 path,
-                f"the file ends {end - len(data)} bytes before the end of {tensor.name!r}: it is not complete",
+                f"the file is not complete: {tensor.name!r} ends {end - len(data):,} bytes behind its end",
                 "Download it again.",
             )
     return tensors
@@ -183,7 +183,7 @@ class _Cursor:
         if self.offset > len(self._content):
             _refuse(
                 self._path,
-                f"the file ends within its header, at byte {len(self._content)}: it is not complete",
+                f"the file is not complete: it ends within its header, at byte {len(self._content):,}",
                 "Download it again.",
             )
         return self._content[start : self.offset]

@@ -61,7 +61,7 @@ def refuse_part(file: Gguf) -> None:
     if count > 1:
         raise ModelError(
             f"{file.path}: it is part {number} of {count} of a model, and the numpy engine reads models in one file. "
-            f"Merge them (llama-gguf-split --merge FIRST-PART MERGED). Or: {LLAMA_CPP}"
+            f"{LLAMA_CPP} Or merge them: llama-gguf-split --merge FIRST-PART MERGED."
         )
 
 

@@ -70,7 +70,7 @@ def load_model(lib: Any, path: Path, on_load: OnLoad) -> Any:
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         explain(path)
         # The first line of llama.cpp's own error is more precise than the exception.
-        reason = next(iter(reasons), str(error)).rstrip(".")
+        reason = next(iter(reasons), str(error)).rpartition("error loading model: ")[2].rstrip(".")
         raise ModelError(f"{path} cannot be loaded: llama.cpp says: {reason}. {_remedy(reason)}") from error
     finally:
         lib.disable_logging()
