@@ -139,7 +139,10 @@ def test_a_type_of_tensor_that_is_not_read_is_named_with_a_way_out(tmp_path: Pat
         (b"GGUF" + struct.pack("<IQQQcIQ", 3, 0, 1, 1, b"k", 99, 1), "type 99"),
         (b"GGUF" + struct.pack("<IQQQcIQ", 3, 1, 0, 1, b"t", 77, 1), "77 dimensions"),
         (b"GGUF" + struct.pack("<IQQQcIQIQ", 3, 1, 0, 1, b"t", 1, 0, 0, 0), "size 0"),
-        (b"GGUF" + struct.pack("<IQQQcIQIQ", 3, 1, 0, 1, b"t", 1, 1 << 62, 0, 0), "'t' ends [0-9,]+ bytes behind its end"),
+        (
+            b"GGUF" + struct.pack("<IQQQcIQIQ", 3, 1, 0, 1, b"t", 1, 1 << 62, 0, 0),
+            "not complete: 't' ends",
+        ),
         (b"GGUF" + struct.pack("<IQQQcIQIQ", 3, 1, 0, 1, b"t", 1, 33, 8, 0), "multiple of 32"),
     ],
 )
