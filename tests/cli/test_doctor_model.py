@@ -108,7 +108,7 @@ def test_slots_that_memory_has_no_room_for_are_not_tried(tmp_path: Path) -> None
     path = written(tmp_path, llama__context_length=(NUMBER, 1 << 18))
     code, output = doctor(path, "numpy", "--slots", "4096", "--context-tokens", str(1 << 18))
     assert code == 0, output
-    assert "context of 262,144 tokens, tried with one slot" in output
+    assert "context of 262,144 tokens, 1 slot for this test" in output
     assert re.search(r"^note +Memory: weights 1 MiB, at most 1024.0 GiB of KV cache", output, re.M)
     assert "-> Give fewer --slots, or a smaller --context-tokens." in output
 

@@ -106,7 +106,7 @@ def _loaded(settings: Settings, spec: EngineSpec, summary: Summary | None) -> It
         yield Finding("problem", went.answer.error.detail if went.answer else f"The model does not load: {went.ending}")
         return
     info = went.answer.info
-    slots = "tried with one slot" if crowded else f"{info.slots} {'slot' if info.slots == 1 else 'slots'}"
+    slots = f"{info.slots} {'slot' if info.slots == 1 else 'slots'}" + (" for this test" if crowded else "")
     context = f"context of {info.context_tokens:,} tokens"
     yield Finding("ok", f"The engine loads it in {went.seconds:.1f} s: {context}, {slots}")
     cache = _cache_bytes(summary, spec.engine, spec.slots if crowded else info.slots, info.context_tokens)
