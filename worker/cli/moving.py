@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
-from typing import TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from worker import printable
-from worker.engines.base import LoadProgress
+from worker.engines.base import LoadProgress, OnLoad
 
 
-class LoadingLine:
-    """Shows each progress that it is called with; when the block ends, so does the line."""
+@contextmanager
+def loading_line() -> Iterator[OnLoad]:
+    """Give a function that shows how far loading is. The line ends with the block."""
+    moves = sys.stderr.isatty()
+    shown, width = "", 0
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = sys.stderr if stream is None else stream
-        self._moves = self._stream.isatty()
-        self._stage = ""
-        self._width = 0
-
-    def __call__(self, progress: LoadProgress) -> None:
-        """Show how far loading is."""
+    def show(progress: LoadProgress) -> None:
+        nonlocal shown, width
         stage = printable.in_line(progress.stage)
-        if self._moves:
+        if moves:
             text = f"Loading: {stage}, {progress.done} of {progress.total}"
-            # A shorter text leaves nothing of the one before.
-            self._write(f"\r{text:{self._width}}")
-            self._width = len(text)
-        elif stage != self._stage:
-            self._write(f"Loading: {stage}\n")
-        self._stage = stage
+            # Padded, so that a shorter text leaves nothing of the one before.
+            print(f"\r{text:{width}}", end="", file=sys.stderr, flush=True)
+            width = len(text)
+        elif stage != shown:
+            print(f"Loading: {stage}", file=sys.stderr, flush=True)
+        shown = stage
 
-    def __enter__(self) -> LoadingLine:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if self._width:
-            self._write("\n")
-
-    def _write(self, text: str) -> None:
-        print(text, end="", file=self._stream, flush=True)
+    try:
+        yield show
+    finally:
+        if width:
+            print(file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from worker import printable
-from worker.cli.moving import LoadingLine
+from worker.cli.moving import loading_line
 from worker.config import Parser, add_flags, given_flags, resolve
 from worker.engines.base import Broke, Delta, Engine, Generation, LoadProgress, Prefilled
 from worker.engines.choose import choose
@@ -124,7 +124,7 @@ def _body(asked: argparse.Namespace) -> dict[str, Any]:
 def _load(opening: Open, report: Report, *, verbose: bool) -> Engine:
     load, spec, why = choose(msgspec.structs.replace(opening.spec, slots=1))
     report(f"Engine: {spec.engine}, because {why}")
-    with LoadingLine() if verbose else nullcontext(_ignore) as on_load:
+    with loading_line() if verbose else nullcontext(_ignore) as on_load:
         engine = load(spec, on_load)
     report(f"Ready: {engine.info.model} on {engine.info.engine} ({engine.info.device})")
     return engine

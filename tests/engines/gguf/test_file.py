@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.engines.gguf.file import Gguf, open_gguf
+from worker.engines.gguf.summary import summary_of
 from worker.errors import ModelError
 
 KINDS = [GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16, GGMLQuantizationType.Q8_0]
@@ -185,7 +186,9 @@ def test_flipped_bytes_never_do_more_than_raise_a_model_error(
     path = tmp_path_factory.mktemp("flipped") / "broken.gguf"
     path.write_bytes(broken)
     try:
-        read_everything(open_gguf(path))
+        file = open_gguf(path)
+        summary_of(file)
+        read_everything(file)
     except ModelError as error:
         assert str(path) in error.detail
     finally:

@@ -18,7 +18,7 @@ from typing import NoReturn, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.engines.gguf.foreign import MAGIC, refuse_foreign
+from worker.engines.gguf.foreign import MAGIC, refuse_foreign, unreadable
 from worker.engines.gguf.storage import READABLE, STORAGE
 from worker.errors import ModelError
 
@@ -143,9 +143,7 @@ def _content(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: {getattr(error, 'strerror', None) or error}. Check the path given as --model."
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _checked(infos: list[Tensor], data: Bytes, path: Path) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ SUPPLEMENTS = {
 PROJECTORS = ("clip", "mmproj")
 """Architectures of projectors, whose files before 2025 have no `general.type`."""
 
-PART_NAME = re.compile(r"(.*)-\d{5}-of-\d{5}\.gguf", re.DOTALL)
+PART_NAME = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf", re.DOTALL)
 
 
 def refuse_supplement(file: Gguf) -> None:
@@ -50,7 +50,7 @@ def parts_of(file: Gguf) -> list[Path]:
     """Return where llama.cpp looks for the parts of a split model, in order; [] if the file's name is odd."""
     _, count = part_of(file)
     name = PART_NAME.fullmatch(file.path.name)
-    if name is None:
+    if name is None or int(name[2]) != count:
         return []
     return [file.path.with_name(f"{name[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
-from worker.engines.gguf.file import Gguf, open_gguf
+from worker import printable
+from worker.engines.gguf.file import Gguf, MetadataValue, open_gguf
 from worker.engines.gguf.kinds import parts_of
 from worker.engines.gguf.storage import STORAGE
 from worker.engines.prompt.chat import named_templates
@@ -69,7 +72,7 @@ def summary_of(file: Gguf) -> Summary:
         context=_number(file, f"{architecture}.context_length"),
         tokenizer=(f"{kind} ({cut})" if cut else kind) or "none",
         tokens=len(names) if isinstance(names, list) else 0,
-        templates=tuple(sorted(named_templates(file.metadata))),
+        templates=tuple(map(printable.name, sorted(named_templates(file.metadata)))),
         cache_values=_cache_values(file, architecture),
     )
 
@@ -85,20 +88,23 @@ def _cache_values(file: Gguf, architecture: str) -> int | None:
     layers, hidden = _number(file, f"{architecture}.block_count"), _number(file, f"{architecture}.embedding_length")
     heads = file.metadata.get(f"{architecture}.attention.head_count")
     shared = file.metadata.get(f"{architecture}.attention.head_count_kv", heads)
-    if layers is None or shared is None or isinstance(shared, str | list):
+    if layers is None or not _whole(heads) or not _whole(shared):
         return None
-    most = int(np.max(heads)) if isinstance(heads, int | np.ndarray) and np.size(heads) else 0
-    dim = _number(file, f"{architecture}.attention.key_length") or (hidden // most if hidden and most > 0 else None)
-    if dim is None:
-        return None
+    most = int(np.max(heads))
+    dim = _number(file, f"{architecture}.attention.key_length") or (hidden // most if hidden and most > 0 else 0)
     values = _number(file, f"{architecture}.attention.value_length") or dim
     count = int(np.sum(shared)) if isinstance(shared, np.ndarray) else int(shared) * layers
-    return count * (dim + values) if count >= 0 else None
+    return max(count, 0) * (dim + values) or None
+
+
+def _whole(value: MetadataValue | None) -> TypeGuard[int | NDArray[np.integer[Any]]]:
+    """Return whether this is a whole number, or some, one for each layer."""
+    return isinstance(value, int) or (isinstance(value, np.ndarray) and value.dtype.kind in "ui" and value.size > 0)
 
 
 def _text(file: Gguf, key: str) -> str:
     value = file.metadata.get(key, "")
-    return value if isinstance(value, str) else ""
+    return printable.name(value) if isinstance(value, str) else ""
 
 
 def _number(file: Gguf, key: str) -> int | None:
