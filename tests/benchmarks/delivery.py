@@ -24,7 +24,7 @@ from tests.benchmarks.pairs import PAIRS_MIN
 from tests.benchmarks.reader import Result, Task
 from tests.benchmarks.rig import JOBWIRE, LOADS, Load, Readers, Way, deliver, jobwire, peer
 
-IDLE_CONNECTIONS = 1000
+IDLE_CONNECTIONS = (1000, 10_000)
 IDLE_S = 1.5
 BASE = "FastAPI + uvicorn, SSE"
 WAYS = (
@@ -66,15 +66,19 @@ def _median(values: list[float]) -> float:
 
 def measure_idle(readers: Readers) -> None:
     """Print what an idle connection holds, on servers that are new: memory that was used once is not given back."""
-    print(f"\nMemory per idle connection, of {IDLE_CONNECTIONS}\n\n| way | KiB |\n|---|---|")
+    print("\n| idle connections, KiB each | " + " | ".join(f"of {count:,}" for count in IDLE_CONNECTIONS) + " |")
+    print("|---" * (1 + len(IDLE_CONNECTIONS)) + "|")
     for way in WAYS:
         if way.jobs_per_socket > 1 or way.fields:
             continue
-        with jobwire() if way.server == "jobwire" else peer(way.server) as server:
-            # A first few connections bring what is needed once.
-            readers.perform(Task(server.port, server.pid, way.carrier, 50, 0, 0.5))
-            result = readers.perform(Task(server.port, server.pid, way.carrier, IDLE_CONNECTIONS, 0, IDLE_S))
-        print(f"| {way.name} | {result.bytes_per_connection / 1024:.1f} |", flush=True)
+        cells = [way.name]
+        for count in IDLE_CONNECTIONS:
+            with jobwire() if way.server == "jobwire" else peer(way.server) as server:
+                # A first few connections bring what is needed once.
+                readers.perform(Task(server.port, server.pid, way.carrier, 50, 0, 0.5))
+                result = readers.perform(Task(server.port, server.pid, way.carrier, count, 0, IDLE_S))
+            cells.append(f"{result.bytes_per_connection / 1024:.1f}")
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def compare_peers(asked: argparse.Namespace) -> None:

@@ -78,13 +78,14 @@ def rss_bytes(pid: int) -> int:
 
 
 class Stream:
-    """One connection: its socket, the end of what it brought, and how many tokens it has seen."""
+    """One connection: its socket, the end of what it brought, whether it brought anything, and how many tokens."""
 
-    __slots__ = ("socket", "tail", "tokens")
+    __slots__ = ("answered", "socket", "tail", "tokens")
 
     def __init__(self, plain: socket.socket) -> None:
         self.socket = plain
         self.tail = b""
+        self.answered = False
         self.tokens = 0
 
 
@@ -165,6 +166,7 @@ class Reader:
         data = stream.socket.recv(RECEIVE_BYTES)
         now_us = time.monotonic_ns() // 1000
         assert data, f"the server closed a stream: {stream.tail!r}"
+        stream.answered = True
         whole = stream.tail + data
         stamps = TOKEN.findall(whole)
         # What is kept for the next time must not be found twice.
@@ -176,6 +178,13 @@ class Reader:
             self.result.tokens += len(stamps)
             self.latencies += [now_us - int(one) for one in stamps]
         self.result.frames += len(FRAME.findall(data))
+
+    def wait_until_all_are_answered(self) -> None:
+        """Read until every connection has brought something, which is a head on those that are idle."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not all(stream.answered for stream in self.streams.values()):
+            assert time.monotonic() < deadline, "streams are not answered"
+            self.read_for(0.2)
 
     def wait_until_all_flow(self) -> None:
         """Read until every connection has brought a token, and for a moment more."""
@@ -212,6 +221,8 @@ def perform(task: Task, number: int) -> Result:
     try:
         reader.open(number)
         if not task.per_s:
+            if task.way == "sse":
+                reader.wait_until_all_are_answered()
             reader.read_for(task.seconds)
             return Result(bytes_per_connection=(rss_bytes(task.pid) - before) / len(reader.streams))
         reader.wait_until_all_flow()

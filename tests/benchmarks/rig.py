@@ -20,6 +20,7 @@ from tests.support.server import descendants, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = {
+    "--connections-max": 12_000,
     "--slots": 1024,
     "--jobs-per-principal-max": 4096,
     "--queue-jobs-max": 4096,

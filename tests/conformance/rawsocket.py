@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from websockets.frames import apply_mask
+
 from tests.e2e.client import PATIENCE_S, Frame
 from tests.e2e.raw import read_head
 from tests.support.server import Server
@@ -37,7 +39,7 @@ def handshake(changes: Mapping[str, str | None] | None = None, first: str = "GET
 
 def masked(payload: bytes) -> bytes:
     """Payload under MASK, which comes first."""
-    return MASK + bytes(byte ^ MASK[place % 4] for place, byte in enumerate(payload))
+    return MASK + apply_mask(payload, MASK)
 
 
 def encode(

@@ -60,8 +60,9 @@ def created_and_cancelled(port: int) -> None:
     """Create jobs, and cancel each at once."""
 
     def parts() -> Iterator[bytes]:
-        while True:
-            ids = [uuid.uuid4().hex for _ in range(50)]
+        run = uuid.uuid4().hex[:8]
+        for number in itertools.count():
+            ids = [f"{run}-{50 * number + place}" for place in range(50)]
             yield b"".join(
                 frame("create", job_id=job_id, prompt="x", detach=True) + frame("cancel", job_id=job_id)
                 for job_id in ids

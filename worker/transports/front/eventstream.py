@@ -147,14 +147,16 @@ class EventStreamConnection:
         jobs.watch(job, notify)
         try:
             with self._gateway.connected(self):
-                if prologue:
+                if prologue and not self._pushed(prologue):
                     yield prologue
                 sent = 0
                 while self._grant is not None:
                     now_ms = clock.monotonic_ms()
                     chunk = self._chunk(now_ms)
                     if chunk:
-                        yield chunk
+                        # What is yielded stays in memory until the next chunk is.
+                        if not self._pushed(chunk):
+                            yield chunk
                         self._silent_since = now_ms
                         sent += 1
                         if sent % YIELD_EVERY == 0:
@@ -163,13 +165,17 @@ class EventStreamConnection:
                         return
                     if reader.ended:
                         return
-                    if len(chunk) < self._chunk_bytes and not self._finishing:
+                    more, chunk = len(chunk) >= self._chunk_bytes, b""
+                    if not more and not self._finishing:
                         self._waits = True
                         await self._wake.wait_next()
                         self._waits = False
         finally:
             self._waits = False
             jobs.unwatch(job, notify)
+
+    def _pushed(self, chunk: bytes) -> bool:
+        return self._push is not None and self._push(chunk)
 
     def wake(self) -> None:
         """Let what is pending be sent."""

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
+from worker.transports.front.overtime import Overtime
 from worker.transports.front.stream import Stream
 from worker.transports.gateway import Gateway
 from worker.transports.room import Peer
@@ -38,6 +39,7 @@ class House:
     ) -> None:
         self.gateway = gateway
         self.serve_http = serve_http
+        self.overtime = Overtime()
         self._room = gateway.room
         self._open = 0
         self._empty = asyncio.Event()

@@ -42,7 +42,7 @@ async def serve(
         async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as tasks:
 
             def serve_http(peer: Peer, stream: Stream, on_idle: Callable[[], None]) -> HttpConnection:
-                return HttpConnection(app, config, context, tasks.create_task, peer, stream, on_idle)
+                return HttpConnection(app, config, context, tasks.create_task, peer, stream, house.overtime, on_idle)
 
             house = House(gateway, serve_http)
             server = await loop.create_server(lambda: Doorway(house, table), sock=listening, backlog=ACCEPTS_PER_TURN)

@@ -17,18 +17,17 @@ App: TypeAlias = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 def mounted(prefixes: Prefixes, app: App) -> App:
     """Return an ASGI application that serves `app` with and without the prefix in the paths of requests."""
 
-    async def outer(scope: Message, receive: object, send: Send) -> None:
+    def outer(scope: Message, receive: object, send: Send) -> Coroutine[Any, Any, None]:
         if scope["type"] == "http":
             prefix, path = prefixes.prefix_of((scope.get("client") or [None])[0], scope["headers"]), scope["path"]
             if prefix and path == prefix:
                 # The links of a page are relative to its folder.
                 query = b"?" + scope["query_string"] if scope["query_string"] else b""
-                await _redirect(send, prefix.encode("ascii") + b"/" + query)
-                return
+                return _redirect(send, prefix.encode("ascii") + b"/" + query)
             if prefix:
                 whole = path if path.startswith(prefix + "/") else prefix + path
                 scope = {**scope, "root_path": prefix, "path": whole}
-        await app(scope, receive, send)
+        return app(scope, receive, send)
 
     return outer
 

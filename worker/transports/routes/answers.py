@@ -39,7 +39,8 @@ def json_answer(body: bytes, status: int = 200) -> Response:
 
 
 def event_stream(events: AsyncIterator[bytes], headers: Mapping[str, str] | None = None) -> Response:
-    """Answer with a stream of events, and more headers."""
+    """Answer with a stream of events, and more headers. The body of the request may be large: it does not stay."""
+    g.pop("body", None)
     # A HEAD asks for the headers alone: its answer would last as long as the stream, and carry nothing.
     content = events if request.method != "HEAD" else _no_events()
     response = Response(content, headers=EVENT_STREAM_HEADERS | dict(headers or {}))

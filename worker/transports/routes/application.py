@@ -48,7 +48,9 @@ def build(
 
 
 class _Application(Quart):
-    """Quart, but for hosts that are none: they are for the guards to refuse, whose answer a client can read."""
+    """Quart, with small requests. Hosts that are none are for the guards to refuse, whose answer a client can read."""
+
+    request_class = bodies.Request
 
     def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
         """Return what finds the route of a request. No route depends on its host."""

@@ -5,16 +5,34 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import quart
 from quart import g, request
+from quart.wrappers.request import Body
 from werkzeug.exceptions import RequestTimeout
 
 from worker.config import Settings
 from worker.errors import FrameTooLarge, UnsupportedMediaType, shortened
 from worker.protocol import decoding
 from worker.transports.routes.intake import METHODS_WITH_BODY, NEEDLESS_BYTES_MAX
+from worker.transports.wake import Wake
 
 BODY_TIMEOUT_S = 60.0
 """How long a client may take to send a body."""
+
+
+class SmallBody(Body):
+    """The body of a request as Quart receives it. Its events are small: every stream keeps them until it ends."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._complete = Wake()  # type: ignore[assignment]  # it has the methods
+        self._has_data = Wake()  # type: ignore[assignment]
+
+
+class Request(quart.Request):
+    """A request with such a body."""
+
+    body_class = SmallBody  # type: ignore[assignment]  # Quart types it as its own class, not as a subclass
 
 
 async def refuse_needless() -> None:

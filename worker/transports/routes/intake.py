@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias
 
 from worker.transports.front.mounting import App, Message, Send
+from worker.transports.wake import Wake
 
 METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -33,13 +34,13 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 def bounded(app: App, frame_bytes_max: int) -> App:
     """Return an ASGI application that hands an HTTP request to `app` with about `frame_bytes_max` of its body."""
 
-    async def bounded_app(scope: Message, receive: Receive, send: Send) -> None:
+    def bounded_app(scope: Message, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         if scope["type"] == "http":
             # One byte more shows that a body is too large.
             kept_max = frame_bytes_max + 1 if scope["method"] in METHODS_WITH_BODY else 0
             intake = Intake(receive, send, kept_max, has_body=any(name in FRAMING for name, _ in scope["headers"]))
             receive, send = intake.receive, intake.send
-        await app(scope, receive, send)
+        return app(scope, receive, send)
 
     return bounded_app
 
@@ -53,7 +54,7 @@ class Intake:
         self._kept_max = kept_max
         self._bytes = 0
         self._streams = False
-        self._over = asyncio.Event()
+        self._over = Wake()
         if not has_body:
             self._over.set()
 

@@ -14,25 +14,28 @@ from hypercorn.protocol.events import Body, Event, Request
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.utils import suppress_body
 
-from worker.transports.front.slices import Slice
+from worker.transports.front.overtime import Overtime
 from worker.transports.front.stream import PUSH_NAME
 
 
 class DirectStream(HTTPStream):
     """One request. The chunks of an answer of unknown length take the fast path."""
 
-    def __init__(self, transport: asyncio.WriteTransport, *arguments: Any) -> None:
+    def __init__(self, transport: asyncio.WriteTransport, overtime: Overtime, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._transport = transport
         self._chunked = False
-        self._slice = Slice()
+        self._overtime = overtime
+        self._until_s = 0.0
 
     async def handle(self, event: Event) -> None:
         """Take an event of the request. A body may come in chunks of one byte: the loop turns between them."""
         if isinstance(event, Body):
-            await self._slice.breathe()
+            if self._overtime.over(self._until_s):
+                await self._overtime.wait_turn()
+                self._until_s = self._overtime.begin()
         elif isinstance(event, Request):
-            self._slice.begin()
+            self._until_s = self._overtime.begin()
         await super().handle(event)
         if isinstance(event, Request):
             # The application has not begun yet.

@@ -18,6 +18,8 @@ from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 
 from worker.transports.front.heads import fault, problem
 from worker.transports.front.hypercorn.direct import DirectStream
+from worker.transports.front.overtime import Overtime
+from worker.transports.wake import Wake
 
 NO_HTTP = "This is no valid HTTP/1.1 request."
 
@@ -30,12 +32,37 @@ def refuse_folds(lines: Iterable[bytes]) -> Iterable[bytes]:
         yield line
 
 
+class CanRead:
+    """Hypercorn's event that a connection may go on reading, for its one reader."""
+
+    def __init__(self) -> None:
+        self._wake = Wake()
+
+    async def set(self) -> None:
+        """Let the reader go on."""
+        self._wake.set()
+
+    async def clear(self) -> None:
+        """Let the reader wait."""
+        self._wake.clear()
+
+    async def wait(self) -> None:
+        """Wait until it may go on."""
+        await self._wake.wait()
+
+    def is_set(self) -> bool:
+        """Return whether it may go on."""
+        return self._wake.is_set()
+
+
 class StrictProtocol(H11Protocol):
     """One connection."""
 
-    def __init__(self, transport: asyncio.WriteTransport, *arguments: Any) -> None:
+    def __init__(self, transport: asyncio.WriteTransport, overtime: Overtime, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._transport = transport
+        self.can_read = CanRead()
+        self._overtime = overtime
 
     async def _check_protocol(self, _: h11.Request) -> None:
         """Let any request pass."""
@@ -47,8 +74,8 @@ class StrictProtocol(H11Protocol):
             await self.send(Closed())
             return
         self.stream = DirectStream(
-            self._transport, self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server,
-            self.stream_send, STREAM_ID,
+            self._transport, self._overtime, self.app, self.config, self.context, self.task_group, self.ssl,
+            self.client, self.server, self.stream_send, STREAM_ID,
         )  # fmt: skip
         await self.stream.handle(
             Request(

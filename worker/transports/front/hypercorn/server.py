@@ -17,6 +17,7 @@ from hypercorn.typing import ConnectionState
 
 from worker.transports.front.hypercorn.http import StrictProtocol
 from worker.transports.front.hypercorn.inbox import Inbox
+from worker.transports.front.overtime import Overtime
 from worker.transports.front.stream import Stream
 from worker.transports.room import STATE_NAME, Peer
 
@@ -53,11 +54,13 @@ class HttpConnection(TCPServer):
         begin: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         peer: Peer,
         stream: Stream,
+        overtime: Overtime,
         on_idle: Callable[[], None],
     ) -> None:
         state = {STATE_NAME: peer}
         super().__init__(app, asyncio.get_running_loop(), config, context, state, stream, stream)  # type: ignore[arg-type]
         self._stream = stream
+        self._overtime = overtime
         self._on_idle = on_idle
         self._http: StrictProtocol | None = None
         self._task = begin(self._serve())
@@ -95,8 +98,8 @@ class HttpConnection(TCPServer):
             async with SmallTasks(self.loop) as tasks:
                 self._task_group = tasks
                 self._http = StrictProtocol(
-                    transport, self.app, self.config, self.context, tasks, ConnectionState(self.state), False, client,
-                    server, self.protocol_send,
+                    transport, self._overtime, self.app, self.config, self.context, tasks, ConnectionState(self.state),
+                    False, client, server, self.protocol_send,
                 )  # fmt: skip
                 self.protocol = self._http  # type: ignore[assignment]  # without the wrapper, which knows HTTP/2
                 await self.idle_task.restart(tasks, self._idle_timeout)

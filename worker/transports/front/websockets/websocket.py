@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
+from functools import partial
 
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SEND_EOF, Protocol, Side, State
@@ -18,7 +18,6 @@ from worker.protocol.closing import CloseConnection
 from worker.protocol.meter import Meter
 from worker.transports.front.farewell import Farewell
 from worker.transports.front.house import Guest, House
-from worker.transports.front.slices import SLICE_S
 from worker.transports.front.websockets.frames import PING, Fragments, LengthCheck, head
 from worker.transports.front.websockets.sessions import Opening, Session, SessionType
 from worker.transports.room import Peer
@@ -109,17 +108,15 @@ class WebSocket(Guest):
     def data_received(self, data: bytes) -> None:
         """Act on the messages in it. What takes too long is continued after all others had their turn."""
         self._house.hear(self._peer)
-        until_s = 0.0
+        overtime, until_s = self._house.overtime, self._house.overtime.begin()
         for place in range(0, len(data), READ_BYTES):
+            self._read(data[place : place + READ_BYTES])
             if self._session is None:
                 return
-            now_s = time.perf_counter()
-            until_s = until_s or now_s + SLICE_S
-            if now_s >= until_s:
+            if overtime.over(until_s):
                 self._transport.pause_reading()
-                asyncio.get_running_loop().call_soon(self._read_on, data[place:])
+                overtime.wait(partial(self._read_on, data[place + READ_BYTES :]), until_s)
                 return
-            self._read(data[place : place + READ_BYTES])
 
     def _read_on(self, data: bytes) -> None:
         if self._session is not None:
