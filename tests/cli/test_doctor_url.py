@@ -87,6 +87,11 @@ def test_a_worker_without_a_proxy() -> None:
     assert "ok       No key is needed" in found
 
 
+def test_a_url_without_the_prefix_of_the_worker() -> None:
+    with serving("--path-prefix", "/llm", env={"JOBWIRE_API_KEY": KEY}) as server:
+        assert "-> Add /llm to the URL" in the_problem(doctor(server.url))
+
+
 def test_a_setting_in_place_of_the_header(behind: Behind) -> None:
     with serving("--path-prefix", "/llm", env={"JOBWIRE_API_KEY": KEY}) as server:
         assert at(behind({"set $prefix /llm;": ""}, of=server))[0] == 0

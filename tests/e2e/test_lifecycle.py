@@ -85,6 +85,21 @@ async def test_jobs_created_while_loading_run_when_loaded() -> None:
     assert all("stage" in json.loads(stage.removeprefix("data: ")) for stage in stages[:-1])
 
 
+async def test_those_who_watch_the_loading_count_as_connections_and_see_that_it_lives() -> None:
+    with _loading("--connections-max", "4", "--heartbeat-s", "1") as server:
+        async with http(server) as client, AsyncExitStack() as stack:
+            for _ in range(3):
+                progress = await stack.enter_async_context(client.stream("GET", "/v1/loading/progress"))
+            assert (await client.get("/v1/stats")).json()["connections_known"] == 4
+            surplus = await stack.enter_async_context(http(server))
+            await stack.enter_async_context(surplus.stream("GET", "/v1/loading/progress"))
+            stats = (await client.get("/v1/stats")).json()
+            assert (stats["connections_known"], stats["connections_keyless"]) == (4, 1)
+            lines = progress.aiter_lines()
+            while await anext(lines) != ": hb":
+                pass
+
+
 @pytest.mark.parametrize("kind", ["missing", "garbage", "truncated", "empty"])
 async def test_without_a_usable_model_the_worker_says_why(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "weights.gguf"

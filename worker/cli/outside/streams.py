@@ -38,8 +38,7 @@ def check_prefix(way: Way) -> Iterator[Finding]:
     if given != way.prefix or ws_url != way.prefix + WS_URL:
         below = way.prefix or "no path"
         what = f"Its addresses begin with {given or 'no path'}, but it is served below {below}: {shown}, {ws_url}"
-        told = f"In nginx: proxy_set_header X-Forwarded-Prefix {way.prefix or '$prefix'}; from one of --proxies-trusted"
-        yield Finding("problem", what, f"{told}. Or start the worker with --path-prefix {way.prefix or '/'}")
+        yield Finding("problem", what, _mended(way.prefix, given))
         return
     # Without the key: the link alone must do.
     stream = way.ask("GET", sse_url, headers={"Accept": EVENTS})
@@ -125,3 +124,11 @@ def _verdict(arrivals: _Arrivals, more: str) -> Finding:
         what = f"Events are held back: {writing_ms} ms of writing came within {seen_ms:.0f} ms"
         return Finding("problem", what, f"{BUFFERING} {more}".rstrip())
     return Finding("ok", f"Events come as they are made: {writing_ms} ms of writing came over {seen_ms:.0f} ms")
+
+
+def _mended(prefix: str, given: str) -> str:
+    """Return what makes the addresses of a worker that is met below `prefix` begin with it, not with `given`."""
+    if not prefix:
+        return f"Add {given} to the URL, or take it away from --path-prefix and from X-Forwarded-Prefix"
+    told = f"In nginx: proxy_set_header X-Forwarded-Prefix {prefix}; from one of --proxies-trusted"
+    return f"{told}. Or start the worker with --path-prefix {prefix}"

@@ -40,9 +40,11 @@ class Origins:
 
         An address always passes: probes and scrapers use it, and only names can be made to lead a page here.
         """
-        name = _host_name(host or "")
+        if not host:
+            raise Forbidden("The request names no host. Send the header Host, as HTTP/1.1 has it.")
+        name = _host_name(host)
         if name is None:
-            raise Forbidden(f"{shortened(host or '')!r} is no host. Send a name or an address, and perhaps a port.")
+            raise Forbidden(f"{shortened(host)!r} is no host. Send a name or an address, and perhaps a port.")
         allowed = {*self._hosts_allowed, self._host.lower()}
         if self._host in LOOPBACK_HOSTS:
             allowed |= LOOPBACK_HOSTS
