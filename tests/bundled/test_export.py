@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from worker.bundled.shape import Shape
 from worker.bundled.weights import MODEL, Weights, from_gguf, names, to_halves, to_interleaved
+from worker.engines.gguf.file import open_gguf
 from worker.engines.numpy_llama.forward import Chunk, Forward
-from worker.engines.numpy_llama.gguf import open_gguf
 from worker.engines.numpy_llama.kv_cache import KvCache
 from worker.engines.numpy_llama.weights import load_weights
 

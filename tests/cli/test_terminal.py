@@ -42,8 +42,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def on_a_terminal(*arguments: str) -> str:
-    """Return what a command writes to a terminal, on both of its outputs."""
+def on_a_terminal(*arguments: str, code: int = 0) -> str:
+    """Return what a command that exits with `code` writes to a terminal, on both of its outputs."""
     ours, theirs = pty.openpty()
     line = [sys.executable, "-m", "worker", *arguments]
     process = subprocess.Popen(line, env=environment(), stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
@@ -57,7 +57,7 @@ def on_a_terminal(*arguments: str) -> str:
         pass
     finally:
         os.close(ours)
-        assert process.wait(TIMEOUT_S) == 0
+        assert process.wait(TIMEOUT_S) == code
     return shown.decode()
 
 
@@ -73,6 +73,33 @@ def test_the_name_in_a_file_does_not_act(hostile: Path) -> None:
     shown = on_a_terminal("run", *ASKED, "--verbose", "--model", str(hostile))
     assert not ACTS.search(shown)
     assert "Ready: job\\x1b[2J-demo on " in shown
+
+
+def test_loading_is_one_line_that_moves() -> None:
+    shown = on_a_terminal("run", "Hi", "--verbose", "--temperature", "0", "--max-tokens", "2")
+    (line,) = [line for line in shown.split("\r\n") if "Loading" in line]
+    states = [state.rstrip() for state in line.split("\r") if state]
+    assert states == ["Loading: tokenizer, 0 of 1", *(f"Loading: weights, {done} of 4" for done in range(5))]
+    assert "Ready" not in line
+
+
+def test_loading_is_a_line_for_each_stage_where_nothing_moves() -> None:
+    lines = jobwire("run", "Hi", "--verbose", "--max-tokens", "2").stderr.splitlines()
+    assert [line for line in lines if "Loading" in line] == ["Loading: tokenizer", "Loading: weights"]
+    assert not any("Loading" in line for line in jobwire("run", "Hi", "--max-tokens", "2").stderr.splitlines())
+
+
+def test_an_error_while_loading_has_a_line_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    cut = (
+        files(worker.bundled)
+        .joinpath("model.gguf")
+        .read_bytes()
+        .replace(b"blk.3.ffn_down.weight", b"blk.3.ffn_down.bullet")
+    )
+    path.write_bytes(cut)
+    shown = on_a_terminal("run", "Hi", "--verbose", "--model", str(path), code=1)
+    assert shown.split("\r\n")[-2].startswith("jobwire: ")
 
 
 def test_neither_banner_nor_health_have_it(hostile: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader
 
+import worker
 from tests.support.models import (
     DOWNLOAD_TIMEOUT_S,
     FOLDER_VARIABLE,
@@ -131,3 +132,13 @@ def test_a_published_model_is_what_it_says(model: TestModel, architecture: str, 
     reader = GGUFReader(path_of(model))
     assert reader.fields["general.architecture"].contents() == architecture
     assert len(reader.fields["tokenizer.ggml.tokens"].data) == vocabulary
+
+
+def test_the_page_of_licences_names_every_model() -> None:
+    page = (Path(worker.__file__).parent / "docs" / "licences.md").read_text(encoding="utf-8")
+    for model in (SMOLLM2, GEMMA):
+        (row,) = [line for line in page.splitlines() if f"`{model.file}`" in line]
+        name, _, address = model.licence.partition(", ")
+        assert name in row
+        assert address in row
+        assert model.parts[0].requirement.split("==")[0] in row

@@ -21,14 +21,13 @@ from typing import Literal
 
 from worker.cli import EXIT_FAILED, outside
 from worker.cli.findings import Finding, show
+from worker.cli.model_file import check_model
 from worker.cli.outside.way import Way
 from worker.config import Parser, Settings, add_flags, given_flags, resolve
 from worker.config.keys import KeySource
-from worker.engines.choose import choose
 from worker.engines.gpu import gpu_memory, gpu_shortcomings
-from worker.errors import ConfigError, JobwireError, ModelError
-from worker.processes.messages import Open, OpenPreparer, PreparerLoaded, TemplateFailed
-from worker.processes.rehearsal import rehearse
+from worker.errors import ConfigError, ModelError
+from worker.processes.messages import Open
 from worker.transports.front import sockets
 
 PYTHON_FIRST, PYTHON_AFTER = (3, 11), (3, 14)
@@ -123,42 +122,6 @@ def check_packages(_settings: Settings) -> Iterator[Finding]:
             # Importing runs the package's own code and its native libraries: any exception is the finding.
             yield Finding("problem", f"Package {name} cannot be imported: {error}", f"pip install '{requirement}'")
     yield Finding("ok", "Packages: " + ", ".join(found))
-
-
-def check_engine(settings: Settings) -> Iterator[Finding]:
-    """Is there an engine for the model?"""
-    try:
-        _, chosen, why = choose(Open.of(settings).spec)
-    except JobwireError as error:
-        yield Finding("problem", error.detail)
-    else:
-        what = f"Model: {settings.model or 'the bundled one'}. Engine: {chosen.engine}, because {why}"
-        if chosen.model and not Path(chosen.model).exists():
-            fix = "Name a GGUF file, or a folder for ExLlamaV2: --model PATH"
-            yield Finding("problem", f"There is no model file {chosen.model}", fix)
-        else:
-            yield Finding("ok", what)
-
-
-def check_preparer(settings: Settings) -> Iterator[Finding]:
-    """Can the model's vocabulary and chat template be read, by the process that does so in `serve`?"""
-    opening = OpenPreparer.of(settings)
-    try:
-        _, chosen, _ = choose(opening.spec)
-    except JobwireError:
-        # That is the finding of another check.
-        return
-    if chosen.model and not Path(chosen.model).exists():
-        # And so is that.
-        return
-    answer, memory_bytes = rehearse(opening, settings.engine_start_timeout_s)
-    if isinstance(answer, PreparerLoaded):
-        memory = f" in {memory_bytes >> 20} MiB" if memory_bytes else ""
-        yield Finding("ok", f"Chat template and vocabulary are read by a process of their own{memory}")
-    elif isinstance(answer, TemplateFailed):
-        yield Finding("problem", answer.error.detail, "Name a file with another template: --chat-template PATH")
-    else:
-        yield Finding("problem", answer.error.detail if answer else "The process that reads prompts does not start")
 
 
 def check_gpu_memory(settings: Settings) -> Iterator[Finding]:
@@ -268,8 +231,7 @@ def check_files(settings: Settings) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     check_python,
     check_packages,
-    check_engine,
-    check_preparer,
+    check_model,
     check_gpu_memory,
     check_llama_cpp,
     check_cpu,

@@ -10,13 +10,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, TypeAlias
 
 import msgspec
 
 from worker import printable
+from worker.cli.moving import loading_line
 from worker.config import Parser, add_flags, given_flags, resolve
 from worker.engines.base import Broke, Delta, Engine, Generation, LoadProgress, Prefilled
 from worker.engines.choose import choose
@@ -57,7 +58,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     # Numerical libraries read these when they are loaded: as in an engine process, so that results are equal.
     os.environ.update(environment(settings.threads))
     opening = Open.of(settings)
-    engine = _load(opening, report)
+    engine = _load(opening, report, verbose=asked.verbose)
     try:
         if request.prompt.messages:
             engine.reader.try_template()
@@ -120,15 +121,17 @@ def _body(asked: argparse.Namespace) -> dict[str, Any]:
     return body | {"messages": [{"role": role, "content": content} for role, content in messages]}
 
 
-def _load(opening: Open, report: Report) -> Engine:
-    def on_load(progress: LoadProgress) -> None:
-        report(f"Loading: {progress.stage}, {progress.done} of {progress.total}")
-
+def _load(opening: Open, report: Report, *, verbose: bool) -> Engine:
     load, spec, why = choose(msgspec.structs.replace(opening.spec, slots=1))
     report(f"Engine: {spec.engine}, because {why}")
-    engine = load(spec, on_load)
+    with loading_line() if verbose else nullcontext(_ignore) as on_load:
+        engine = load(spec, on_load)
     report(f"Ready: {engine.info.model} on {engine.info.engine} ({engine.info.device})")
     return engine
+
+
+def _ignore(_progress: LoadProgress) -> None:
+    """Show nothing: without --verbose only the answer is written."""
 
 
 def _generation(request: JobRequest) -> Generation:

@@ -14,7 +14,7 @@ from tests.engines.exllamav2.test_folder import folder
 from worker.bundled import chat
 from worker.engines.exllamav2.folder import Folder
 from worker.engines.exllamav2.vocabulary import FolderVocabulary
-from worker.engines.numpy_llama.gguf import open_gguf
+from worker.engines.gguf.file import open_gguf
 from worker.engines.numpy_llama.tokenizer import load_tokenizer
 from worker.engines.prompt.bpe import Bpe
 from worker.errors import ModelError

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.engines.models import TOKENS, Reference, Sizes, ignore_progress, random_weights, same_bits, write_model
 from tests.engines.reading import prepare
 from worker.engines.base import Broke, Delta, Engine, EngineSpec, Generation, LoadProgress, Prefilled
+from worker.engines.gguf.file import open_gguf
 from worker.engines.numpy_llama import engine as numpy_llama
 from worker.engines.numpy_llama.engine import CONTEXT_TOKENS_DEFAULT, load
-from worker.engines.numpy_llama.gguf import open_gguf
 from worker.engines.numpy_llama.kv_cache import KvCache
 from worker.errors import InvalidParams, ModelError
 from worker.requests import Prompt, Sampling

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engines.models import Reference, Sizes, ignore_progress, random_weights, same_bits, stored, write_model
+from worker.engines.gguf.file import open_gguf
 from worker.engines.numpy_llama.forward import GROUP_TOKENS, QUERIES_MAX, Chunk, Forward, plan_groups
-from worker.engines.numpy_llama.gguf import open_gguf
 from worker.engines.numpy_llama.kv_cache import PAGE_TOKENS, KvCache
 from worker.engines.numpy_llama.weights import load_weights
 

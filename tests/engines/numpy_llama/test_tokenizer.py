@@ -8,7 +8,7 @@ import pytest
 from gguf import GGUFValueType, TokenType
 
 from tests.engines.models import BEGIN, END, MERGES, TOKENS, TYPES, Sizes, random_weights, write_model
-from worker.engines.numpy_llama.gguf import open_gguf
+from worker.engines.gguf.file import open_gguf
 from worker.engines.numpy_llama.tokenizer import load_tokenizer
 from worker.engines.prompt.bpe import Bpe
 from worker.engines.prompt.pretokenizers import PRE_TOKENIZERS

@@ -11,9 +11,11 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from tests.engines.models import Sizes, Weights, ignore_progress, random_weights, write_model
-from worker.engines.base import LoadProgress
+from worker.engines.base import EngineSpec, LoadProgress
+from worker.engines.gguf.file import open_gguf
 from worker.engines.numpy_llama import weights as llama_weights
-from worker.engines.numpy_llama.gguf import open_gguf
+from worker.engines.numpy_llama.engine import load
+from worker.engines.numpy_llama.reader import read
 from worker.engines.numpy_llama.weights import load_weights, read_shape
 from worker.errors import ModelError
 
@@ -48,6 +50,15 @@ def test_sizes_that_follow_from_others_may_be_left_out(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", sizes, random_weights(sizes), metadata=metadata)
     shape = load_weights(open_gguf(path), ignore_progress).shape
     assert (shape.kv_heads, shape.head_dim) == (6, 32)
+
+
+def test_numbers_may_be_lists_with_one_for_each_layer(tmp_path: Path) -> None:
+    lists = {
+        "attention__head_count": (ARRAY, [6, 6]),
+        "attention__head_count_kv": (ARRAY, [2, 2]),
+        "feed_forward_length": (ARRAY, [160, 160]),
+    }
+    assert read_shape(open_gguf(written(tmp_path, **lists))) == read_shape(open_gguf(written(tmp_path)))
 
 
 def test_loading_reports_each_layer_and_counts_bytes(tmp_path: Path) -> None:
@@ -90,7 +101,10 @@ def test_an_untied_head_is_read(tmp_path: Path) -> None:
         ({"block_count": (NUMBER, 0)}, "sizes are impossible"),
         ({"attention__head_count": (NUMBER, 0)}, "sizes are impossible"),
         ({"attention__head_count_kv": (NUMBER, 4)}, "sizes are impossible"),
-        ({"attention__head_count_kv": (ARRAY, [2, 2])}, "head_count_kv' is not a int"),
+        ({"attention__head_count_kv": (ARRAY, [2, 1])}, "head_count_kv' differs between layers.*llama_cpp"),
+        ({"feed_forward_length": (ARRAY, [160, 96])}, "feed_forward_length' differs between layers.*llama_cpp"),
+        ({"attention__head_count_kv": (ARRAY, [2.0, 2.0])}, "head_count_kv' is not a int"),
+        ({"attention__head_count": (ARRAY, ["6", "6"])}, "head_count' is not a int"),
         ({"attention__layer_norm_rms_epsilon": (REAL, -1.0)}, "sizes are impossible"),
         ({"attention__layer_norm_rms_epsilon": (REAL, float("nan"))}, "sizes are impossible"),
         ({"attention__layer_norm_rms_epsilon": None}, "layer_norm_rms_epsilon' is missing"),
@@ -103,6 +117,27 @@ def test_an_untied_head_is_read(tmp_path: Path) -> None:
 def test_what_would_be_computed_wrongly_is_refused(tmp_path: Path, metadata: dict[str, Any], what: str) -> None:
     with pytest.raises(ModelError, match=what):
         load_weights(open_gguf(written(tmp_path, **metadata)), ignore_progress)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "what"),
+    [
+        ({"split.no": (NUMBER, 1), "split.count": (NUMBER, 2)}, "part 2 of 2 .*llama_cpp.*--merge"),
+        ({"split.no": (NUMBER, 2), "split.count": (NUMBER, 2)}, "part 2 of 2. Download it again"),
+        ({"general.type": (STRING, "adapter")}, "adapter.*Give the model itself"),
+        ({"general.type": (STRING, "mmproj")}, "projector.*Give the model itself"),
+        ({"general.architecture": (STRING, "clip")}, "projector.*Give the model itself"),
+    ],
+)
+def test_what_is_no_whole_model_is_refused_before_it_is_read(
+    tmp_path: Path, metadata: dict[str, Any], what: str
+) -> None:
+    changes = {**metadata, "llama.block_count": None, "tokenizer.ggml.tokens": None}
+    path = write_model(tmp_path / "m.gguf", SIZES, random_weights(SIZES), metadata=changes)
+    with pytest.raises(ModelError, match=what):
+        load(EngineSpec(model=str(path)), ignore_progress)
+    with pytest.raises(ModelError, match=what):
+        read(EngineSpec(model=str(path)))
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:

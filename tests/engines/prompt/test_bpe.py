@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.engines.models import BEGIN, END, MERGES, SPECIAL, TOKENS, TYPES
-from worker.engines.numpy_llama.gguf import open_gguf
+from worker.engines.gguf.file import open_gguf
 from worker.engines.numpy_llama.tokenizer import load_tokenizer
 from worker.engines.prompt.bpe import CHARACTERS, WORDS_CACHED_MAX, Bpe
 from worker.engines.prompt.pretokenizers import PRE_TOKENIZERS

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from worker.engines.base import LoadProgress, OnLoad
+from worker.engines.gguf.foreign import refuse_foreign
+from worker.engines.gguf.kinds import explain
 from worker.engines.machine import lacks_avx2, memory_bytes
 from worker.errors import ModelError
 
@@ -47,8 +49,7 @@ def library() -> Any:
 
 def load_model(lib: Any, path: Path, on_load: OnLoad) -> Any:
     """Load a GGUF file. Raises ModelError when it is missing, broken or of a kind that llama.cpp does not know."""
-    if not path.is_file():
-        raise ModelError(f"There is no model file {path}.")
+    refuse_foreign(path)
     size = path.stat().st_size
     reported = -1
 
@@ -67,10 +68,21 @@ def load_model(lib: Any, path: Path, on_load: OnLoad) -> Any:
     try:
         return lib.LlamaModel(str(path), params, False)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        explain(path)
         # The first line of llama.cpp's own error is more precise than the exception.
-        raise ModelError(f"{path.name} cannot be loaded: {next(iter(reasons), str(error))}") from error
+        reason = next(iter(reasons), str(error)).rpartition("error loading model: ")[2].rstrip(".")
+        raise ModelError(f"{path} cannot be loaded: llama.cpp says: {reason}. {_remedy(reason)}") from error
     finally:
         lib.disable_logging()
+
+
+def _remedy(reason: str) -> str:
+    """Return what to do about a sound file that llama.cpp refuses for this reason."""
+    if "unknown model architecture" in reason or "unknown pre-tokenizer" in reason:
+        return "A newer release may know it: pip install --upgrade cyllama. Or give another model."
+    if "memory" in reason or "alloc" in reason:
+        return "Give a smaller model, or one that is quantised to fewer bits."
+    return "Convert the model again with a current llama.cpp, or give another file."
 
 
 def make_context(lib: Any, model: Any, slots: int, context_tokens: int, batch_tokens: int, threads: int) -> Any:

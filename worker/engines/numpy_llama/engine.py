@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from worker.engines.base import Broke, EngineInfo, EngineSpec, LoadProgress, OnLoad, StepEvent
+from worker.engines.gguf.file import Gguf, open_gguf
 from worker.engines.machine import memory_bytes
 from worker.engines.numpy_llama.forward import Chunk, Forward
-from worker.engines.numpy_llama.gguf import Gguf, open_gguf
 from worker.engines.numpy_llama.kv_cache import KvCache
 from worker.engines.numpy_llama.reader import reader_of
 from worker.engines.numpy_llama.weights import LlamaWeights, load_weights

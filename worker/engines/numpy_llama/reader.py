@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from worker.engines.base import EngineSpec
-from worker.engines.numpy_llama.gguf import Gguf, open_gguf
+from worker.engines.gguf.file import Gguf, open_gguf
 from worker.engines.numpy_llama.tokenizer import load_tokenizer
+from worker.engines.numpy_llama.weights import refuse_other_models
 from worker.engines.prompt.chat import ChatTemplate, choose_template, named_templates
 from worker.engines.prompt.reader import ModelReader
 
@@ -21,6 +22,7 @@ def read(spec: EngineSpec) -> ModelReader:
 
 def reader_of(file: Gguf, spec: EngineSpec) -> ModelReader:
     """Return the reader of a file that is open."""
+    refuse_other_models(file)
     vocabulary = load_tokenizer(file)
     template = spec.chat_template or choose_template(named_templates(file.metadata))
     bos, end = vocabulary.name(vocabulary.bos_id), vocabulary.name(vocabulary.end_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worker.engines.numpy_llama.gguf import Gguf
+from worker.engines.gguf.file import LLAMA_CPP, Gguf
 from worker.engines.prompt.bpe import NORMAL, Bpe
 from worker.engines.prompt.pretokenizers import PRE_TOKENIZERS
 from worker.errors import ModelError
@@ -19,14 +19,13 @@ def load_tokenizer(file: Gguf) -> Bpe:
     if model != "gpt2":
         raise ModelError(
             f"{file.path}: its tokenizer is of type {model!r}, and the numpy engine has byte-level BPE ('gpt2') only. "
-            "Use the llama_cpp engine (pip install 'jobwire[gguf]')."
+            + LLAMA_CPP
         )
     name = file.get("tokenizer.ggml.pre", str, "default")
     rule = PRE_TOKENIZERS.get(name)
     if rule is None:
         raise ModelError(
-            f"{file.path}: how its tokenizer cuts words, {name!r}, is not known to the numpy engine. "
-            "Use the llama_cpp engine (pip install 'jobwire[gguf]')."
+            f"{file.path}: how its tokenizer cuts words, {name!r}, is not known to the numpy engine. {LLAMA_CPP}"
         )
     tokens = file.get("tokenizer.ggml.tokens", list)
     types = file.get("tokenizer.ggml.token_type", np.ndarray, np.full(len(tokens), NORMAL))

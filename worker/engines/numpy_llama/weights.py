@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.engines.base import LoadProgress, OnLoad
+from worker.engines.gguf.file import LLAMA_CPP, Gguf
+from worker.engines.gguf.kinds import refuse_part, refuse_supplement
 from worker.engines.machine import memory_bytes
-from worker.engines.numpy_llama.gguf import Gguf
 from worker.engines.numpy_llama.linear import Floats, Linear
 from worker.errors import ModelError
 
@@ -129,23 +130,21 @@ def load_weights(file: Gguf, on_load: OnLoad) -> LlamaWeights:
 
 def read_shape(file: Gguf) -> LlamaShape:
     """Read and check the sizes. Raises ModelError for another architecture, variants of it, and impossible sizes."""
-    architecture = file.get("general.architecture", str)
-    if architecture != "llama":
-        raise _other(file, f"its architecture is {architecture!r}, and the numpy engine runs 'llama'")
+    refuse_other_models(file)
     for key, plain in PLAIN.items():
         value = file.metadata.get(f"llama.{key}", plain[0])
         if value not in plain:
             raise _other(file, f"its 'llama.{key}' is {value}, which the numpy engine does not compute")
-    heads, hidden = file.get("llama.attention.head_count", int), file.get("llama.embedding_length", int)
+    heads, hidden = file.uniform("llama.attention.head_count"), file.get("llama.embedding_length", int)
     head_dim = file.get("llama.attention.key_length", int, hidden // heads if heads else 0)
     shape = LlamaShape(
         vocab=len(file.get("tokenizer.ggml.tokens", list)),
         hidden=hidden,
         layers=file.get("llama.block_count", int),
         heads=heads,
-        kv_heads=file.get("llama.attention.head_count_kv", int, heads),
+        kv_heads=file.uniform("llama.attention.head_count_kv", heads),
         head_dim=head_dim,
-        ffn=file.get("llama.feed_forward_length", int),
+        ffn=file.uniform("llama.feed_forward_length"),
         context=file.get("llama.context_length", int),
         norm_eps=file.get("llama.attention.layer_norm_rms_epsilon", float),
     )
@@ -156,6 +155,15 @@ def read_shape(file: Gguf) -> LlamaShape:
     if same != {head_dim}:
         raise _other(file, f"keys have {head_dim} numbers, values or rotary positions {same - {head_dim}}")
     return shape
+
+
+def refuse_other_models(file: Gguf) -> None:
+    """Raise ModelError for a file that is no whole language model, and for one of another architecture."""
+    refuse_supplement(file)
+    refuse_part(file)
+    architecture = file.get("general.architecture", str)
+    if architecture != "llama":
+        raise _other(file, f"its architecture is {architecture!r}, and the numpy engine runs 'llama'")
 
 
 def _frequencies(file: Gguf, shape: LlamaShape) -> NDArray[np.float64]:
@@ -209,4 +217,4 @@ def _check_memory(file: Gguf, shape: LlamaShape, tied: bool) -> None:
 
 
 def _other(file: Gguf, what: str) -> ModelError:
-    return ModelError(f"{file.path}: {what}. Use the llama_cpp engine (pip install 'jobwire[gguf]').")
+    return ModelError(f"{file.path}: {what}. {LLAMA_CPP}")

@@ -1,4 +1,4 @@
-"""Reads GGUF model files: metadata and weights, of versions 2 and 3, little-endian.
+"""Reads GGUF files: metadata and weights, of versions 2 and 3, little-endian.
 
 Nothing in the file is trusted: each count, length and offset is checked against the bytes present before it is used,
 so a broken file gives a ModelError with the reason, never a crash, a hang or an absurd allocation.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import NoReturn, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.engines.gguf.foreign import MAGIC, refuse_foreign, unreadable
+from worker.engines.gguf.storage import READABLE, STORAGE
 from worker.errors import ModelError
 
 Bytes = NDArray[np.uint8]
@@ -25,7 +27,9 @@ Matrix = NDArray[np.float32]
 MetadataValue: TypeAlias = bool | int | float | str | list[str] | NDArray[np.generic]
 T = TypeVar("T", bool, int, float, str, list[str], NDArray[np.generic])
 
-MAGIC = b"GGUF"
+LLAMA_CPP = "Use the llama_cpp engine (pip install 'jobwire[gguf]', Python 3.12 or newer)."
+"""What to do with a file that only the numpy engine does not run."""
+
 VERSIONS = (2, 3)
 ALIGNMENT_DEFAULT = 32
 DIMENSIONS_MAX = 4
@@ -37,54 +41,6 @@ SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", BOOL: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"
 }  # fmt: skip
 """How scalar metadata values are stored, by type number."""
-
-Q8_0_BLOCK = 32
-Q8_0_BYTES = 2 + Q8_0_BLOCK
-OTHER_TENSOR_TYPES = {
-    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K",
-    15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S",
-    23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0",
-    39: "MXFP4",
-}  # fmt: skip
-
-
-def _f32(raw: Bytes) -> Matrix:
-    return raw.view("<f4").astype(np.float32)
-
-
-def _f16(raw: Bytes) -> Matrix:
-    return raw.view("<f2").astype(np.float32)
-
-
-def _bf16(raw: Bytes) -> Matrix:
-    # bfloat16 is the upper half of float32.
-    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-
-
-def _q8_0(raw: Bytes) -> Matrix:
-    # Blocks of 32 signed bytes behind one float16 that scales them.
-    blocks = raw.reshape(-1, Q8_0_BYTES)
-    weights = blocks[:, 2:].view(np.int8).astype(np.float32)
-    weights *= blocks[:, :2].view("<f2").astype(np.float32)
-    return weights.reshape(-1)
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """How a type of tensor is stored: `block` weights in `size` bytes. `decode` returns them as float32, flat."""
-
-    name: str
-    block: int
-    size: int
-    decode: Callable[[Bytes], Matrix]
-
-
-STORAGE = {
-    0: Storage("F32", 1, 4, _f32),
-    1: Storage("F16", 1, 2, _f16),
-    8: Storage("Q8_0", Q8_0_BLOCK, Q8_0_BYTES, _q8_0),
-    30: Storage("BF16", 1, 2, _bf16),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +67,19 @@ class Gguf:
     tensors: Mapping[str, Tensor]
     data: Bytes
 
+    def uniform(self, key: str, default: int | None = None) -> int:
+        """Return a number that may also be a list with one for each layer, all equal: newer converters write those.
+
+        Raises ModelError if it is not, or missing.
+        """
+        value = self.metadata.get(key)
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "ui" or not len(value):
+            return self.get(key, int, default)
+        if (value != value[0]).any():
+            what = f"{key!r} differs between layers, and the numpy engine computes layers that are alike"
+            _refuse(self.path, what, LLAMA_CPP)
+        return int(value[0])
+
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
         """Return a metadata value that must be of type `kind`. Raises ModelError if it is not, or missing."""
         value = self.metadata.get(key, default)
@@ -133,24 +102,20 @@ class Gguf:
         if tensor.shape != shape:
             _refuse(self.path, f"{name!r} has shape {tensor.shape}, expected {shape}", "Convert the model again.")
         storage = STORAGE.get(tensor.type)
-        if storage is None:
-            kind = OTHER_TENSOR_TYPES.get(tensor.type, f"number {tensor.type}")
-            readable = ", ".join(known.name for known in STORAGE.values())
+        if storage is None or storage.decode is None:
+            kind = f"number {tensor.type}" if storage is None else storage.name
             _refuse(
                 self.path,
-                f"{name!r} is stored as {kind}, and the numpy engine reads {readable}",
-                "Use a file of one of these types, or the llama_cpp engine (pip install 'jobwire[gguf]').",
+                f"{name!r} is stored as {kind}, and the numpy engine reads {READABLE}",
+                f"{LLAMA_CPP} Or give a file of one of these types.",
             )
-        size = tensor.size // storage.block * storage.size
-        return storage.decode(self.data[tensor.offset : tensor.offset + size]).reshape(shape)
+        return storage.read(self.data[tensor.offset : tensor.offset + storage.bytes_of(tensor.size)]).reshape(shape)
 
 
 def open_gguf(path: Path) -> Gguf:
     """Open a GGUF file and read its header. Raises ModelError when there is no such file or it is not sound."""
     content = _content(path)
     cursor = _Cursor(content, path)
-    if content[: len(MAGIC)] != MAGIC:
-        _refuse(path, "this is not a GGUF file", "Give a .gguf file as --model.")
     cursor.read(len(MAGIC))
     version = cursor.integer("<I")
     if version not in VERSIONS:
@@ -171,16 +136,14 @@ def open_gguf(path: Path) -> Gguf:
     return Gguf(path, metadata, _checked(infos, data, path), data)
 
 
-def _content(path: Path) -> mmap.mmap | bytes:
-    """Map a regular file and return its bytes: a pipe or a device could make us wait for ever."""
-    if path.exists() and not path.is_file():
-        _refuse(path, "this is not a file", "Give a .gguf file as --model.")
+def _content(path: Path) -> mmap.mmap:
+    """Map a file that begins like a GGUF file: a pipe or a device could make us wait for ever."""
+    refuse_foreign(path)
     try:
         with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{path}: {reason}. Check the path given as --model.") from error
+        raise unreadable(path, error) from error
 
 
 def _checked(infos: list[Tensor], data: Bytes, path: Path) -> dict[str, Tensor]:
@@ -195,16 +158,20 @@ def _checked(infos: list[Tensor], data: Bytes, path: Path) -> dict[str, Tensor]:
             continue
         if tensor.shape[-1] % storage.block:
             _broken(path, f"rows of {tensor.name!r} are no multiple of {storage.block}, which {storage.name} needs")
-        end = tensor.offset + tensor.size // storage.block * storage.size
+        end = tensor.offset + storage.bytes_of(tensor.size)
         if end > len(data):
-            _broken(path, f"{tensor.name!r} ends {end - len(data)} bytes behind the end of the file")
+            _refuse(
+                path,
+                f"the file is not complete: {tensor.name!r} ends {end - len(data):,} bytes behind its end",
+                "Download it again.",
+            )
     return tensors
 
 
 class _Cursor:
     """Reads the header from front to back. `offset` is the number of bytes read."""
 
-    def __init__(self, content: mmap.mmap | bytes, path: Path) -> None:
+    def __init__(self, content: mmap.mmap, path: Path) -> None:
         self._content = memoryview(content)
         self._path = path
         self.offset = 0
@@ -212,7 +179,11 @@ class _Cursor:
     def read(self, size: int) -> memoryview:
         start, self.offset = self.offset, self.offset + size
         if self.offset > len(self._content):
-            _broken(self._path, f"it ends within its header, at byte {len(self._content)}")
+            _refuse(
+                self._path,
+                f"the file is not complete: it ends within its header, at byte {len(self._content):,}",
+                "Download it again.",
+            )
         return self._content[start : self.offset]
 
     def integer(self, form: str) -> int:
