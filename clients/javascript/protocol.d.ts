@@ -116,7 +116,10 @@ export interface CreateBody {
   presence_penalty?: number;
   /** Subtracted from a token's logit for each time that it was generated. 0 is off. (-2 to 2) */
   frequency_penalty?: number;
-  /** The same request with the same seed gives the same text. Random if absent. (integer) */
+  /**
+   * The same request with the same seed gives the same text, whatever runs beside it, where `/health` says
+   * `deterministic`. Random if absent. (integer)
+   */
   seed?: number;
   /** Text, or texts, that end the answer and are not part of it. */
   stop?: string | string[];
@@ -195,7 +198,10 @@ export interface CreateFrame {
   presence_penalty?: number;
   /** Subtracted from a token's logit for each time that it was generated. 0 is off. (-2 to 2) */
   frequency_penalty?: number;
-  /** The same request with the same seed gives the same text. Random if absent. (integer) */
+  /**
+   * The same request with the same seed gives the same text, whatever runs beside it, where `/health` says
+   * `deterministic`. Random if absent. (integer)
+   */
   seed?: number;
   /** Text, or texts, that end the answer and are not part of it. */
   stop?: string | string[];
@@ -322,6 +328,8 @@ export interface Health {
   weights_bytes?: number;
   /** Sequences that may share a step. (integer) */
   slots_total?: number;
+  /** Whether the same seed gives the same text, whatever runs beside it. */
+  deterministic?: boolean;
   /** Sequences that run now. (integer) */
   running?: number;
   /** Jobs that wait. (integer) */

@@ -31,7 +31,7 @@ def cases() -> list[object]:
     """
     names = found_for_gguf()
     bundled = [pytest.param((name, True, 1), id=f"{name}-bundled") for name in names]
-    large = [pytest.param(("llama_cpp", False, threads), id=f"llama_cpp-SmolLM2-{threads}") for threads in (1, 2, 4)]
+    large = [pytest.param(("llama_cpp", False, threads), id=f"llama_cpp-SmolLM2-{threads}") for threads in (1, 4)]
     return bundled + (large if "llama_cpp" in names else [])
 
 

@@ -27,6 +27,7 @@ TESTS = {
         "tests/contracts/test_engine.py",
         "tests/contracts/test_engines_agree.py",
     ),
+    "the same seed": ("llama_cpp", "tests/contracts/test_same_seed.py"),
     "hostile works": ("llama_cpp or stack", "tests/processes/test_hand.py", "tests/conformance/test_stall.py"),
 }
 """What is run there: the expression that chooses the tests of llama.cpp, and their files."""
