@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from gguf import TokenType
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -211,12 +211,28 @@ def test_lone_surrogates_do_no_harm(tiny: Bpe) -> None:
     assert tiny.encode("\ud800", special=False) == [TOKENS.index("?")]
 
 
-def test_a_byte_without_a_token_is_refused() -> None:
-    tokens = [token for token in TOKENS if token != CHARACTERS[0x41]]
-    with pytest.raises(ValueError, match="byte 0x41"):
-        Bpe(tokens, [1] * len(tokens), (), PRE_TOKENIZERS["gpt-2"])
-    without_ff = [token for token in TOKENS if token != CHARACTERS[0xFF]]
-    assert Bpe(without_ff, [1] * len(without_ff), (), PRE_TOKENIZERS["gpt-2"]).size == len(TOKENS) - 1
+@given(st.sets(st.sampled_from([0x04, 0x20, 0x41, 0xC3, 0xF1, 0xF2]), min_size=1), texts)
+@example({0x04}, "a\x04b th\x04e the")
+@example({0xF1}, "a\U00050000b")
+def test_bytes_without_a_token_are_left_out(missing: set[int], text: str) -> None:
+    tokens = [character for byte, character in enumerate(CHARACTERS) if byte not in missing]
+    bpe = Bpe(tokens, [1] * len(tokens), (), PRE_TOKENIZERS["qwen2"])
+    left = bytes(byte for byte in text.encode() if byte not in missing)
+    assert b"".join(map(bpe.token_bytes, bpe.encode(text, special=False))) == left
+
+
+def test_nothing_merges_across_a_byte_that_is_left_out() -> None:
+    tokens = [token for token in TOKENS if token != CHARACTERS[0x04]]
+    bpe = Bpe(tokens, [1] * len(tokens), MERGES, PRE_TOKENIZERS["qwen2"])
+    left, right = next(merge.split(" ") for merge in MERGES)
+    across = bpe.encode(f"{left}\x04{right}", special=False)
+    assert [tokens[token] for token in across] == [left, right]
+    assert [tokens[token] for token in bpe.encode(left + right, special=False)] == [left + right]
+
+
+def test_a_vocabulary_without_any_byte_is_refused() -> None:
+    with pytest.raises(ValueError, match="no byte has a token"):
+        Bpe(["one", "two"], [1, 1], (), PRE_TOKENIZERS["gpt-2"])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from worker.engines.prompt.names import finder
 from worker.engines.prompt.pretokenizers import PreTokenizer
@@ -39,15 +39,15 @@ def _alphabet() -> list[str]:
 
 CHARACTERS = _alphabet()
 BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
-_NEVER_USED = {0xC0, 0xC1, *range(0xF5, 0x100)}
-"""Bytes that UTF-8 never uses: they need no token."""
 
 
 class Bpe:
     """A `Vocabulary`: token ids of text and the bytes of tokens. Not thread-safe.
 
     `tokens` are the texts of the vocabulary by id, `types` their GGUF types, `merges` the pairs in the order in which
-    they were learnt, each "left right". Raises ValueError when merges or bytes are not in the vocabulary.
+    they were learnt, each "left right". Bytes that have no token are left out of what is encoded, as llama.cpp does it:
+    many vocabularies have none for bytes that their texts never had. Raises ValueError when a merge is not in the
+    vocabulary, or no byte is.
     """
 
     def __init__(
@@ -118,7 +118,12 @@ class Bpe:
             token = self._ids.get("".join([CHARACTERS[byte] for byte in data]))
             if token is not None:
                 return [token]
-        return self._merge([self._byte_ids[byte] for byte in data])
+        ids = [self._byte_ids[byte] for byte in data]
+        if -1 not in ids:
+            return self._merge(ids)
+        # What stands on both sides of a byte without a token does not merge.
+        runs = (self._merge(list(run)) for known, run in groupby(ids, lambda token: token >= 0) if known)
+        return [token for run in runs for token in run]
 
     def _merge(self, ids: list[int]) -> list[int]:
         """Merge the tokens of one word in place; a heap finds the next pair, so n bytes cost n log n."""
@@ -150,10 +155,10 @@ class Bpe:
         return [token for token in ids if token >= 0]
 
     def _bytes_to_ids(self) -> list[int]:
-        missing = [byte for byte in range(256) if CHARACTERS[byte] not in self._ids and byte not in _NEVER_USED]
-        if missing:
-            raise ValueError(f"the byte {missing[0]:#04x} has no token")
-        return [self._ids.get(character, -1) for character in CHARACTERS]
+        ids = [self._ids.get(character, -1) for character in CHARACTERS]
+        if max(ids) < 0:
+            raise ValueError("no byte has a token")
+        return ids
 
     def _pairs(self, merges: Iterable[str]) -> dict[int, tuple[int, int]]:
         """Return a table from a pair of ids, as one number, to its rank and the merged id."""
