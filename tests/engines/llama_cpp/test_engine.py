@@ -7,10 +7,14 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from tests.contracts.engines import MODEL, Driver, generation, ignore_progress, load, run_one
+from tests.contracts.test_engines_agree import in_float32
 from worker.engines import machine
 from worker.engines.base import EngineSpec, Prefilled
 from worker.engines.llama_cpp import engine as llama_cpp
@@ -146,3 +150,27 @@ def test_many_copies_between_slots_keep_every_prefix_right() -> None:
             assert expected.cached < 3 and outcome.logprobs[0] == pytest.approx(expected.logprobs[0], abs=0.05)
     finally:
         alone.close()
+
+
+@here
+@pytest.mark.parametrize(("broken", "temperature"), [("every token", 0.0), ("every token", 1.0), ("one token", 1.0)])
+def test_an_output_that_is_no_number_fails_the_sequence_alone(tmp_path: Path, broken: str, temperature: float) -> None:
+    path = tmp_path / "nan.gguf"
+    in_float32(MODEL, path)
+    reader = gguf.GGUFReader(path, "r+")
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    if broken == "every token":
+        tensors["blk.1.ffn_norm.weight"][:] = np.nan
+    else:
+        ids = run_one(engine := load("llama_cpp", EngineSpec(slots=1, context_tokens=64)), generation("x")).ids
+        engine.close()
+        tensors["token_embd.weight"][ids[2]] = np.nan
+    del reader, tensors
+    engine = load("llama_cpp", EngineSpec(model=str(path), slots=2, context_tokens=64))
+    try:
+        outcome = run_one(engine, generation("x", Sampling(temperature=temperature, seed=1), max_tokens=40))
+        assert outcome.broke is not None and "not a number" in outcome.broke
+        assert len(outcome.ids) < 3
+        assert engine.capacity().slots_free == 2
+    finally:
+        engine.close()

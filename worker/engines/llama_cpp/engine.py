@@ -89,10 +89,11 @@ def _engine(lib: Any, model: Any, name: str, spec: EngineSpec) -> SlottedEngine[
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class LlamaCppRow(SlotRow):
-    """A sequence in a slot, with its sampler; `output` is where the batch has its logits."""
+    """A sequence in a slot, with its sampler; `output` is where the batch has its logits, `last` the latest token."""
 
     sampler: Sampler
     output: int = -1
+    last: int = -1
 
 
 class LlamaCppRunner:
@@ -105,6 +106,8 @@ class LlamaCppRunner:
         batch_tokens = PREFILL_TOKENS_MAX + info.slots
         self._context = make_context(lib, model, info.slots, info.context_tokens, batch_tokens, threads)
         self._batch = lib.LlamaBatch(n_tokens=batch_tokens, embd=0, n_seq_max=1)
+        # Whether any output was of numbers.
+        self._sound = False
 
     def share(self, placement: Placement) -> int:
         """Copy the donor's slot, unless it is the same, and drop all behind the shared tokens."""
@@ -161,6 +164,11 @@ class LlamaCppRunner:
         sequence = row.sequence
         try:
             token = row.sampler.choose(self._context, row.output)
+            if token == row.last or not self._sound:
+                # llama.cpp draws from what is not a number, and always the same token. Looking at all logits takes
+                # milliseconds, so it is done where that shows.
+                self._check_numbers(row)
+            row.last = token
             if not sequence.accepts(token):
                 logits = self._logits(row)
                 sequence.reshape(logits)
@@ -170,6 +178,12 @@ class LlamaCppRunner:
             return sequence.append(token, log_softmax(self._logits(row)[None])[0] if wanted else None)
         except Exception as error:
             return sequence.fail(error)
+
+    def _check_numbers(self, row: LlamaCppRow) -> None:
+        logits = self._logits(row)
+        if np.isnan(logits).any() or not np.isfinite(logits).any():
+            raise ArithmeticError("the model's output is not a number")
+        self._sound = True
 
     def _logits(self, row: LlamaCppRow) -> Logits:
         """Return a copy of the logits (vocab,). Slow for large vocabularies: they come as a list of numbers."""
