@@ -22,8 +22,9 @@ from worker.engines.llama_cpp.library import missing
 ROOT = Path(__file__).parents[3]
 TESTS = {
     "the engine": (
-        "llama_cpp or agree",
+        "llama_cpp or agree or sentencepiece",
         "tests/engines/llama_cpp/test_engine.py",
+        "tests/engines/llama_cpp/test_sentencepiece.py",
         "tests/contracts/test_engine.py",
         "tests/contracts/test_engines_agree.py",
     ),

@@ -230,6 +230,14 @@ def test_nothing_merges_across_a_byte_that_is_left_out() -> None:
     assert [tokens[token] for token in bpe.encode(left + right, special=False)] == [left + right]
 
 
+def test_added_tokens_are_named_but_for_white_space() -> None:
+    added = ["<tool>", "\u2581\u2581", "  ", "\n\n"]
+    types = [*TYPES, 4, 4, 4, 4]
+    bpe = Bpe([*TOKENS, *added], types, MERGES, PRE_TOKENIZERS["qwen2"], bos_id=BEGIN, end_ids=[END])
+    assert {"<tool>", "\u2581\u2581"} <= bpe.special_names
+    assert not {"  ", "\n\n"} & bpe.special_names
+
+
 def test_a_vocabulary_without_any_byte_is_refused() -> None:
     with pytest.raises(ValueError, match="no byte has a token"):
         Bpe(["one", "two"], [1, 1], (), PRE_TOKENIZERS["gpt-2"])

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from worker.engines.exllamav2.folder import Folder
 from worker.engines.prompt.bpe import BYTES, END_NAMES
+from worker.engines.vocabulary import commands
 from worker.errors import ModelError
 
 _BYTE_NAME = re.compile(r"<0x([0-9A-F]{2})>")
@@ -45,7 +46,7 @@ class FolderVocabulary:
             special.add(self.bos_id)
         self.eos_ids = frozenset(eos_ids | {token for token in special if pieces.get(token) in END_NAMES})
         self.special_ids = frozenset(special)
-        self.special_names = frozenset(pieces[token] for token in special if token in pieces)
+        self.special_names = commands((*(pieces[token] for token in special if token in pieces), *named.values()))
         self.add_bos = self._adds_bos(folder)
         decoded = _Decoder(document)
         self._bytes = [

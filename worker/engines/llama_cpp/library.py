@@ -14,10 +14,17 @@ from worker.engines.base import LoadProgress, OnLoad
 from worker.engines.gguf.foreign import refuse_foreign
 from worker.engines.gguf.kinds import explain
 from worker.engines.machine import lacks_avx2, memory_bytes
+from worker.engines.vocabulary import commands
 from worker.errors import ModelError
 
 SLOTS_MAX = 256
 """llama.cpp's own limit."""
+
+VOCAB_TYPE_SPM = 1
+"""The type of a SentencePiece vocabulary (`llama_vocab_type` in llama.h)."""
+
+ATTR_UNKNOWN, ATTR_USER_DEFINED = 1, 16
+"""Attributes of tokens (`llama_token_attr` in llama.h)."""
 
 
 def missing() -> str | None:
@@ -125,9 +132,27 @@ class LlamaVocabulary:
         self.eos_ids = frozenset(token for token in range(self.size) if vocab.is_eog(token))
         self.special_ids = frozenset(token for token in range(self.size) if vocab.is_control(token))
         self._bytes = [b"" if t in self.special_ids else vocab.token_to_bytes(t) for t in range(self.size)]
-        self.special_names = frozenset(self.name(token) for token in self.special_ids | self.eos_ids)
+        added = {token for token in range(self.size) if vocab.get_attr(token) & (ATTR_UNKNOWN | ATTR_USER_DEFINED)}
+        self.special_names = commands(self.name(token) for token in self.special_ids | self.eos_ids | added)
+        self._unwritten = self._bytes_without_tokens()
         names = max((len(name.encode()) for name in self.special_names), default=0)
         self.token_text_max = max(names, *map(len, self._bytes), 1)
+
+    def _bytes_without_tokens(self) -> frozenset[int]:
+        """Return the bytes for which a SentencePiece vocabulary has no token: llama.cpp aborts where it needs one."""
+        if self._vocab.vocab_type != VOCAB_TYPE_SPM:
+            return frozenset()
+        names = {self.name(token) for token in range(self.size)}
+        self._names = names
+        return frozenset(byte for byte in range(256) if f"<0x{byte:02X}>" not in names and chr(byte) not in names)
+
+    def _can_write(self, character: str) -> bool:
+        # A space is written as another character.
+        return (
+            character == " "
+            or character in self._names
+            or not self._unwritten.intersection(character.encode("utf-8", "replace"))
+        )
 
     @property
     def eos_name(self) -> str:
@@ -139,7 +164,9 @@ class LlamaVocabulary:
         return "" if token is None else str(self._vocab.get_text(token))
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Return the ids of `text`, without a begin token."""
+        """Return the ids of `text`, without a begin token. Characters that the vocabulary cannot write are left out."""
+        if self._unwritten:
+            text = "".join(filter(self._can_write, text))
         ids: list[int] = self._vocab.tokenize(text, False, special)
         return ids
 

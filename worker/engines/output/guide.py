@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from worker.engines.output.beside import Beside
 from worker.engines.output.healing import Healing
-from worker.engines.vocabulary import Vocabulary
+from worker.engines.vocabulary import Continuation, Vocabulary
 from worker.errors import FieldError, InvalidParams
 from worker.requests import ResponseFormat
 
@@ -247,7 +247,8 @@ class _Tokens:
     """A vocabulary in the shape that llguidance reads."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+        # What a grammar forces goes on after what there is.
+        self._continuation = Continuation(vocabulary)
         self.eos_token_id = min(vocabulary.eos_ids)
         self.bos_token_id = vocabulary.bos_id
         self.special_token_ids = sorted(vocabulary.special_ids)
@@ -261,7 +262,7 @@ class _Tokens:
     def __call__(self, text: str | bytes) -> list[int]:
         if isinstance(text, bytes):
             text = text.decode(errors="replace")
-        return self._vocabulary.encode(text, special=False)
+        return self._continuation.encode(text, special=False)
 
 
 def digest(value: object) -> bytes:

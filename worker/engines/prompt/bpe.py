@@ -14,6 +14,7 @@ from itertools import groupby, pairwise
 
 from worker.engines.prompt.names import finder
 from worker.engines.prompt.pretokenizers import PreTokenizer
+from worker.engines.vocabulary import commands
 
 WORDS_CACHED_MAX = 16_384
 CACHED_WORD_CHARS_MAX = 64
@@ -81,8 +82,9 @@ class Bpe:
         self._byte_ids = self._bytes_to_ids()
         self._merges = self._pairs(merges)
         self._names = {False: finder(tokens[i] for i in verbatim)}
-        self.special_names = frozenset(tokens[i] for i in self.special_ids if types[i] != UNUSED)
-        self._names[True] = finder((*(tokens[i] for i in verbatim), *self.special_names))
+        named = [tokens[i] for i in self.special_ids if types[i] != UNUSED]
+        self.special_names = commands((*named, *(tokens[i] for i in verbatim)))
+        self._names[True] = finder((*(tokens[i] for i in verbatim), *named))
         self._cached = lru_cache(WORDS_CACHED_MAX)(self._word)
 
     def encode(self, text: str, *, special: bool) -> list[int]:

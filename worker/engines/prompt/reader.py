@@ -10,7 +10,7 @@ from worker.engines.base import Bounds, Generation, Prepared, unpack_ids
 from worker.engines.output.guide import Guides, digest
 from worker.engines.prompt.chat import ChatTemplate
 from worker.engines.prompt.quoting import quoting
-from worker.engines.vocabulary import Vocabulary
+from worker.engines.vocabulary import Continuation, Vocabulary
 from worker.errors import FieldError, InvalidParams
 from worker.requests import Prompt, ResponseFormat
 
@@ -26,6 +26,7 @@ class ModelReader:
 
     def __init__(self, vocabulary: Vocabulary, chat: ChatTemplate) -> None:
         self.vocabulary = vocabulary
+        self._continuation = Continuation(vocabulary)
         self.guides = Guides(vocabulary)
         self._chat = chat
         self._kept: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
@@ -82,7 +83,7 @@ class ModelReader:
         key = digest([context_tokens, prompt])
         ids = self._kept.pop(key, None)
         if ids is None:
-            ids = tuple(_tokenize(self._texts(prompt, context_tokens), self.vocabulary))
+            ids = tuple(self._tokenize(self._texts(prompt, context_tokens)))
         # A template that prints the date would give other ids tomorrow.
         if not (prompt.messages and self._chat.dated):
             self._kept[key] = ids
@@ -107,16 +108,18 @@ class ModelReader:
             raise _refusal(_pointer(prompt), detail)
         return [text] if mark is None else text.split(mark)
 
-
-def _tokenize(texts: list[str], vocabulary: Vocabulary) -> list[int]:
-    # A lone surrogate, which JSON can carry, cannot be encoded by a tokenizer.
-    whole = [text.encode("utf-8", "replace").decode() for text in texts if text]
-    if not whole:
-        return []
-    ids = [token for text in whole for token in vocabulary.encode(text, special=True)]
-    if vocabulary.add_bos and vocabulary.bos_id is not None and ids[:1] != [vocabulary.bos_id]:
-        return [vocabulary.bos_id, *ids]
-    return ids
+    def _tokenize(self, texts: list[str]) -> list[int]:
+        # A lone surrogate, which JSON can carry, cannot be encoded by a tokenizer.
+        whole = [text.encode("utf-8", "replace").decode() for text in texts if text]
+        if not whole:
+            return []
+        vocabulary, first = self.vocabulary, whole.pop(0)
+        ids = list(vocabulary.encode(first, special=True))
+        for text in whole:
+            ids += self._continuation.encode(text, special=True)
+        if vocabulary.add_bos and vocabulary.bos_id is not None and ids[:1] != [vocabulary.bos_id]:
+            return [vocabulary.bos_id, *ids]
+        return ids
 
 
 def _check_sampling(generation: Generation, vocab_size: int) -> None:
