@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from tests.contracts.engines import (
     load,
     run_one,
 )
+from tests.contracts.files import in_float32
 from tests.engines.reading import prepare
 from worker.engines.base import Engine, EngineSpec
 from worker.requests import Prompt, ResponseFormat, Sampling
@@ -50,22 +50,6 @@ TEXTS = [
     "1234567890 3.14159 0x1F a1b2c3",
     "\0\x01\x7f",
 ]
-
-
-def in_float32(source: Path, target: Path) -> None:
-    """Write the same model with weights in float32, so that both engines compute with the same numbers."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            items = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), field.types[0], items)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def opened(model: Path) -> Iterator[tuple[Engine, Engine]]:

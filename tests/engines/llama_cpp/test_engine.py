@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.contracts.engines import MODEL, Driver, generation, ignore_progress, load, run_one
-from tests.contracts.test_engines_agree import in_float32
+from tests.contracts.files import in_float32
 from worker.engines import machine
 from worker.engines.base import EngineSpec, Prefilled
 from worker.engines.llama_cpp import engine as llama_cpp
