@@ -426,9 +426,10 @@ async def gateway() -> None:
     broker, sink = make_broker(), Recorder()
     async with running(broker, sink):
         await sink.until_phase("ready")
+        # One for each hand: one that was stopped before its first line could not have asked to end with its parent.
         broker.submit(make_work("a", max_tokens=1_000_000))
-        await sink.until("tokens", lambda: bool(sink.ids("a")))
-        await sink.until_hands(broker)
+        broker.submit(make_work("long", max_tokens=1_000_000, prompt="x" * 30_000))
+        await sink.until("tokens", lambda: bool(sink.ids("a")) and bool(sink.ids("long")))
         print(broker.state.pid, broker.state.preparer.pid, *broker.state.preparer.hands, flush=True)
         await asyncio.sleep(3600)
 
